@@ -13,7 +13,7 @@ import json
 import os
 import random
 import re
-import sys
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 import concepts
 import story
 import tinytales
-from common import fail, write
+from common import cli, fail, write
 from story import EOT, UNK, VOCAB, prompts  # noqa: F401  (VOCAB, prompts: part of this module's interface)
 
 CACHE = Path(os.environ.get("NANODECOMP_CACHE", Path(__file__).parent / "cache"))
@@ -235,3 +235,47 @@ def flush(buffer, files, table, names):
     for k, x in dict(ids=ids, bits=bits, logp=logp.astype(np.float32)).items():
         files[k].write(x.tobytes())
     return len(ids)
+
+
+@dataclass
+class Config:
+    stories: int = 3            # stories to print
+    seed: int = 0               # which ones
+    split: str = "test"         # train, fit, dev or test: the split that the statistics are about
+    plot: str = ""              # file for the rank-frequency picture (needs matplotlib); empty: none
+
+
+def main(cfg):
+    if cfg.split not in SPLITS:
+        fail(f"--split {cfg.split}: allowed are {', '.join(SPLITS)}")
+    for i in range(cfg.seed, cfg.seed + cfg.stories):
+        print(f"\n{decode(story.Story(random.Random(i)).whole().ids[1:], VOCAB)}")
+    began, n = time.perf_counter(), 200_000
+    lengths = [len(s.ids) - 1 for s in stories("dev", n)]
+    rate = n / (time.perf_counter() - began)
+    corpus = load("tinytales", cfg.split, VOCAB)
+    counts = np.sort(np.bincount(corpus.ids, minlength=len(VOCAB)))[::-1]
+    top = counts[:1000].clip(1)
+    slope = -np.polyfit(np.log(np.arange(1, 1001)), np.log(top / top.sum()), 1)[0]
+    print(f"\n{len(VOCAB)} word types, {story.N_TEMPLATES} templates in {len(story.FAMILIES)} families, {len(story.TOPICS)} topics, "
+          f"{len(story.PLOTS)} plots\nstories of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}; derivation entropy "
+          f"{corpus.entropy(128):.4f} nats/token\nrank-frequency exponent over the 1,000 commonest words {slope:.2f} (Zipf: 1); "
+          f"{(counts > 0).sum()} types in {len(corpus.ids):,} tokens\ngenerated at {rate:,.0f} tokens/s on one core, unlabelled\n"
+          f"cache: {CACHE}")
+    share = corpus.labels(128)[:, 1:].mean((0, 1))
+    print(f"\n{len(share)} concepts, share of the tokens where each is true (%); {len(concepts.HIERARCHY)} parent > child pairs")
+    for i in range(0, len(share), 4):
+        print("".join(f"{corpus.names[j][:24]:<25}{100 * share[j]:5.2f}  " for j in range(i, min(i + 4, len(share)))))
+    print("\n" + ", ".join(f"{a} > {b}" for a, b in concepts.HIERARCHY))
+    if cfg.plot:
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError:
+            fail("--plot needs matplotlib: pip install matplotlib")
+        plt.loglog(np.arange(1, len(counts) + 1), counts / counts.sum(), "k.", ms=3)
+        plt.xlabel("rank of the word"), plt.ylabel("share of the tokens"), plt.title(f"TinyTales, {cfg.split} split")
+        plt.savefig(cfg.plot, dpi=120)
+
+
+if __name__ == "__main__":
+    main(cli(Config))

@@ -82,7 +82,7 @@ def mix(p, q, weight):
 
 
 TOPICS = list(tt.TOPICS)
-SHARED = {name: zipf(words, .5 if name == "num" else 2) for name, words in tt.LISTS.items()}
+SHARED = {name: zipf(words, dict(num=.5, color=1).get(name, 2)) for name, words in tt.LISTS.items()}
 SHARED.update(opp=zipf([w for pair in tt.OPPOSITES.split("|") for w in pair.split()], 8), nonsense=zipf(tt.NONSENSE, 30),
               bird=zipf([a[0] for a in ANIMALS if a[1] == "bird"]), mood=zipf(tt.MOODS, 8), nick=zipf(tt.CREATURES, 20),
               girl=zipf(tt.GIRLS, 12), boy=zipf(tt.BOYS, 12), creature=zipf(tt.CREATURES, 12), group=zipf(tt.GROUPS, 8))
@@ -123,7 +123,7 @@ def add_s(word):
 
 
 LIT, REF, PICK, COUNT, MARK = range(5)
-REGISTERS = set("P P0 he him his its C che chim chis K Kcol W A Sp mood place child kid P's C's L1 L2 L3 S1 S2 S3 S4".split())
+REGISTERS = set("P P0 he him his its C che chim chis K Kcol W A Sp mood tod place child kid P's C's L1 L2 L3 S1 S2 S3 S4".split())
 
 
 NEVER_CAP = ("L1", "S1", "S2", "S3", "S4")       # a list or a rhyme is said again to the letter
@@ -132,7 +132,7 @@ NEVER_CAP = ("L1", "S1", "S2", "S3", "S4")       # a list or a rhyme is said aga
 @functools.lru_cache(maxsize=None)
 def compile_template(text, past, plural, marks=False):
     """Template text -> operations, for one tense and one number of the protagonist; with marks, the ^name cut points too."""
-    ops, start, bound, before = [], True, set(REGISTERS), ""
+    ops, start, bound, before, resumed = [], True, set(REGISTERS), "", False
     for part in re.findall(r"\{[^}]*\}|\[[^\]]*\]|\S+", text):
         if part[0] == "{":
             body, *avoid = part[1:-1].removeprefix("a ").split("~")
@@ -162,7 +162,8 @@ def compile_template(text, past, plural, marks=False):
                 ops[-1] = (LIT, (*ops[-1][1], i))
             else:
                 ops.append((LIT, (i,)))
-        start = part in ("“", ".", "!", "?") or part == "”" and before == "."
+        start = part in (".", "!", "?") or part == "”" and before == "." or part == "“" and not resumed
+        resumed = not start and (resumed or part == "”")        # “ Oh no , ” said Tom , “ the boat is gone ! ”
         before = part
     return ops
 
@@ -189,7 +190,7 @@ KIND_P, PAST_P = [.29, .29, .24, .18], .72
 PLOTS = {name: steps.split() for name, steps in tt.PLOTS.items()}
 STATE = (["topic: " + t for t in TOPICS] + ["protagonist: " + k for k in KINDS] + ["present tense"] + ["mood: " + m for m in tt.MOODS]
          + ["plot: " + p for p in PLOTS] + ["last speaker: " + w for w in ("protagonist", "companion", "other")]
-         + ["treasure is lost", "list is known", "rhyme is known"]
+         + ["time: " + t for t in tt.LISTS["tod"][1:]] + ["treasure is lost", "list is known", "rhyme is known"]
          + ["sentence: " + f for f in ("agreement", "creature_fact", "talk", "topic", "counting", "giving", "because", "negation",
                                        "feeling", "food", "weather", "closing", "opening", "setting", "meeting")])
 BIT = {name: 1 << i for i, name in enumerate(STATE)}
@@ -221,7 +222,7 @@ class Story:
         reg["C's"] = (*reg["C"], tok("'s"))
         reg["che"], reg["chim"], reg["chis"] = ((tok(w),) for w in who[girl])
         reg["kid"] = (tok(KINDS[girl]),)
-        for key, dist in dict(mood="mood", place="place", W="people").items():
+        for key, dist in dict(mood="mood", tod="tod", place="place", W="people").items():
             reg[key] = (self.take(dist),)
         reg["A"] = (self.take("animal"),)
         if self.kind == 2:
@@ -234,7 +235,7 @@ class Story:
                 reg[f"{key}{i}"] = (self.take(dist, *(reg[f"{key}{j}"][0] for j in range(1, i))),)
         self.bits = sum(BIT[b] for b in ("topic: " + TOPICS[self.topic], "protagonist: " + KINDS[self.kind],
                                          "mood: " + VOCAB[reg["mood"][0]], "plot: " + self.plot))
-        self.bits |= 0 if self.past else BIT["present tense"]
+        self.bits |= BIT.get("time: " + VOCAB[reg["tod"][0]], 0) | (0 if self.past else BIT["present tense"])
         self.sentence = 0
 
     def choose(self, p):

@@ -149,14 +149,16 @@ MOODS = "happy sad brave curious sleepy cross shy".split()
 NONSENSE = ("zim zam bolly dumdee wibble wobble plink plonk fizz nok lum dee-dah hobble gribble snorky tiddle moop blip "
             "flummox zazu kaloo rimble tock bim bam quibble jumba loopa dingle snap-snee").split()
 LISTS = dict(   # lists that do not depend on the topic; the commonest word first (weights 1/(rank + 2))
+    build="little small young tall clever funny polite quiet lucky".split(),
     color="red blue green yellow white black brown golden orange purple silver grey pink".split(),
     size="little big small tall huge long short wide thin enormous round".split(),
     adj="old new beautiful strange heavy bright soft shiny clean broken strong empty pretty plain ugly odd important expensive amazing".split(),
     feel="happy tired hungry proud sad excited angry scared lonely surprised calm worried thirsty nervous".split(),
     adv="slowly quickly quietly happily carefully loudly gently suddenly bravely softly sadly proudly eagerly".split(),
     num="two three four five six seven eight nine ten eleven twelve".split(),
-    tod="morning afternoon evening day night".split(),
+    tod="morning afternoon evening night".split(),
     wx="sunny rainy windy cloudy snowy stormy foggy warm cold".split(),
+    hsize="little small big tall narrow huge yellow".split(),
     snack="apple cookie egg orange pear plum onion bun banana peach apricot ice-cream".split(),
     cloth="coat hat dress jacket shirt sweater apron uniform overall".split(),
     body="hand head foot arm leg nose ear eye".split(),
@@ -169,6 +171,7 @@ LISTS = dict(   # lists that do not depend on the topic; the commonest word firs
     weekday="Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
     month="January March April May June July August October November December".split(),
     job="doctor pilot teacher artist engineer actor sailor baker inventor explorer astronaut author".split(),
+    glad="loudly happily proudly eagerly bravely merrily".split(),
     dirt="mud paint jam dust soot ink glue ash".split(),
     kin="mother father grandmother grandfather aunt uncle sister brother".split(),
 )
@@ -208,13 +211,13 @@ FILLERS = ("scene agreement creature_fact creature_fact creature_fact talk topic
 
 FAMILIES = {
     "opening": """
-h|<| Once upon a time there was {a size} {child} called {P} . {he} [feel] very {mood} .
+h|<| Once upon a time there was {a build} {child} called {P} . {he} [feel] very {mood} .
 h|<| Once there lived {a mood} {child} called {P} who loved {food} .
 h|<| There was once {a child} with {color} shoes , and {his} name was {P} .
 h|<| On {a wx} {tod} {a mood} {child} called {P} sat by the window .
-h|<| Long ago {a child} named {P} lived with {his} {kin} in {a size} house .
+h|<| Long ago {a child} named {P} lived with {his} {kin} in {a hsize} house .
 h| This is the story of {P} , {a mood} {child} with {color} hair .
-h| Everybody [know s] {P} , the {mood} {child} from the {size} house .
+h| Everybody [know s] {P} , the {mood} {child} from the {hsize} house .
 h|>| {P} is {a mood} {child} with {a adj} {cloth} .
 h|>| Here comes {P} , {a mood} {child} with {num} pockets full of {food} .
 h|>| {a mood} {child} called {P} lives in {a color} house .
@@ -228,7 +231,7 @@ k|>| In {a Sp.home} lives {a mood} {Sp} called {P} .
 k|>| There is {a Sp} called {P} , and everybody likes it .
 g|<| Once upon a time there were some {mood} {P0} who did everything together .
 g|<| The {P0} were {mood} , because it was {weekday} and there was nothing to do .
-g|<| Long ago the {mood} {P0} lived in {a size} house .
+g|<| Long ago the {mood} {P0} lived in {a hsize} house .
 g|>| The {P0} are {mood} today , because it is {weekday} .
 g| Nobody in the village [be s] as {mood} as the {P0} .
 g| This is the story of the {mood} {P0} .
@@ -239,12 +242,12 @@ It [be s] {a wx} {tod} in {month} , and {P} [be] at the {place} .
 Every {weekday} {P} [visit] the {place} .
 The {place} [be s] {P's} favourite place in the whole world .
 On {weekday} {tod} {P} [walk] to the {place} with {a obj} in a bag .
-{P} [live] near {a adj} {place} , where the {W} [work s] all day .
+{P} [live] near the {place} , where the {W} [work s] all day .
 It [be s] early , and the {place} [be s] still empty .
 In {month} the {place} [be s] always {adj} , and {P} [love] it .
 That {tod} {P} [be] the first to come to the {place} .
 Behind the {place} there [be s] {a adj} {thing} , and {P} often [play] there .
-The {W} [open s] the door of the {place} , and in [come] {P} .
+The {W} [open s] the gate of the {place} , and in [come] {P} .
 After breakfast {P} [put] on {a cloth} and [go] to the {place} .""",
     "meeting": """
 There {he} [meet] {a kid} called {C} .
@@ -281,7 +284,7 @@ The {s:animal.s} behind the {t:thing~s} ^agr [be p] {feel} .
 The {s:animal} between the {t:thing.s~s} ^agr [be s] {feel} .
 The {s:animal.s} from the {t:place~s} ^agr [be p] always {feel} .
 The {s:animal} with the {adj} {t:obj.s~s} ^agr [be s] {feel} .
-The {s:obj.s} in the {adj} {t:place~s} ^agr [be p] {adj} and {adj} .
+The {s:obj.s} near the {adj} {t:place~s} ^agr [be p] {adj} and {adj} .
 The {s:obj} under the {num} {t:thing.s~s} ^agr [be s] {adj} .
 The {s:animal.s} near the {t:thing~s} ^agr [sleep p] all {tod} .
 The {s:animal} near the {t:thing.s~s} ^agr [sleep s] all {tod} .
@@ -290,7 +293,7 @@ The {s:thing} behind the {t:thing.s~s} ^agr [look s] {adj} .
 The {s:obj.s} that {C} [bring s] from the {t:place~s} ^agr [be p] {adj} .
 The {s:animal} that {P} [see] near the {t:thing.s~s} ^agr [run s] away .""",
     "creature_fact": """
-“ {A.sound} , ” [say s] the {A} .
+“ {A.sound} , {A.sound} , ” [say s] the {A} .
 “ {A.sound} ! {A.sound} ! ” [cry s] the {A} from its ^fact {A.home} .
 The {A} [go s] back to its ^fact {A.home} .
 The {A} [live s] in a ^fact {A.home} near the {thing} .
@@ -324,7 +327,7 @@ The {W} [say s] , “ You may have some {food} , but do not touch the {obj} . �
 “ How old is the {thing} ? ^quote ” [ask] {P} . “ Older than your {kin} , ^quote ” [say s] the {W} .""",
     "saying": """
 “ Hush , ^quote ” [say s] {C} , and {che} [point s] at the {thing} .
-“ Hooray ! ^quote ” [shout] {P} {adv} , and {he} [jump] over the {thing} .
+“ Hooray ! ^quote ” [shout] {P} {glad} , and {he} [jump] over the {thing} .
 “ Oh dear , ^quote ” [say] {P} , and {he} [look] at the {obj} .
 “ Never mind , ^quote ” [say s] {C} {adv} . “ We will come back on {weekday} . ”
 “ I am not {feel} , ^quote ” [say] {P} . “ I am only {feel} . ”
@@ -338,13 +341,13 @@ The {W} [say s] , “ You may have some {food} , but do not touch the {obj} . �
     "feeling": """
 {P} [feel] {feel} and {feel} at the same time .
 {C} [be s] {feel} , so ^pro {che} [sit s] down on the {thing} .
-{P} [smile] , because ^pro {he} [be] {feel} .
+{P} [say] nothing , because ^pro {he} [be] {feel} .
 {C} [look s] {adv} at {chis} feet , and {chis} {body} [hurt s] a little .
 {P} [be] so {feel} that {he} [forget] the {obj} .
 Suddenly {P} [be] not {feel} any more , only {feel} .
 {C} [laugh s] until {chis} eyes [be p] full of tears .
 {P} [take] a deep breath and [try] not to look {feel} .
-The {W} [be s] {feel} about the {obj} .
+The {W} [be s] very proud of the {obj} .
 {P} [be] as {feel} as {a animal} in the rain .
 {his} heart [beat s] fast , because ^pro {he} [be] {feel} .
 “ I am {feel} , ” [say s] {C} , and {che} [yawn s] .""",
@@ -462,7 +465,7 @@ From far away {C} [look s] as small as {a animal} .""",
 The {W} [wear s] {a color} {cloth} and {a adj} hat .
 {C} [have s] {num} ^topic {obj.s} in {chis} bag .
 The ^topic {obj} [be s] made of wood and {adj} glass .
-The {animal} [have s] {a size} {body} and {color} ears .
+The {animal} [have s] {a size} tail and {color} ears .
 It [be s] {a adj} ^topic {obj} , {adj} and {color} .
 {P's} {cloth} [be s] {color} with {num} {color} buttons .
 The {thing} [have s] a door as {size} as {a animal} .
@@ -501,7 +504,7 @@ The {animal} [run s] away , and {C} [run s] after it .
 Later that {tod} {P} and {C} [sit p] beside the {thing} .
 An hour [pass s] , and nothing [happen s] .
 After a while {P} [become] {feel} .
-The next {tod} the {W} [come s] back with {a obj} .
+The next day the {W} [come s] back with {a obj} .
 For {num} minutes nobody [speak s] .
 Then the clock [strike s] {num} .
 At last {P} [finish] the {snack} and [stand] up .
@@ -536,7 +539,7 @@ There [be s] a hole in the bag , and the {Kcol} {K} had/has fallen out .""",
 {P} [look] for the {K} under the {thing} , but {he} only [find] {a obj} .
 They [search p] the whole {place} for the {Kcol} {K} .
 {C} [look s] behind the {thing} and under the {thing} . There [be s] no {K} .
-“ Is it in the {place} ? ” [ask s] {C} . “ No , I looked there , ” [say] {P} .
+“ Is it near the {place} ? ” [ask s] {C} . “ No , I looked there , ” [say] {P} .
 {P} [ask] the {W} about the {K} , but the {W} [know s] nothing .
 First they [look p] in the {place} , then behind the {thing} .
 {C} [find s] {a color} {obj} , but no {Kcol} {K} .
@@ -558,7 +561,7 @@ Everything [seem s] grey and cold to {P} .""",
 “ Please help me , ” [say] {P} to {C} .
 {P} [ask] the {W} for help .
 “ I have an idea , ” [say s] {C} . “ Let us ask the {W} . ”
-{C} [run s] to the {W} and [tell s] him or her everything .
+{C} [run s] to the {W} and [tell s] the whole story .
 “ What is wrong ? ” [ask s] the {W} {adv} .
 “ Do not worry , ” [say s] {C} . “ I will help you . ”
 “ Can anybody help us ? ” [shout s] {C} .
@@ -609,7 +612,7 @@ The {A} [be s] ill and [do s] not want any {A.food} .
 {P} [hurt] {his} {body} on the {thing} .
 All the lights [go p] out , and it [be s] as dark as in a cave .
 {a size} {wish} [stand s] in the way and [do s] not move .
-There [be s] a fire in the {place} !
+There [be s] a fire near the {place} !
 The bridge [be s] gone , and the water [be s] too deep .""",
     "help": """
 {P} [fetch] a rope , and {C} [tie s] it to the {thing} .
@@ -681,7 +684,7 @@ First they [draw p] the {K} on paper . Then they [cut p] the wood .
 {P's} hands [be p] full of {dirt} , but the {K} [grow s] .""",
     "making_end": """
 At last the {Kcol} {K} [be s] ready .
-It [be s] the most beautiful {K} in the whole {place} .
+It [be s] the most beautiful {K} in the whole land .
 “ What {a K} ! ” [say s] the {W} . “ And so {Kcol} ! ”
 {P} [give] the {K} to {his} {kin} , and there [be p] tears of joy .
 The new {K} [be s] a little crooked , but {P} [love] it .
@@ -744,7 +747,7 @@ The map [be s] right : under {a thing} [lie s] {a adj} {obj} .
 “ I am never going to walk so far again , ” [say s] {C} .""",
     "closing": """
 {P} and {C} [go p] home together .
-And {P} [be] {mood} no more .
+And {P} [be] {mood} all the way home .
 In the evening {P} [fall] asleep with a smile .
 That {tod} {P} [tell] {his} {kin} the whole story .
 “ What a day ! ” [say] {P} and [yawn] .
@@ -754,7 +757,7 @@ n| “ Good night , {C} , ” [say] {P} . “ Good night , {P} , ” [say s] {C}
 The moon [rise s] over the {place} , and everybody [go s] to bed .
 {P} [learn] that it [be s] good to have a friend .
 {C} [wave s] goodbye , and {P} [walk] home {adv} .
-It had/has been a long day , and {P} [be] {feel} but happy .
+It had/has been a long day , and {P} [be] tired but happy .
 And the {A} ? It [sleep s] in its {A.home} and [dream s] of {A.food} .
 {P} [close] the door , [blow] out the candle and [dream] of {a wish} .""",
 }
