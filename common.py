@@ -108,8 +108,8 @@ class Log:
 
 def finite(x, step: int, ckpt=None):
     """Stops (exit code 1) if x, a loss or a gradient norm, is NaN or inf. Called before each save, keeps that good."""
-    if not math.isfinite(x):
-        fail(f"diverged ({float(x)}) at step {step}; good checkpoint: {ckpt if os.path.exists(str(ckpt)) else None}", 1)
+    if not math.isfinite(x := torch.as_tensor(x).item()):
+        fail(f"diverged ({x}) at step {step}; last good checkpoint: {ckpt if os.path.exists(str(ckpt)) else None}", 1)
 
 def provenance(cfg, gpt) -> dict:
     """What it takes to repeat a run; goes into each checkpoint's meta and each summary.json."""

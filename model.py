@@ -19,8 +19,7 @@ FIXED = dict(model_type="gpt2", activation_function="gelu_new", tie_word_embeddi
              scale_attn_by_inverse_layer_idx=False)          # what a config.json must say, or leave out, to be GPT-2
 
 @dataclass
-class GPTConfig:
-    """Names as in Hugging Face's config.json; the defaults are the bundled target's."""
+class GPTConfig:                        # names as in Hugging Face's config.json; defaults of the bundled target
     vocab_size: int                     # V
     n_layer: int = 4
     n_embd: int = 128                   # D
@@ -156,20 +155,21 @@ def read_json(path) -> dict:
         common.fail(f"{path}: {'not a JSON object' if path.exists() else 'no such file'} ({e})")
 
 @torch.no_grad()
-def cross_entropy(gpt, idx_NT, replace=None) -> float:
-    """Mean next-token cross-entropy over the rows, in nats; the last token of a row predicts nothing."""
-    loss = sum(F.cross_entropy(gpt(idx_BT, replace)[:, :-1].flatten(0, 1), idx_BT[:, 1:].flatten(), reduction="sum")
-               for idx_BT in idx_NT.to(gpt.wte.weight.device).split(32))
-    return loss.item() / idx_NT[:, 1:].numel()
+def cross_entropy(gpt, idx_NT, fresh_NT=None, replace=None) -> float:
+    """Mean next-token cross-entropy in nats over each row's tokens but its first, or over those marked in fresh_NT."""
+    y_NT = (idx_NT if fresh_NT is None else idx_NT.masked_fill(~fresh_NT, -100))[:, 1:].to(gpt.wte.weight.device)
+    loss = sum(F.cross_entropy(gpt(idx_BT, replace)[:, :-1].flatten(0, 1), y_BT.flatten(), reduction="sum")
+               for idx_BT, y_BT in zip(idx_NT.to(y_NT.device).split(32), y_NT.split(32)))
+    return loss.item() / (y_NT >= 0).sum().item()
 
 @torch.no_grad()
-def ablation_costs(gpt, idx_NT) -> list[list[float]]:
+def ablation_costs(gpt, idx_NT, fresh_NT=None) -> list[list[float]]:
     """Per layer, what replacing the MLP's output by its mean over the rows, and by zero, adds to the cross-entropy."""
-    idx_NT, clean, costs = idx_NT.to(gpt.wte.weight.device), cross_entropy(gpt, idx_NT), []
+    idx_NT, clean, costs = idx_NT.to(gpt.wte.weight.device), cross_entropy(gpt, idx_NT, fresh_NT), []
     for l, block in enumerate(gpt.h):
         y_D = sum(block.mlp(gpt.prefix(idx_BT, l)[0]).sum((0, 1)) for idx_BT in idx_NT.split(32)) / idx_NT.numel()
         splices = [lambda layer, x, mlp, y=y: y.expand_as(x) if layer == l else mlp(x) for y in (y_D, 0 * y_D)]
-        costs.append([cross_entropy(gpt, idx_NT, replace) - clean for replace in splices])
+        costs.append([cross_entropy(gpt, idx_NT, fresh_NT, replace) - clean for replace in splices])
     return costs
 
 def default_layer(gpt) -> int:
@@ -202,14 +202,14 @@ def card(cfg):
     """Print what the target is, what it knows and what each of its MLPs is worth."""
     import data                         # here, because only the card needs text
     gpt = GPT.load(cfg.model, common.device(cfg.device))
-    corpus = data.load(cfg.data or gpt.meta.get("data", "tinytales"), "dev", gpt.vocab)
-    idx_NT = corpus.rows(gpt.cfg.n_positions)
+    dev = data.load(cfg.data or gpt.meta.get("data", "tinytales"), "dev", gpt.vocab)
+    idx_NT, fresh_NT, entropy = (f(gpt.cfg.n_positions) for f in (dev.rows, dev.fresh, dev.entropy))
     print(f"{cfg.model}: weights {gpt.hash}, {sum(p.numel() for p in gpt.parameters()):,} parameters, {gpt.cfg}")
-    print(f"validation cross-entropy {cross_entropy(gpt, idx_NT):.3f} nats ({idx_NT.numel():,} tokens)"
-          + (f", derivation entropy {corpus.entropy:.3f}" if corpus.entropy else ""))
+    print(f"validation cross-entropy {cross_entropy(gpt, idx_NT, fresh_NT):.4f} nats on {fresh_NT.sum():,} tokens"
+          + (f", derivation entropy {entropy:.4f}" if entropy else ""))
     for name, prompts in data.prompts().items() if gpt.vocab == data.VOCAB else ():
         print(f"prompts: {name:24} {accuracy(gpt, prompts):6.1%} of {len(prompts)} right")
-    for layer, (mean, zero) in enumerate(ablation_costs(gpt, idx_NT)):
+    for layer, (mean, zero) in enumerate(ablation_costs(gpt, idx_NT, fresh_NT)):
         print(f"MLP of layer {layer}: mean-ablation costs {mean:.3f} nats, zero-ablation {zero:.3f}"
               + "  <- the default --layer" * (layer == default_layer(gpt)))
     eot = gpt.vocab.index(EOT) if EOT in gpt.vocab else 0
