@@ -2,17 +2,13 @@
 
     r_0 = wte[idx] + wpe[t];  r' = r + Attn(LN_1 r);  x = LN_2 r';  r_next = r' + mlp(x);  logits = LN_f(r_last) wte^T
     mlp(x) = gelu_new(x W_in + b_in) W_out + b_out       W_in (D, M) = mlp.c_fc.weight, W_out (M, D) = mlp.c_proj.weight
-Differs from transformers: no dropout, and torch's fused attention (logits agree to 1e-5, not bit for bit).
-B sequences, T positions, D residual width, M MLP hidden width, H heads, K head width, V vocabulary
-
+Differs from transformers: no dropout; logits agree to 1e-5, not bit for bit.
+B sequences, T positions, D residual width, M MLP hidden width, H heads, K head width, V vocabulary, N rows
     python model.py --model DIR         # any GPT-2 folder: config.json, model.safetensors, vocab.json
 """
-import hashlib, json, torch, torch.nn.functional as F
+import common, hashlib, json, torch, torch.nn as nn, torch.nn.functional as F
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from safetensors.torch import save as to_bytes
-from torch import nn
-import common
 
 EOT = "<|endoftext|>"                   # starts each document
 FIXED = dict(model_type="gpt2", activation_function="gelu_new", tie_word_embeddings=True, scale_attn_weights=True,
@@ -50,8 +46,14 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(cfg.n_embd, 3 * cfg.n_embd)
         self.c_proj = Conv1D(cfg.n_embd, cfg.n_embd)
     def forward(self, x_BTD):
-        qkv_BTHK = (z.unflatten(-1, (self.n_head, -1)) for z in self.c_attn(x_BTD).chunk(3, dim=-1))
-        z_BHTK = F.scaled_dot_product_attention(*(z.transpose(1, 2) for z in qkv_BTHK), is_causal=True)
+        qkv_BHTK = (z.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for z in self.c_attn(x_BTD).chunk(3, dim=-1))
+        if x_BTD.is_cuda:
+            z_BHTK = F.scaled_dot_product_attention(*qkv_BHTK, is_causal=True)
+        else:       # on a CPU the plain products are as fast, and with common.fast_matmul they alone gain
+            q, k, v = (z.flatten(0, 1) for z in qkv_BHTK)
+            mask_TT = x_BTD.new_full((x_BTD.shape[1], x_BTD.shape[1]), -torch.inf).triu(1)
+            a = torch.baddbmm(mask_TT, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1)
+            z_BHTK = (a @ v).unflatten(0, (-1, self.n_head))
         return self.c_proj(z_BHTK.transpose(1, 2).flatten(2))
 
 class MLP(nn.Module):
@@ -69,8 +71,7 @@ class Block(nn.Module):
         self.attn = Attention(cfg)
         self.ln_2 = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
         self.mlp = MLP(cfg)
-    def to_mlp(self, r_BTD):
-        """(x_BTD, r_BTD): what the MLP reads, and the residual stream that its output is added to."""
+    def to_mlp(self, r_BTD):            # -> x_BTD, which the MLP reads, and r_BTD, which its output is added to
         r_BTD = r_BTD + self.attn(self.ln_1(r_BTD))
         return self.ln_2(r_BTD), r_BTD
     def forward(self, r_BTD):
@@ -81,7 +82,8 @@ class GPT(nn.Module):
     """Initialised as GPT-2: weights N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), biases 0."""
     def __init__(self, cfg: GPTConfig, generator=None):
         super().__init__()
-        self.cfg, self.vocab, self.folder, self.hash, self.meta = cfg, None, None, None, {}     # load() fills them in
+        self.cfg, self.folder, self.hash, self.meta = cfg, None, None, {}               # load() fills these in
+        self.vocab = [f"<{i}>" for i in range(cfg.vocab_size)]
         self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)
         self.wpe = nn.Embedding(cfg.n_positions, cfg.n_embd)
         self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
@@ -135,7 +137,7 @@ class GPT(nn.Module):
         tokens = {i: token for token, i in ids.items() if type(i) is int and 0 <= i < gpt.cfg.vocab_size}
         if len(tokens) < len(ids):
             common.fail(f"{folder / 'vocab.json'}: ids must be distinct and from 0 to {gpt.cfg.vocab_size - 1}")
-        gpt.vocab = [tokens.get(i, f"<{i}>") for i in range(gpt.cfg.vocab_size)]
+        gpt.vocab = [tokens.get(i, name) for i, name in enumerate(gpt.vocab)]
         return gpt.eval().requires_grad_(False)
     def save(self, folder, vocab: list[str], meta: dict):
         """A folder for `load` and for transformers.GPT2LMHeadModel.from_pretrained, which ignores `meta`."""
@@ -145,10 +147,9 @@ class GPT(nn.Module):
         tensors = {f"transformer.{k}": v.detach().float().cpu() for k, v in self.state_dict().items()}
         for name, content in (("vocab.json", {w: i for i, w in enumerate(vocab)}), ("config.json", conf)):
             common.write(Path(folder) / name, json.dumps(content, indent=1).encode())
-        common.write(Path(folder) / "model.safetensors", to_bytes(tensors, {"format": "pt"}))
+        common.write(Path(folder) / "model.safetensors", common.safetensors.save(tensors, {"format": "pt"}))
 
-def read_json(path) -> dict:
-    """A JSON object from a file; fails if there is none."""
+def read_json(path) -> dict:            # fails if the file holds no JSON object
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as e:
@@ -195,7 +196,6 @@ def generate(gpt, ids: list[int], n: int, stop: int, generator) -> list[int]:
 class Config:
     model: str = "target"               # folder of the GPT-2
     data: str = ""                      # tinytales, X.bin or X.txt; empty: what the model was trained on
-    stories: int = 3                    # stories to write
     device: str = "auto"                # auto, cpu, cuda, cuda:1, ...
 
 def card(cfg):
@@ -213,7 +213,7 @@ def card(cfg):
         print(f"MLP of layer {layer}: mean-ablation costs {mean:.3f} nats, zero-ablation {zero:.3f}"
               + "  <- the default --layer" * (layer == default_layer(gpt)))
     eot = gpt.vocab.index(EOT) if EOT in gpt.vocab else 0
-    for i in range(cfg.stories):
+    for i in range(3):
         print("\n" + data.decode(generate(gpt, [eot], 250, eot, common.generator(i, "story")), gpt.vocab))
 
 if __name__ == "__main__":
