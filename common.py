@@ -41,7 +41,16 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as e:
         fail(f"--device {name}: not usable here, allowed: auto, cpu, cuda, cuda:N ({str(e).splitlines()[0]})")
     print(f"device: {name}", flush=True)
+    fast_matmul()
     return torch.device(name)
+
+def fast_matmul() -> bool:
+    """Let oneDNN do float32 matrix products: on AMD it is 2.5x as fast as MKL, PyTorch's default, and just as exact.
+    The only switch for that also permits bf16, which Intel's AMX would use: if a product gets inexact, it goes back."""
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    exact = (torch.full((256, 256), 1 + 2 ** -12) @ torch.ones(256, 256) == 256 + 2 ** -4).all().item()
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if exact else "none"
+    return exact
 
 def generator(seed: int, name: str, device="cpu") -> torch.Generator:
     """A random stream of its own per (seed, name): adding a stream, or evaluating more often, never shifts another."""
