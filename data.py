@@ -26,17 +26,19 @@ import concepts
 import story
 import tinytales
 from common import cli, fail, write
-from story import EOT, UNK, VOCAB, prompts  # noqa: F401  (VOCAB, prompts: part of this module's interface)
+from prompts import prompts  # noqa: F401  (part of this module's interface)
+from story import EOT, UNK, VOCAB
 
 CACHE = Path(os.environ.get("NANODECOMP_CACHE", Path(__file__).parent / "cache"))
-SPLITS = dict(train=(0, 4_000_000), fit=(1 << 40, 200_000), dev=(2 << 40, 50_000), test=(3 << 40, 200_000))  # first story, tokens
+SPLITS = dict(train=(0, 4_000_000), fit=(1 << 40, 200_000),         # split: (first story, tokens)
+              dev=(2 << 40, 50_000), test=(3 << 40, 200_000))
 CHUNK = 200_000                 # tokens generated, labelled and written at a time: about 100 MB of memory
 WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|'s|\d+|[^\w\s]")
 
 
 @dataclass
 class Corpus:
-    """A stream of tokens. ids (n,) uint16; names of the concepts; bits (n, bytes) packed labels and logp (n,), or None."""
+    """A stream of tokens. ids (n,) uint16; concept names; packed labels bits (n, bytes), logp (n,), or None."""
     ids: np.ndarray
     vocab: list
     names: list
@@ -45,7 +47,7 @@ class Corpus:
 
     @functools.lru_cache(maxsize=4)
     def starts(self, T):
-        """First positions of the rows of T: each begins at the last story start that the row before it reaches, if any."""
+        """First positions of the rows of T: each begins at the last story start that the row before reaches, if any."""
         n = len(self.ids)
         if n < T:
             fail(f"the data hold {n} tokens, fewer than one row of {T}")
@@ -68,7 +70,8 @@ class Corpus:
         return np.unpackbits(self.bits[at], axis=-1, count=len(self.names)).astype(bool)
 
     def fresh(self, T, n_rows=None):
-        """Mask (n_rows, T) of the predicted positions that no later row predicts from its own story's start: each token once."""
+        """Mask (n_rows, T) of the positions to predict such that each token counts once: those that the next row, which
+        knows their story from its start, predicts again are left out."""
         starts = self.starts(T)
         at = starts[:, None] + np.arange(T)
         mask = at <= np.append(starts[1:], len(self.ids))[:, None]
@@ -107,7 +110,7 @@ def load(spec, split, vocab, n_tokens=None) -> Corpus:
         fail(f"--data {spec}: no such file")
     if path.suffix == ".bin":
         if path.stat().st_size % 2 or not path.stat().st_size:
-            fail(f"--data {spec}: {path.stat().st_size} bytes are not a whole, positive number of uint16 tokens (truncated?)")
+            fail(f"--data {spec}: {path.stat().st_size} bytes are no whole, positive number of uint16 tokens")
         ids = np.memmap(path, np.uint16, "r")
     else:
         ids = encode_file(path, tuple(vocab))
@@ -115,14 +118,13 @@ def load(spec, split, vocab, n_tokens=None) -> Corpus:
     ids = ids[a:b] if split == "train" else ids[a:min(b, a + (n_tokens or SPLITS[split][1]))]
     if len(ids) and int(ids.max()) >= len(vocab):
         fail(f"--data {spec}: token id {int(ids.max())} is outside the target's vocabulary of {len(vocab)}")
-    names, table = concepts.lexical(vocab)
-    corpus = Corpus(ids, list(vocab), concepts.concept_names(names, False))
+    corpus = Corpus(ids, list(vocab), concepts.concept_names(with_state=False))
     if split != "train":
-        corpus.bits = np.packbits(concepts.labels(np.asarray(ids), vocab, table, names), axis=1)
+        corpus.bits = np.packbits(concepts.labels(np.asarray(ids), vocab, concepts.lexical(vocab)), axis=1)
     return corpus
 
 
-# -------------------------------------------------------------------------------------------------------------- tokenizer
+# ----------------------------------------------------------------------------------------------- tokenizer
 def tokenize(text):
     return WORD.findall(text)
 
@@ -135,10 +137,10 @@ def encode(text, vocab):
 
 @functools.lru_cache(maxsize=2)
 def encode_file(path, vocab):
-    """A .txt as uint16 ids; one document per run of lines between blank lines is not assumed: the text is one stream."""
+    """A .txt as uint16 ids, one stream without document marks."""
     if UNK not in vocab or any("Ġ" in w for w in vocab):
-        fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with the target's own tokenizer "
-             "and write np.array(ids, np.uint16).tofile('X.bin')")
+        fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with the target's own "
+             "tokenizer and write np.array(ids, np.uint16).tofile('X.bin')")
     try:
         ids = np.array(encode(path.read_text(encoding="utf-8"), vocab), np.uint16)
     except UnicodeDecodeError as e:
@@ -162,7 +164,7 @@ def decode(ids, vocab):
     return re.sub(r"“ ", "“", re.sub(r" ([.,!?;:”]|'s|')(?= |$)", r"\1", text))
 
 
-# ------------------------------------------------------------------------------------------------------------------ cache
+# --------------------------------------------------------------------------------------------------- cache
 def version():
     """Hash of everything that a cached token depends on: these sources."""
     sources = [Path(m.__file__).read_bytes() for m in (tinytales, story, concepts)]
@@ -182,7 +184,7 @@ def stories(split, n_tokens):
 def tinytales_corpus(split, n_tokens):
     """Cached tokens, packed labels and log-probabilities; built where missing, damaged or of another version.
     The train split carries tokens alone: nothing is trained on labels."""
-    names = concepts.concept_names(concepts.lexical(VOCAB)[0], True)
+    names = concepts.concept_names(with_state=True)
     stem = CACHE / f"tinytales-{split}-{n_tokens}"
     kinds = dict(ids=np.uint16) if split == "train" else dict(ids=np.uint16, bits=np.uint8, logp=np.float32)
     meta, parts = Path(f"{stem}.json"), {k: Path(f"{stem}.{k}") for k in kinds}
@@ -207,26 +209,26 @@ def build(split, n_tokens, parts, meta):
     """Writes the parts of a split under other names, then renames them; the meta file, last, makes them valid."""
     CACHE.mkdir(parents=True, exist_ok=True)
     temps = {k: Path(f"{p}.tmp{os.getpid()}") for k, p in parts.items()}
-    names, table = concepts.lexical(VOCAB)
-    with contextlib.ExitStack() as stack, tqdm(total=n_tokens, unit="tok", desc=f"writing TinyTales {split}", mininterval=1) as bar:
+    table = concepts.lexical(VOCAB)
+    with contextlib.ExitStack() as stack, tqdm(total=n_tokens, unit="tok", desc=f"writing TinyTales {split}") as bar:
         files = {k: stack.enter_context(open(p, "wb")) for k, p in temps.items()}
         chunk, size = [], 0
         for s in stories(split, n_tokens):
             chunk.append(s)
             size += len(s.ids)
             if size >= CHUNK:
-                write_chunk(chunk, files, names, table)
+                write_chunk(chunk, files, table)
                 bar.update(size)
                 chunk, size = [], 0
         if chunk:
-            write_chunk(chunk, files, names, table)
+            write_chunk(chunk, files, table)
             bar.update(size)
     for k, temp in temps.items():
         os.replace(temp, parts[k])
     write(meta, json.dumps(dict(version=version(), crc={k: checksum(p) for k, p in parts.items()})).encode())
 
 
-def write_chunk(chunk, files, names, table):
+def write_chunk(chunk, files, table):
     """Appends the ids and, where a file waits for them, the labels and log-probabilities of some stories."""
     ids = np.concatenate([np.array(s.ids, np.uint16) for s in chunk])
     files["ids"].write(ids.tobytes())
@@ -238,9 +240,9 @@ def write_chunk(chunk, files, names, table):
         for position, lp in s.events:
             logp[a + position] += lp
         edges += [a, *(a + p for p, _ in s.spans)]
-        state += [s.bits, *(bits for _, bits in s.spans)]
+        state += [s.plan, *(bits for _, bits in s.spans)]
     state = np.repeat(np.array(state, np.uint64), np.diff([*edges, len(ids)]))
-    files["bits"].write(np.packbits(concepts.labels(ids, VOCAB, table, names, state), axis=1).tobytes())
+    files["bits"].write(np.packbits(concepts.labels(ids, VOCAB, table, state), axis=1).tobytes())
     files["logp"].write(logp.astype(np.float32).tobytes())
 
 
@@ -264,16 +266,19 @@ def main(cfg):
     counts = np.sort(np.bincount(corpus.ids, minlength=len(VOCAB)))[::-1]
     top = counts[:1000].clip(1)
     slope = -np.polyfit(np.log(np.arange(1, 1001)), np.log(top / top.sum()), 1)[0]
-    print(f"\n{len(VOCAB)} word types, {story.N_TEMPLATES} templates in {len(story.FAMILIES)} families, {len(story.TOPICS)} topics, "
-          f"{len(story.PLOTS)} plots\nstories of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}; derivation entropy "
-          f"{corpus.entropy(128):.4f} nats/token\nrank-frequency exponent over the 1,000 commonest words {slope:.2f} (Zipf: 1); "
-          f"{(counts > 0).sum()} types in {len(corpus.ids):,} tokens\ngenerated at {rate:,.0f} tokens/s on one core, unlabelled\n"
-          f"cache: {CACHE}")
+    print(f"""
+{len(VOCAB)} word types, {story.N_TEMPLATES} templates in {len(story.FAMILIES)} families, {len(story.TOPICS)} topics
+stories of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}
+derivation entropy {corpus.entropy(128):.4f} nats/token
+rank-frequency exponent over the 1,000 commonest words {slope:.2f} (Zipf: 1), {(counts > 0).sum()} types seen
+generated at {rate:,.0f} tokens/s on one core
+cache: {CACHE}""")
     share = corpus.labels(128)[:, 1:].mean((0, 1))
-    print(f"\n{len(share)} concepts, share of the tokens where each is true (%); {len(concepts.HIERARCHY)} parent > child pairs")
+    print(f"\n{len(share)} concepts and the share of the tokens where each is true (%)")
     for i in range(0, len(share), 4):
         print("".join(f"{corpus.names[j][:24]:<25}{100 * share[j]:5.2f}  " for j in range(i, min(i + 4, len(share)))))
-    print("\n" + ", ".join(f"{a} > {b}" for a, b in concepts.HIERARCHY))
+    pairs = [f"{a} > {b}" for a, b in concepts.HIERARCHY]
+    print(f"\n{len(pairs)} parents and children: {', '.join(pairs)}")
     if cfg.plot:
         try:
             import matplotlib.pyplot as plt

@@ -761,3 +761,93 @@ It had/has been a long day , and {P} [be] tired but happy .
 And the {A} ? It [sleep s] in its {A.home} and [dream s] of {A.food} .
 {P} [close] the door , [blow] out the candle and [dream] of {a wish} .""",
 }
+
+# ------------------------------------------------------------------------------------------------------ concepts of words
+# name: words, in lower case; $list is a list of LISTS or of the topics, in singular and, with +, in plural too
+CONCEPT_WORDS = """
+be: is are was were be
+have: has have had
+motion verb: go goes went run runs ran come comes came walk walks walked climb climbs climbed jump jumps jumped follow follows followed hop hops hopped
+motion verb: creep creeps crept skip skips skipped swim swims swam fly flies flew leave leaves left travel travelled
+perception verb: see sees saw hear hears heard look looks looked watch watches watched listen listens listened smell smells smelled
+perception verb: touch touches touched notice notices noticed feel feels felt find finds found
+adjective: $adj $size $feel $wx happy sad brave curious sleepy cross shy $opposites
+size: $size
+feeling: $feel happy sad brave curious sleepy cross shy
+colour: $color
+number: one $num
+adverb: $adv
+opposite pair: $opposites
+preposition: in on at to from with of under behind near beside between across over for about after before into out above around through
+place preposition: in on at under behind near beside between across over above around through
+determiner: the a an this that each every no some
+article: the a an
+indefinite article: a an
+pronoun: he she it they him her them i you we me us
+feminine pronoun: she her
+masculine pronoun: he him his
+plural pronoun: they them their
+first or second person: i you we me us my your our
+possessive: his her its their my your our 's '
+conjunction: that and but because when if while so until than as
+subordinator: because when if while so until that
+negation: not no never nobody nothing cannot
+question word: what where why how who
+auxiliary: is are was were be has have had do does did can could will would must may
+fruit: apple apples orange oranges pear plum plums peach apricot banana bananas grapes figs melons berries strawberries olives mangoes
+clothing: $cloth scarf mitten hat bonnet boot boots shoe shoes slipper nightcap cloak
+body part: $body hands eyes ears hair face lips fingers knees chin
+place: $place $room
+person: $people $job girl boy
+relative: $kin
+child: girl boy
+time of day: $tod
+weekday: $weekday
+month: $month
+weather: $wx rain snow wind fog thunder rainbow sky cloud sun
+plant: tree bush rose tulip daisy sunflower oak fern bramble willow pine hedge leaf leaves branch flower flowers seeds roses reed reeds grass moss log acorn
+tool: hammer saw nail wrench screw brush ladder spade rake shovel trowel pitchfork rope axe toolbox scissors paddle oar
+furniture: table chair bench bed desk shelf shelves stool cupboard counter oven stove window door curtain throne workbench bookcase
+thing of the scene: $thing
+comma: ,
+full stop: .
+exclamation or question mark: ! ?
+opening quote: “
+closing quote: ”
+punctuation: . , ! ? : ; “ ”
+sentence end mark: . ! ?
+the: the
+and: and
+said: said says
+to: to
+of: of
+with: with
+in: in
+she: she
+he: he
+it: it
+they: they
+cow: cow cows
+red: red
+happy: happy
+not: not
+is: is
+was: was
+were: were
+girl: girl
+boy: boy
+"""
+MORE_NOUNS = ("girl boy story day hand head door house window road friend name box bag sky wind sun rain song water "
+              "hands eyes ears days minutes nights parts miles points children tears windows")
+
+# parent > child: wherever the child is true, the parent is
+HIERARCHY = """
+animal > farm animal | animal > wild animal | animal > bird | animal > pet | noun > singular noun | noun > plural noun | noun > animal | farm animal > cow
+verb > past-tense verb | verb > third-person verb | verb > speech verb | verb > motion verb | verb > perception verb | speech verb > said
+auxiliary > be | auxiliary > have | be > is | be > was | be > were | determiner > article | article > the | article > indefinite article
+preposition > place preposition | preposition > to | preposition > with | place preposition > in | pronoun > she | pronoun > it
+feminine pronoun > she | masculine pronoun > he | plural pronoun > they | conjunction > subordinator | conjunction > and | negation > not | colour > red
+feeling > happy | adjective > size | adjective > feeling | punctuation > comma | punctuation > full stop | punctuation > opening quote
+punctuation > closing quote | child > girl | child > boy | person > child | food > fruit
+starts with s > said | starts with t > the | starts with w > with | starts with i > in
+"""

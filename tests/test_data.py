@@ -161,9 +161,8 @@ def test_latent_concepts_are_not_determined_by_the_token(corpus):
 
 def test_labels_by_hand(corpus):
     ids = [data.VOCAB.index(w) for w in [data.EOT, *"The cow said , “ Oh no , the boat is old . ” Then she saw the cow said".split()]]
-    names, table = concepts.lexical(data.VOCAB)
-    all_names = concepts.concept_names(names, False)
-    truth = concepts.labels(np.array(ids), data.VOCAB, table, names)
+    all_names = concepts.concept_names(with_state=False)
+    truth = concepts.labels(np.array(ids), data.VOCAB, concepts.lexical(data.VOCAB))
     at = lambda name: np.flatnonzero(truth[:, all_names.index(name)]).tolist()
     assert at("cow") == [2, 19] and at("comma") == [4, 8] and at("feminine pronoun") == [16]
     assert at("sentence: first word") == [1, 6, 15] or at("sentence: first word") == [1, 15]
