@@ -26,15 +26,15 @@ class Config:
     n_inner: int = 512          # hidden units per MLP
     mlp0: int = 512             # hidden units of layer 0's MLP that live; the others are zero
     T: int = 128                # context
-    B: int = 32                 # sequences per step
-    steps: int = 8000           # steps of B * T tokens
-    lr: float = 2e-3            # peak learning rate
+    B: int = 16                 # sequences per step
+    steps: int = 12_000         # steps of B * T tokens
+    lr: float = 2.5e-3          # peak learning rate
     warmup: int = 200           # steps of linear warm-up
     beta2: float = 0.99         # of AdamW; beta1 is 0.9
     wd: float = 0.1             # weight decay of the matrices
     clip: float = 1.0           # largest gradient norm
     seed: int = 0               # of the initial weights and of the order of the rows
-    every: int = 250            # steps from one line of the curve, and checkpoint, to the next
+    every: int = 500            # steps from one line of the curve, and checkpoint, to the next
     resume: bool = False        # go on from the checkpoint
     device: str = "auto"        # auto, cpu, cuda, cuda:1, ...
 
