@@ -46,6 +46,8 @@ def check(cfg):
                                seed=(0, inf), every=(1, inf)).items():
         if not low <= getattr(cfg, k) <= high:
             common.fail(f"--{k} {getattr(cfg, k)}: must be from {low} to {high}")
+    if Path(cfg.out).is_file():
+        common.fail(f"--out {cfg.out}: is a file, must be a folder or new")
 
 def vocabulary(cfg) -> list[str]:
     """TinyTales' words, or the most frequent ones of a text file; fails if there is no such text."""

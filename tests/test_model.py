@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import common
@@ -130,6 +131,8 @@ def test_save_and_load(gpt, idx_BT, tmp_path):
     assert got.meta == dict(layer=2, data="tinytales") and model.default_layer(got) == 2
     assert got.hash == hashlib.sha256((tmp_path / "t" / "model.safetensors").read_bytes()).hexdigest()[:16]
     assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["config.json", "model.safetensors", "vocab.json"]
+    with safe_open(tmp_path / "t" / "model.safetensors", "pt") as f:
+        assert f.metadata() == {"format": "pt"}                                 # some versions of transformers insist
     with torch.no_grad():
         gpt.wte.weight[0, 0] += 1
     gpt.save(tmp_path / "u", VOCAB, {})
@@ -274,6 +277,9 @@ def test_generate(gpt):
     assert len(new) == 40 and all(0 <= i < 50 for i in new)
     assert new == model.generate(gpt, [0], 40, -1, common.generator(0, "story"))
     assert new != model.generate(gpt, [0], 40, -1, common.generator(1, "story"))
+    ids = list(range(30))                                                       # only the last 16 are read
+    assert model.generate(gpt, ids, 9, -1, common.generator(2, "s")) == model.generate(gpt, ids[14:], 9, -1,
+                                                                                       common.generator(2, "s"))
     stop = new[5]
     assert model.generate(gpt, [0], 40, stop, common.generator(0, "story")) == new[:new.index(stop) + 1]
 
