@@ -1,0 +1,120 @@
+"""What every script must share: command line, device, seeds, checkpoints, log, provenance. Nothing mathematical.
+How a script uses them to resume bit-identically after a kill: the loop of pretrain.py."""
+import argparse, dataclasses, hashlib, inspect, json, math, os, re, shlex, subprocess, sys, torch, typing
+from pathlib import Path
+from safetensors import SafetensorError, safe_open, torch as safetensors
+
+def fail(msg, code=2) -> typing.NoReturn:
+    """Every bad input ends here: one line on stderr, exit code 2."""
+    print("error:", " ".join(str(msg).split()), file=sys.stderr)
+    raise SystemExit(code)
+
+def command(cfg) -> str:
+    """The full command line that gives cfg, defaults written out."""
+    flags = (f"--{'' if v else 'no-'}{k}" if isinstance(v, bool) else f"--{k} {shlex.quote(str(v))}"
+             for k, v in vars(cfg).items())
+    return " ".join(["python", Path(inspect.getfile(type(cfg))).name, *flags])
+
+def cli(Config, argv=None):
+    """Dataclass -> argparse -> instance of it; prints the full command. A field's trailing comment is its help text,
+    Literal gives choices, bool gives --x/--no-x. An unknown or abbreviated flag or a wrong value goes to `fail`."""
+    helps = dict(re.findall(r"^ +(\w+) *:[^#\n]*# *(.*)$", inspect.getsource(Config), re.M))
+    p = argparse.ArgumentParser(prog=Path(inspect.getfile(Config)).name, allow_abbrev=False,
+                                description=(sys.modules[Config.__module__].__doc__ or "").strip().split("\n")[0])
+    p.error = lambda msg: fail(f"{msg} (see python {p.prog} --help)")
+    for f, kind in zip(dataclasses.fields(Config), typing.get_type_hints(Config).values()):
+        how = (dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
+               if isinstance(kind, type) else dict(type=type(f.default), choices=typing.get_args(kind)))      # Literal
+        p.add_argument(f"--{f.name}", default=f.default, **how,
+                       help=f"{helps.get(f.name, '')} (default: {f.default})".replace("%", "%%"))
+    cfg = Config(**vars(p.parse_args(argv)))
+    if bad := [k for k, v in vars(cfg).items() if isinstance(v, float) and not math.isfinite(v)]:
+        p.error(f"argument --{bad[0]}: invalid value: {vars(cfg)[bad[0]]}, must be finite")
+    print("$", command(cfg), flush=True)
+    return cfg
+
+def device(name: str) -> torch.device:
+    """"auto" (printed) is cuda if there, else cpu. A named device that can't be used is an error, never replaced."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as e:
+        fail(f"--device {name}: not usable here, allowed: auto, cpu, cuda, cuda:N ({str(e).splitlines()[0]})")
+    print(f"device: {name}", flush=True)
+    return torch.device(name)
+
+def generator(seed: int, name: str, device="cpu") -> torch.Generator:
+    """A random stream of its own per (seed, name): adding a stream, or evaluating more often, never shifts another."""
+    return torch.Generator(device).manual_seed(int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:15], 16))
+
+def write(path, data: bytes):
+    """All or nothing: whenever the process dies, `path` holds the old content or the new."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{path}.tmp", "wb") as f:
+            f.write(data), f.flush(), os.fsync(f.fileno())
+        os.replace(f"{path}.tmp", path)
+    except OSError as e:
+        fail(f"{path}: cannot write: {e.strerror}")
+
+def save(path, tensors: dict, meta: dict):
+    """One safetensors file, meta as JSON in its header (one key: safetensors writes several in random order)."""
+    write(path, safetensors.save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()},
+                                 {"meta": json.dumps(meta)}))
+
+def load(path, **expect) -> tuple[dict, dict]:
+    """(tensors on the CPU, meta) from `save`. Fails if missing or damaged, or where meta[k] differs from expect[k]."""
+    try:
+        with safe_open(path, "pt") as f:
+            tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("meta", "{}"))
+    except (SafetensorError, OSError, ValueError) as e:
+        fail(f"{path}: {'no such file' if not os.path.exists(path) else 'truncated or not a safetensors file'} ({e})")
+    for k, want in json.loads(json.dumps(expect)).items():              # through JSON, as meta went: tuple -> list
+        was, want = (v if isinstance(v, dict) else {k: v} for v in (meta.get(k), want))
+        if diff := [f"{i}={was.get(i)!r}, not {want.get(i)!r}" for i in {**was, **want} if was.get(i) != want.get(i)]:
+            fail(f"{path}: does not fit this run: it has {'; '.join(diff)}")
+    return tensors, meta
+
+def flat(**parts) -> dict:
+    """Named modules, optimizers and generators -> one dict of tensors "name.key", for `save`."""
+    def state(p):
+        if isinstance(p, torch.optim.Optimizer):
+            return {f"{i}.{k}": v for i, s in p.state_dict()["state"].items() for k, v in s.items()}
+        return {"state": p.get_state()} if isinstance(p, torch.Generator) else p.state_dict()
+    return {f"{name}.{k}": v for name, p in parts.items() for k, v in state(p).items()}
+
+def unflat(tensors: dict, **parts):
+    """Inverse of `flat`, in place. Names not asked for are ignored: unflat(tensors, m=m) loads only the weights."""
+    for name, p in parts.items():
+        state, nested = {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(f"{name}.")}, {}
+        try:
+            if isinstance(p, torch.optim.Optimizer):                    # lr and the like stay as the script set them
+                for k, v in state.items():
+                    nested.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
+                p.load_state_dict(p.state_dict() | {"state": nested})
+            else:
+                p.set_state(state["state"]) if isinstance(p, torch.Generator) else p.load_state_dict(state)
+        except (RuntimeError, KeyError, ValueError) as e:
+            fail(f"the checkpoint does not fit this run: {name}: {e}")
+
+class Log:
+    """log(step=.., loss=..) appends a JSON line. Rows at or past `step`, which a resumed run redoes, are dropped."""
+    def __init__(self, path, step=0):
+        old = Path(path).read_text().splitlines(True) if step and os.path.exists(path) else []
+        write(path, "".join(s for s in old if s.endswith("}\n") and json.loads(s)["step"] < step).encode())
+        self.file = open(path, "a")          # endswith: the row that a kill cut in half goes too
+    def __call__(self, **row):
+        print(json.dumps(row), file=self.file, flush=True)
+
+def finite(x, step: int, ckpt=None):
+    """Stops (exit code 1) if x, a loss or a gradient norm, is NaN or inf. Called before each save, keeps that good."""
+    if not math.isfinite(x):
+        fail(f"diverged ({float(x)}) at step {step}; good checkpoint: {ckpt if os.path.exists(str(ckpt)) else None}", 1)
+
+def provenance(cfg, gpt) -> dict:
+    """What it takes to repeat a run; goes into each checkpoint's meta and each summary.json."""
+    script = Path(inspect.getfile(type(cfg))).resolve()
+    git = f"git -C {shlex.quote(str(script.parent))} describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null"
+    return dict(config=vars(cfg), command=command(cfg), commit=subprocess.getoutput(git) or None,
+                source=hashlib.sha256(script.read_bytes()).hexdigest(), target=gpt.hash, torch=torch.__version__,
+                threads=torch.get_num_threads(), device=str(next(gpt.parameters()).device))
