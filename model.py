@@ -18,6 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 import common
+import fused
 
 EOT = "<|endoftext|>"                   # starts each document
 FIXED = dict(model_type="gpt2", activation_function="gelu_new", tie_word_embeddings=True, scale_attn_weights=True,
@@ -49,7 +50,7 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x):
-        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+        return fused.linear(x, self.weight, self.bias)
 
 class Attention(nn.Module):
     def __init__(self, cfg):
@@ -113,12 +114,16 @@ class GPT(nn.Module):
             r_BTD = block(r_BTD)
         return self.h[layer].to_mlp(r_BTD)
 
-    def suffix(self, r_BTD, y_BTD, layer: int):
-        """From one MLP's output y on: logits_BTV. Bit for bit, suffix(r, h[layer].mlp(x), layer) is forward(idx)."""
+    def hidden(self, r_BTD, y_BTD, layer: int):
+        """From one MLP's output y to what the unembedding reads, LN_f(r_last)_BTD."""
         r_BTD = r_BTD + y_BTD
         for block in self.h[layer + 1:]:
             r_BTD = block(r_BTD)
-        return F.linear(self.ln_f(r_BTD), self.wte.weight)
+        return self.ln_f(r_BTD)
+
+    def suffix(self, r_BTD, y_BTD, layer: int):
+        """From one MLP's output y on: logits_BTV. Bit for bit, suffix(r, h[layer].mlp(x), layer) is forward(idx)."""
+        return F.linear(self.hidden(r_BTD, y_BTD, layer), self.wte.weight)
 
     def forward(self, idx_BT, replace=None):
         """logits_BTV. If given, replace(layer, x_BTD, mlp) -> y_BTD stands in for every MLP, called in layer order."""

@@ -38,6 +38,18 @@ def test_masked_lowrank(m, d):
     assert torch.autograd.gradcheck(fused.masked_lowrank, inputs)
 
 
+def test_linear():
+    inputs = rand(2, 3, 4), rand(4, 5), rand(5)
+    same(fused.linear, lambda x, W, b: x @ W + b, *inputs)
+    assert torch.autograd.gradcheck(fused.linear, inputs)
+
+
+def test_mm_in_float32_with_transposed_operands():
+    a, b = rand(7, 4).detach().float(), rand(9, 4).detach().float()
+    for x, y in ((a, b.T), (a.T.contiguous().T, b.T), (b, a.T.contiguous()), (a.view(7, 1, 4), b.T)):
+        assert torch.allclose(fused.mm(x, y), x @ y, atol=1e-6)
+
+
 def test_masked_lowrank_computes_only_the_gradients_asked_for():
     full = [rand(2, 3, 4), rand(4, 6), rand(6, 5), rand(2, 3, 6), rand(2, 3, 1), rand(2, 3, 5), rand(5)]
     want = torch.autograd.grad(fused.masked_lowrank(*full).square().sum(), full)
