@@ -1,0 +1,281 @@
+"""Tokens, labels and batches: TinyTales from a cache that builds itself, or a token file of your own.
+
+    python data.py            # three stories, the statistics, the concept table, where the cache lies
+    --data X.bin              # of any script: uint16 tokens as nanoGPT writes them
+    --data X.txt              # text, in the words of the target's vocab.json
+
+TinyTales' splits never share a story: story i of a split is a function of (seed, first story of the split + i) alone.
+A row begins at a story's start wherever one is within reach: the target sees most stories from their first word.
+"""
+import functools
+import hashlib
+import json
+import os
+import random
+import re
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import concepts
+import story
+import tinytales
+from common import cli, fail, write
+from story import EOT, UNK, VOCAB, prompts  # noqa: F401  (VOCAB, prompts: part of this module's interface)
+
+CACHE = Path(os.environ.get("NANODECOMP_CACHE", Path(__file__).parent / "cache"))
+SPLITS = dict(train=(0, 4_000_000), fit=(1 << 40, 200_000), dev=(2 << 40, 50_000), test=(3 << 40, 200_000))  # first story, tokens
+CHUNK = 200_000                 # tokens generated, labelled and written at a time: about 100 MB of memory
+WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|'s|\d+|[^\w\s]")
+
+
+@dataclass
+class Corpus:
+    """A stream of tokens. ids (n,) uint16; names of the concepts; bits (n, bytes) packed labels and logp (n,), or None."""
+    ids: np.ndarray
+    vocab: list
+    names: list
+    bits: np.ndarray | None = None
+    logp: np.ndarray | None = None
+
+    @functools.lru_cache(maxsize=4)
+    def starts(self, T):
+        """First positions of the rows of T: each begins at the last story start that the row before it reaches, if any."""
+        n = len(self.ids)
+        if n < T:
+            fail(f"the data hold {n} tokens, fewer than one row of {T}")
+        docs = np.flatnonzero(self.ids == (self.vocab.index(EOT) if EOT in self.vocab else -1))
+        starts, s = [], 0
+        while s + T <= n:
+            starts.append(s)
+            i = np.searchsorted(docs, s + T, "right") - 1           # a story starting at s + T follows without a gap
+            s = int(docs[i]) if i >= 0 and docs[i] > s else s + T
+        return np.array(starts)
+
+    def rows(self, T, n_rows=None):
+        """Evaluation rows (n_rows, T), int64."""
+        at = self.starts(T)[:n_rows, None] + np.arange(T)
+        return torch.from_numpy(self.ids[at].astype(np.int64))
+
+    def labels(self, T, n_rows=None):
+        """Truth (n_rows, T, concepts), bool, of the same rows."""
+        at = self.starts(T)[:n_rows, None] + np.arange(T)
+        return np.unpackbits(self.bits[at], axis=-1, count=len(self.names)).astype(bool)
+
+    def fresh(self, T, n_rows=None):
+        """Mask (n_rows, T) of the predicted positions that no later row predicts from its own story's start: each token once."""
+        starts = self.starts(T)
+        at = starts[:, None] + np.arange(T)
+        mask = at <= np.append(starts[1:], len(self.ids))[:, None]
+        mask[:, 0] = False
+        return torch.from_numpy(mask[:n_rows])
+
+    def entropy(self, T, n_rows=None):
+        """Derivation entropy in nats per token over the `fresh` positions: an upper bound on their entropy rate."""
+        at = self.starts(T)[:n_rows, None] + np.arange(T)
+        return None if self.logp is None else float(-self.logp[at][self.fresh(T, n_rows).numpy()].mean())
+
+    @functools.lru_cache(maxsize=2)
+    def order(self, T, seed, epoch):
+        return self.starts(T)[np.random.default_rng([seed, epoch]).permutation(len(self.starts(T)))]
+
+    def batch(self, step, B, T, seed):
+        """Training batch (B, T), int64: rows shuffled anew in each epoch; depends on the arguments alone."""
+        n, first = len(self.starts(T)), step * B
+        at = np.array([self.order(T, seed, i // n)[i % n] for i in range(first, first + B)])
+        return torch.from_numpy(self.ids[at[:, None] + np.arange(T)].astype(np.int64))
+
+    __hash__ = object.__hash__
+
+
+def load(spec, split, vocab, n_tokens=None) -> Corpus:
+    """The corpus of a split: "tinytales", or a .bin or .txt cut into train 90 %, fit 4 %, dev 2 %, test 4 %.
+    Fails on a missing, empty or truncated file, a token outside the vocabulary, a text in another vocabulary."""
+    if spec == "tinytales":
+        if list(vocab) != VOCAB:
+            fail("--data tinytales needs a target with TinyTales' vocabulary; give --data a .bin or .txt for this one")
+        return tinytales_corpus(split, n_tokens or SPLITS[split][1])
+    path = Path(spec)
+    if path.suffix not in (".bin", ".txt"):
+        fail(f"--data {spec}: allowed are tinytales, a .bin of uint16 token ids, or a .txt")
+    if not path.is_file():
+        fail(f"--data {spec}: no such file")
+    if path.suffix == ".bin":
+        if path.stat().st_size % 2 or not path.stat().st_size:
+            fail(f"--data {spec}: {path.stat().st_size} bytes are not a whole, positive number of uint16 tokens (truncated?)")
+        ids = np.memmap(path, np.uint16, "r")
+    else:
+        ids = encode_file(path, tuple(vocab))
+    a, b = (int(len(ids) * f) for f in dict(train=(0, .9), fit=(.9, .94), dev=(.94, .96), test=(.96, 1))[split])
+    ids = ids[a:b] if split == "train" else ids[a:min(b, a + (n_tokens or SPLITS[split][1]))]
+    if len(ids) and int(ids.max()) >= len(vocab):
+        fail(f"--data {spec}: token id {int(ids.max())} is outside the target's vocabulary of {len(vocab)}")
+    names, table = concepts.lexical(vocab)
+    corpus = Corpus(ids, list(vocab), concepts.concept_names(names, False))
+    if split != "train":
+        corpus.bits = np.packbits(concepts.labels(np.asarray(ids), vocab, table, names), axis=1)
+    return corpus
+
+
+# -------------------------------------------------------------------------------------------------------------- tokenizer
+def tokenize(text):
+    return WORD.findall(text)
+
+
+def encode(text, vocab):
+    """Words to ids; a word that the vocabulary lacks becomes <unk>."""
+    index = {w: i for i, w in enumerate(vocab)}
+    return [index.get(w, index.get(UNK, 0)) for w in tokenize(text)]
+
+
+@functools.lru_cache(maxsize=2)
+def encode_file(path, vocab):
+    """A .txt as uint16 ids; one document per run of lines between blank lines is not assumed: the text is one stream."""
+    if UNK not in vocab or any("Ġ" in w for w in vocab):
+        fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with the target's own tokenizer "
+             "and write np.array(ids, np.uint16).tofile('X.bin')")
+    try:
+        ids = np.array(encode(path.read_text(encoding="utf-8"), vocab), np.uint16)
+    except UnicodeDecodeError as e:
+        fail(f"--data {path}: not UTF-8 text ({e.reason} at byte {e.start})")
+    if len(ids) and (ids == vocab.index(UNK)).mean() > .5:
+        fail(f"--data {path}: {(ids == vocab.index(UNK)).mean():.0%} of its words are not in the target's vocab.json; "
+             f"make a target for it with python pretrain.py --data {path} --out DIR")
+    return ids
+
+
+def build_vocab(text, size):
+    """The word-level vocabulary of a text: end of text, unknown word, then its most frequent words."""
+    words, counts = np.unique(tokenize(text), return_counts=True)
+    by_count = sorted(zip(-counts, words))
+    return [EOT, UNK, *(str(w) for _, w in by_count[:size - 2])]
+
+
+def decode(ids, vocab):
+    """Readable text: no space before punctuation or after an opening quote."""
+    text = " ".join(vocab[i] for i in ids).replace("Ġ", "")
+    return re.sub(r"“ ", "“", re.sub(r" ([.,!?;:”]|'s|')(?= |$)", r"\1", text))
+
+
+# ------------------------------------------------------------------------------------------------------------------ cache
+def version():
+    """Hash of everything that a cached token depends on: these sources."""
+    sources = [Path(m.__file__).read_bytes() for m in (tinytales, story, concepts)]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+
+
+def stories(split, n_tokens):
+    """Stories of a split, in order, until n_tokens are reached."""
+    first, total = SPLITS[split][0], 0
+    while total < n_tokens:
+        s = story.Story(random.Random(first)).whole()
+        first, total = first + 1, total + len(s.ids)
+        yield s
+
+
+@functools.lru_cache(maxsize=8)
+def tinytales_corpus(split, n_tokens, with_labels=None):
+    """Cached tokens, packed labels and log-probabilities; built where missing, damaged or of another version.
+    The train split keeps its labels in the first 200,000 tokens only: training needs none."""
+    names, _ = concepts.lexical(VOCAB)
+    names = concepts.concept_names(names, True)
+    stem = CACHE / f"tinytales-{split}-{n_tokens}"
+    meta, parts = Path(f"{stem}.json"), {k: Path(f"{stem}.{k}") for k in ("ids", "bits", "logp")}
+    try:
+        old = json.loads(meta.read_text())
+        good = old["version"] == version() and all(zlib.crc32(p.read_bytes()) == old["crc"][k] for k, p in parts.items())
+    except (OSError, ValueError, KeyError):
+        good = False
+    if not good:
+        build(split, n_tokens, parts, meta)
+    width = (len(names) + 7) // 8
+    ids, logp = np.memmap(parts["ids"], np.uint16, "r"), np.memmap(parts["logp"], np.float32, "r")
+    return Corpus(ids, VOCAB, names, np.memmap(parts["bits"], np.uint8, "r").reshape(-1, width), logp)
+
+
+def build(split, n_tokens, parts, meta):
+    from tqdm import tqdm
+    CACHE.mkdir(parents=True, exist_ok=True)
+    temps = {k: Path(f"{p}.tmp{os.getpid()}") for k, p in parts.items()}
+    names, table = concepts.lexical(VOCAB)
+    files = {k: open(p, "wb") for k, p in temps.items()}
+    bar, buffer, size = tqdm(total=n_tokens, unit="tok", desc=f"writing TinyTales {split}", disable=None), [], 0
+    for s in stories(split, n_tokens):
+        buffer.append(s)
+        size += len(s.ids)
+        if size >= CHUNK:
+            bar.update(flush(buffer, files, table, names))
+            buffer, size = [], 0
+    if buffer:
+        bar.update(flush(buffer, files, table, names))
+    bar.close()
+    for f in files.values():
+        f.close()
+    for k, temp in temps.items():
+        os.replace(temp, parts[k])
+    write(meta, json.dumps(dict(version=version(), crc={k: zlib.crc32(p.read_bytes()) for k, p in parts.items()})).encode())
+
+
+def flush(buffer, files, table, names):
+    """Writes the ids, labels and log-probabilities of some stories; returns their number of tokens."""
+    ids = np.concatenate([np.array(s.ids, np.uint16) for s in buffer])
+    at = np.cumsum([0] + [len(s.ids) for s in buffer])
+    logp, state, edges = np.zeros(len(ids)), [], []
+    for a, s in zip(at, buffer):
+        for position, lp in s.events:
+            logp[a + position] += lp
+        edges += [a, *(a + p for p, _ in s.spans)]
+        state += [s.bits, *(bits for _, bits in s.spans)]
+    state = np.repeat(np.array(state, np.uint64), np.diff([*edges, len(ids)]))
+    bits = np.packbits(concepts.labels(ids, VOCAB, table, names, state), axis=1)
+    for k, x in dict(ids=ids, bits=bits, logp=logp.astype(np.float32)).items():
+        files[k].write(x.tobytes())
+    return len(ids)
+
+
+@dataclass
+class Config:
+    stories: int = 3            # stories to print
+    seed: int = 0               # which ones
+    split: str = "test"         # train, fit, dev or test: the split that the statistics are about
+    plot: str = ""              # file for the rank-frequency picture (needs matplotlib); empty: none
+
+
+def main(cfg):
+    if cfg.split not in SPLITS:
+        fail(f"--split {cfg.split}: allowed are {', '.join(SPLITS)}")
+    for i in range(cfg.seed, cfg.seed + cfg.stories):
+        print(f"\n{decode(story.Story(random.Random(i)).whole().ids[1:], VOCAB)}")
+    began, n = time.perf_counter(), 200_000
+    lengths = [len(s.ids) - 1 for s in stories("dev", n)]
+    rate = n / (time.perf_counter() - began)
+    corpus = load("tinytales", cfg.split, VOCAB)
+    counts = np.sort(np.bincount(corpus.ids, minlength=len(VOCAB)))[::-1]
+    top = counts[:1000].clip(1)
+    slope = -np.polyfit(np.log(np.arange(1, 1001)), np.log(top / top.sum()), 1)[0]
+    print(f"\n{len(VOCAB)} word types, {story.N_TEMPLATES} templates in {len(story.FAMILIES)} families, {len(story.TOPICS)} topics, "
+          f"{len(story.PLOTS)} plots\nstories of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}; derivation entropy "
+          f"{corpus.entropy(128):.4f} nats/token\nrank-frequency exponent over the 1,000 commonest words {slope:.2f} (Zipf: 1); "
+          f"{(counts > 0).sum()} types in {len(corpus.ids):,} tokens\ngenerated at {rate:,.0f} tokens/s on one core, unlabelled\n"
+          f"cache: {CACHE}")
+    share = corpus.labels(128)[:, 1:].mean((0, 1))
+    print(f"\n{len(share)} concepts, share of the tokens where each is true (%); {len(concepts.HIERARCHY)} parent > child pairs")
+    for i in range(0, len(share), 4):
+        print("".join(f"{corpus.names[j][:24]:<25}{100 * share[j]:5.2f}  " for j in range(i, min(i + 4, len(share)))))
+    print("\n" + ", ".join(f"{a} > {b}" for a, b in concepts.HIERARCHY))
+    if cfg.plot:
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError:
+            fail("--plot needs matplotlib: pip install matplotlib")
+        plt.loglog(np.arange(1, len(counts) + 1), counts / counts.sum(), "k.", ms=3)
+        plt.xlabel("rank of the word"), plt.ylabel("share of the tokens"), plt.title(f"TinyTales, {cfg.split} split")
+        plt.savefig(cfg.plot, dpi=120)
+
+
+if __name__ == "__main__":
+    main(cli(Config))
