@@ -54,10 +54,51 @@ def scores(gpt, rows_RT, replaces, batch=16):
     return {name: dict(ce=ce / n, kl=kl / n) for name, (ce, kl) in ((k, v.tolist()) for k, v in total.items())}
 
 
-def recovered(scores, name, ablation="mean ablation"):
+def recovered(table, name, ablation="mean ablation"):
     """CE recovered = (CE_ablated - CE) / (CE_ablated - CE_original), or None where the MLP carries under 0.05 nats."""
-    cost = scores[ablation]["ce"] - scores["original"]["ce"]
-    return (scores[ablation]["ce"] - scores[name]["ce"]) / cost if cost >= 0.05 else None
+    cost = table[ablation]["ce"] - table["original"]["ce"]
+    return (table[ablation]["ce"] - table[name]["ce"]) / cost if cost >= 0.05 else None
+
+
+def score_lines(table, names):
+    """The rows `names` of a table of scores as text."""
+    share = lambda v: f"{v:9.3f}" if v is not None else "      n/a"
+    head = [f"{'':20}{'KL':>9}{'CE':>9}   CE recovered (mean, zero ablation = 0)"] * ("original" in names)
+    return head + [f"{n:20}{table[n]['kl']:9.4f}{table[n]['ce']:9.4f}{share(recovered(table, n))}"
+                   f"{share(recovered(table, n, 'zero ablation'))}" for n in names]
+
+
+def score_keys(table):
+    """The same as a flat dict: kl_NAME, ce_NAME, ce_recovered_NAME and, on the zero-ablation scale, ce_recovered_zero_NAME."""
+    return {f"{k}_{n.replace(' ', '_')}": v for n in table for k, v in dict(
+        table[n], ce_recovered=recovered(table, n), ce_recovered_zero=recovered(table, n, "zero ablation")).items()}
+
+
+# Masks of a parameter decomposition (spd.py): its m.site(masks, delta masks) computes the MLP's two matrices under them.
+def replacing(m, masks):
+    """replace(layer, x, mlp) for the masks that masks(gs) makes of the causal importances of the matrices."""
+    def replace(layer, x_BTD, mlp):
+        if layer not in m.layers:
+            return mlp(x_BTD)
+        gs = m.encode(layer, x_BTD, mlp).split(m.C, -1)
+        site = m.site(*masks(gs))
+        return site(1, F.gelu(site(0, x_BTD), approximate="tanh"))
+    return replace
+
+
+def mix(gs, source):
+    """m = g + (1 - g) r of each matrix, and the delta's masks; source = [r of each, r_delta of each]."""
+    return [g + (1 - g) * r for g, r in zip(gs, source)], source[len(gs):]
+
+
+def mask_table(m, taus, gen):
+    """The masks that a decomposition is judged by, as replace functions. The delta is off, but for the stochastic ones."""
+    rand = lambda like: torch.rand(like.shape, generator=gen, device=like.device)
+    drop = lambda masks: replacing(m, lambda gs: ([masks(g) for g in gs], gs[0].new_zeros(len(gs), 1)))
+    return {"unmasked": drop(torch.ones_like), "causal importance": drop(lambda g: g),
+            **{f"rounded {tau}": drop(lambda g, tau=tau: (g > tau).float()) for tau in taus},
+            "stochastic": replacing(m, lambda gs: mix(gs, [*map(rand, gs), *(rand(g[..., :1]) for g in gs)])),
+            "random": drop(rand)}
 
 
 def relative_error(W_hat, W):
@@ -118,18 +159,38 @@ def pushed(gpt, write_UD, k=5):
     return logits_UV.topk(k).indices, (-logits_UV).topk(k).indices
 
 
-def describe(m, gpt, rows_RT, units, seen, matches, names, k=3):
-    """A few lines of text per unit: how often it is on (f > the counts' second threshold), its best concept, its
-    strongest tokens in context, the tokens that its mean contribution pushes up and down."""
+def describe(m, gpt, rows_RT, units, frequency, matches, names, k=3):
+    """A few lines of text per unit: how often it is on, its best concept, its strongest tokens in context with the token
+    marked, and the tokens that its mean contribution pushes up and down."""
+    if not len(units):
+        return []
     where, write_UD = examples(m, gpt, rows_RT, units, k)
-    word = lambda i: repr(gpt.vocab[i])[1:-1]        # one line each, newlines too
+    say = lambda ids: " ".join(repr(gpt.vocab[i])[1:-1] for i in ids)        # newlines stay on their line
     lines = []
     for u, spots, up, down in zip(units.tolist(), where.tolist(), *(t.tolist() for t in pushed(gpt, write_UD))):
         concept = f", {names[matches[1][u]]} (F1 {matches[2][u]:.2f})" if matches else ""
-        lines.append(f"#{u}: on at {seen['on'][1, u] / seen['n']:.2%}{concept}")
+        lines.append(f"#{u}: on at {frequency[u]:.2%}{concept}   up: {say(up)}   down: {say(down)}")
         for r, t in spots:
             row = rows_RT[r].tolist()
-            before, after = (" ".join(map(word, ids)) for ids in (row[max(0, t - 8):t], row[t + 1:t + 5]))
-            lines.append(f"    {before} [[{word(row[t])}]] {after}")
-        lines.append(f"    up: {' '.join(map(word, up))}   down: {' '.join(map(word, down))}")
+            lines.append(f"    {say(row[max(0, t - 8):t])} [[{say(row[t:t + 1])}]] {say(row[t + 1:t + 5])}")
     return lines
+
+
+def report(m, gpt, fit, test, names, groups, thresholds, main, k=10):
+    """(lines of text, flat dict) about each named group of units: L0 (test) and alive units (fit) at each threshold, how
+    many alive ones have a concept at F1 >= 0.5 (chosen on fit, scored on test), and the k most used units described.
+    fit, test: (rows, labels); main: index of the threshold that counts."""
+    found, seen = counts(m, gpt, *fit, thresholds), counts(m, gpt, *test, thresholds)
+    matches, lines, out, good = match(found, seen), [], {}, []
+    for name, units in groups.items():
+        alive = found["on"][:, units] >= ALIVE
+        l0, n = (seen["on"][:, units].sum(1) / seen["n"]).tolist(), alive.sum(1).tolist()
+        good += matches[2][units][alive[main]].ge(0.5).tolist() if matches else []
+        out |= {f"l0_{name}": l0[main], f"alive_{name}": n[main], f"l0s_{name}": l0, f"alives_{name}": n}
+        lines.append(f"\n{name}: at thresholds {thresholds} L0 {[round(v, 2) for v in l0]}, alive {n}; most used:")
+        top = units[found["on"][main, units].topk(min(k, n[main])).indices]
+        lines += describe(m, gpt, test[0], top, seen["on"][main] / seen["n"], matches, names)
+    out["concept_matched_fraction"] = sum(good) / max(1, len(good)) if matches else None
+    if matches:
+        lines.append(f"\n{sum(good)} of {len(good)} alive units match a concept at F1 >= 0.5")
+    return lines, out

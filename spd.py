@@ -44,7 +44,7 @@ class Config:
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # of the initialisation, the batches and the masks
     C: int = 256                    # components per matrix; with fewer than min(D, M) V U can't reach W
-    ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # Gamma: one net on all sites' inputs; a net per component on x V[:, c]; a net per site; a net per component on its site's input
+    ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # what Gamma sees, see class Gamma
     ci_hidden: int = 256            # Gamma's hidden width (global: two hidden layers, the others one)
     alpha: float = 0.01             # slope of the leaky hard sigmoids
     steps: int = 3000               # training steps
@@ -67,7 +67,7 @@ class Config:
     gamma_end: float = 0.01         # smooth_l0: gamma falls from 1 to this over the first 90 % of the steps
     p_start: float = 2.0            # lp: first exponent
     p_end: float = 0.4              # lp: last exponent
-    adversary: Literal["none", "step", "pgd"] = "step"  # none; a sign step from random, sources shared; VPD's persistent PGD
+    adversary: Literal["none", "step", "pgd"] = "step"  # one shared sign step, or VPD's persistent PGD
     adv_lr: float = 0.01            # pgd: Adam's learning rate (betas 0.5, 0.99), warmed up over 2.5 % of the steps
     adv_ascents: int = 2            # pgd: ascents on each batch before the training forward, which adds one
     log_every: int = 50             # steps between lines of log.jsonl
@@ -77,9 +77,10 @@ class Config:
     pgd_rows: int = 32              # test sequences that the evaluation's PGD attacks with one source for all
 
 
+SITES = ("in", "out")
+TAUS, MAIN = (0, 0.1, 0.5), 1       # a component is on where g > tau; the main threshold is 0.1
+PGD = dict(steps=20, size=0.1)      # the evaluation's attack
 FREE = {"model", "out", "resume", "device", "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
-TAUS = (0, 0.1, 0.5)                # a component is on where g > tau; the main one is 0.1
-PGD = dict(steps=20, size=0.1)      # the evaluation's attack; FREE: the fields that a resumed run may change
 
 
 class LowerLeaky(torch.autograd.Function):
@@ -112,7 +113,9 @@ class UpperLeaky(torch.autograd.Function):
 
 
 class Gamma(nn.Module):
-    """Clean inputs xs of the sites -> logits z of the causal importances, one (.., C) per site."""
+    """Clean inputs xs of the sites -> logits z of the causal importances, one (.., C) per site.
+    global: one net on the RMS-normed inputs of all sites; shared: one net per site on its input x;
+    vector: one net per component on x; mlp: one net per component on the number x V[:, c]."""
     def __init__(self, kind, d_ins, C, hidden, gen):
         super().__init__()
         self.kind, self.C = kind, C
@@ -359,13 +362,13 @@ def train(cfg):
             pgd.step()
         save = last or (step + 1) % cfg.save_every == 0
         if save or step % cfg.log_every == 0:
-            terms |= {f"l0_{name}": (g > 0.1).sum(-1).float().mean() for name, g in zip(("in", "out"), gs)}
+            terms |= {f"l0_{name}": (g > 0.1).sum(-1).float().mean() for name, g in zip(SITES, gs)}
             row = {k: v.item() for k, v in terms.items()}
             common.finite(row["loss"] + norm.item(), step, path)
             log(step=step, **row, norm=norm.item())
             bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
-            found = evals.scores(gpt, some, mask_table(spd, common.generator(cfg.seed, "eval", dev)))
+            found = evals.scores(gpt, some, evals.mask_table(spd, TAUS, common.generator(cfg.seed, "eval", dev)))
             log(step=step, **{f"kl {name}": row["kl"] for name, row in found.items()})
         if save:
             seconds = time.time() - began
@@ -374,69 +377,26 @@ def train(cfg):
     return spd, summarise(cfg, gpt, spd, corpus, seconds)
 
 
-def replacing(spd, masks):
-    """The seam's replace(layer, x, mlp) for masks(gs) = (m of each site, d of each site)."""
-    def replace(layer, x_BTD, mlp):
-        if layer not in spd.layers:
-            return mlp(x_BTD)
-        return through(spd.site(*masks(spd.encode(layer, x_BTD, mlp).split(spd.C, -1))), x_BTD)
-    return replace
-
-
-def mask_table(spd, gen):
-    """The masks of the evaluation as replace functions. The delta is off, but for the stochastic ones."""
-    off, S = spd.bs[0].new_zeros(len(spd.Ws), 1), len(spd.Ws)
-    def drawn(gs, source):
-        return [g + (1 - g) * r for g, r in zip(gs, source)], source[S:]
-    return {"unmasked": replacing(spd, lambda gs: ([torch.ones_like(g) for g in gs], off)),
-            "causal importance": replacing(spd, lambda gs: (gs, off)),
-            **{f"rounded {tau}": replacing(spd, lambda gs, tau=tau: ([(g > tau).float() for g in gs], off)) for tau in TAUS},
-            "stochastic": replacing(spd, lambda gs: drawn(gs, stochastic(gs, gen, route=False))),
-            "random": replacing(spd, lambda gs: (stochastic(gs, gen, route=False)[:S], off))}
-
-
-@torch.no_grad()
 def summarise(cfg, gpt, spd, corpus, seconds):
-    """Prints what was found and writes summary.json. Concepts and means come from fit, every figure from test."""
+    """Prints what was found and writes summary.json. Means and the choice of concepts come from fit, figures from test."""
     layer, dev, R = spd.layers[0], spd.bs[0].device, cfg.eval_tokens // cfg.T
-    gen, fit, test = common.generator(cfg.seed, "summary", dev), *(corpus[s].rows(cfg.T)[:R].to(dev) for s in ("fit", "test"))
-    floor = evals.ablations(gpt, layer, fit)
-    table = evals.scores(gpt, test, floor | mask_table(spd, gen))
-    with torch.enable_grad():
-        xs, run = clean_pass(gpt, spd, test[:cfg.pgd_rows])
+    fit, test = ((corpus[s].rows(cfg.T)[:R].to(dev), corpus[s].labels(cfg.T)[:R]) for s in ("fit", "test"))
+    gen, floor, few = common.generator(cfg.seed, "summary", dev), evals.ablations(gpt, layer, fit[0]), test[0][:cfg.pgd_rows]
+    xs, run = clean_pass(gpt, spd, few)
+    with torch.no_grad():
         gs = [z.clamp(0, 1) for z in spd.gamma(xs, spd.V)]
-        source = sign_pgd(spd, gs, run, gen, **PGD, keep_best=True)
-    pgd = {"pgd": replacing(spd, lambda gs: ([g + (1 - g) * r for g, r in zip(gs, source)], source[len(gs):]))}
-    attacked = evals.scores(gpt, test[:cfg.pgd_rows], floor | pgd)
-    out = dict(seconds=round(seconds, 1), kl_pgd20=attacked["pgd"]["kl"])
-    print(f"\nlayer {layer}, {spd.C} components per matrix, {cfg.steps * cfg.B * cfg.T:,} tokens, {seconds:.0f} s\n"
-          f"{'masks':22}{'KL':>9}{'CE':>9}   CE recovered, mean / zero ablation = 0")
-    for rows, names in (table, list(table)), (attacked, ["pgd"]):
-        for name in names:
-            mean, zero = (evals.recovered(rows, name, a) for a in floor)
-            key = name.replace(" ", "_")
-            out |= {f"kl_{key}": rows[name]["kl"], f"ce_{key}": rows[name]["ce"], f"ce_recovered_{key}": mean, f"ce_recovered_zero_{key}": zero}
-            share = lambda v: "n/a".rjust(9) if v is None else f"{v:9.3f}"
-            print(f"{name:22}{rows[name]['kl']:9.4f}{rows[name]['ce']:9.4f}{share(mean)}{share(zero)}")
-    print(f"pgd: {PGD['steps']} sign steps of {PGD['size']}, one source for all positions of {len(test[:cfg.pgd_rows])} sequences")
-    found, seen = (evals.counts(spd, gpt, rows, corpus[s].labels(cfg.T)[:R], TAUS) for s, rows in (("fit", fit), ("test", test)))
-    alive, matches, matched = found["on"] >= evals.ALIVE, evals.match(found, seen), []
-    for i, (name, W) in enumerate(zip(("in", "out"), spd.Ws)):
-        mine = slice(i * spd.C, (i + 1) * spd.C)
-        error = evals.relative_error(spd.V[i] @ spd.U[i], W)
-        l0, n_alive = (seen["on"][:, mine].sum(1) / seen["n"]).tolist(), alive[:, mine].sum(1).tolist()
-        out |= {f"weight_error_{name}": error, f"l0_{name}": l0[1], f"alive_{name}": n_alive[1]}
-        out |= {f"{k}_{name}_by_threshold": dict(zip(map(str, TAUS), v)) for k, v in (("l0", l0), ("alive", n_alive))}
-        print(f"\nW_{name}: |W - VU| / |W| = {error:.3%};  at g > {TAUS}: L0 {[round(v, 2) for v in l0]}, alive {n_alive}")
-        if matches:
-            good = matches[2][mine][alive[1, mine]] >= 0.5
-            matched.append(good)
-            print(f"alive components that match a concept at F1 >= 0.5: {good.sum()} of {len(good)}")
-        top = i * spd.C + found["on"][1, mine].topk(min(10, spd.C, n_alive[1])).indices
-        print(*evals.describe(spd, gpt, test, top, seen, matches, corpus["test"].names), sep="\n")
-    out["concept_matched_fraction"] = torch.cat(matched).float().mean().item() if matched else None
+    source = sign_pgd(spd, gs, run, gen, **PGD, keep_best=True)
+    attacked = evals.scores(gpt, few, floor | {"pgd20": evals.replacing(spd, lambda gs: evals.mix(gs, source))})
+    table = evals.scores(gpt, test[0], floor | evals.mask_table(spd, TAUS, gen))
+    groups = {name: torch.arange(spd.C, device=dev) + i * spd.C for i, name in enumerate(SITES)}
+    lines, out = evals.report(spd, gpt, fit, test, corpus["test"].names, groups, TAUS, MAIN)
+    out |= evals.score_keys(table) | dict(kl_pgd20=attacked["pgd20"]["kl"], seconds=seconds)
+    out |= {f"weight_error_{n}": evals.relative_error(V @ U, W) for n, V, U, W in zip(SITES, spd.V, spd.U, spd.Ws)}
+    print(f"\nlayer {layer}, {spd.C} components per matrix, {cfg.steps * cfg.B * cfg.T:,} tokens, {seconds:.0f} s",
+          *evals.score_lines(table, table), *evals.score_lines(attacked, ["pgd20"]),
+          f"pgd20: {PGD['steps']} sign steps of {PGD['size']}, one source for all positions of {len(few)} sequences",
+          *[f"|W - VU| / |W| of W_{name}: {out[f'weight_error_{name}']:.3%}" for name in SITES], *lines, sep="\n")
     common.write(Path(cfg.out) / "summary.json", json.dumps(out | common.provenance(cfg, gpt), indent=1).encode())
-    print(f"checkpoint and summary: {cfg.out}")
     return out
 
 
