@@ -1,4 +1,4 @@
-"""Metrics of one decomposition of a model's MLPs: pure functions, the same for every method. Definitions: the docstrings.
+"""Metrics of one decomposition of a model's MLPs: pure functions, the same for every method.
 
 The seam that a decomposition m offers (duck-typed):
     m.layers: list[int]                           MLPs that it stands in for
@@ -16,13 +16,11 @@ import fused
 
 ALIVE = 10              # a unit is alive when it is on at this many tokens or more
 
-
 def splice(m, edit=lambda layer, f_BTF: f_BTF):
     """The one way a decomposition enters the model: replace for GPT.forward. Ablation and steering are edits of f."""
     def replace(layer, x_BTD, mlp):
         return m.decode(layer, edit(layer, m.encode(layer, x_BTD, mlp)), x_BTD) if layer in m.layers else mlp(x_BTD)
     return replace
-
 
 @torch.no_grad()
 def mean_output(gpt, layer, rows_RT, batch=16):
@@ -30,13 +28,11 @@ def mean_output(gpt, layer, rows_RT, batch=16):
     return torch.cat([gpt.h[layer].mlp(gpt.prefix(idx, layer)[0])[:, 1:].flatten(0, 1).mean(0, keepdim=True) * len(idx)
                       for idx in rows_RT.split(batch)]).sum(0) / len(rows_RT)
 
-
 def ablations(gpt, layer, rows_fit_RT):
     """The floor of every table: one MLP's output replaced by zero, and by its mean over rows_fit."""
     y_D = mean_output(gpt, layer, rows_fit_RT)
     put = lambda value: lambda l, x_BTD, mlp: value.expand_as(x_BTD) if l == layer else mlp(x_BTD)
     return {"mean ablation": put(y_D), "zero ablation": put(torch.zeros_like(y_D))}
-
 
 @torch.no_grad()
 def scores(gpt, rows_RT, replaces, batch=16):
@@ -53,12 +49,10 @@ def scores(gpt, rows_RT, replaces, batch=16):
     n = rows_RT.shape[0] * (rows_RT.shape[1] - 2)
     return {name: dict(ce=ce / n, kl=kl / n) for name, (ce, kl) in ((k, v.tolist()) for k, v in total.items())}
 
-
 def recovered(table, name, ablation="mean ablation"):
     """CE recovered = (CE_ablated - CE) / (CE_ablated - CE_original), or None where the MLP carries under 0.05 nats."""
     cost = table[ablation]["ce"] - table["original"]["ce"]
     return (table[ablation]["ce"] - table[name]["ce"]) / cost if cost >= 0.05 else None
-
 
 def score_lines(table, names):
     """The rows `names` of a table of scores as text."""
@@ -67,14 +61,12 @@ def score_lines(table, names):
     return head + [f"{n:20}{table[n]['kl']:9.4f}{table[n]['ce']:9.4f}{share(recovered(table, n))}"
                    f"{share(recovered(table, n, 'zero ablation'))}" for n in names]
 
-
 def score_keys(table):
-    """The same as a flat dict: kl_NAME, ce_NAME, ce_recovered_NAME and, on the zero-ablation scale, ce_recovered_zero_NAME."""
+    """As a flat dict: kl_NAME, ce_NAME, ce_recovered_NAME and, on the zero-ablation scale, ce_recovered_zero_NAME."""
     return {f"{k}_{n.replace(' ', '_')}": v for n in table for k, v in dict(
         table[n], ce_recovered=recovered(table, n), ce_recovered_zero=recovered(table, n, "zero ablation")).items()}
 
-
-# Masks of a parameter decomposition (spd.py): its m.site(masks, delta masks) computes the MLP's two matrices under them.
+# Masks of a parameter decomposition (spd.py), whose m.site(masks, delta masks) computes the MLP's matrices under them.
 def replacing(m, masks):
     """replace(layer, x, mlp) for the masks that masks(gs) makes of the causal importances of the matrices."""
     def replace(layer, x_BTD, mlp):
@@ -85,14 +77,12 @@ def replacing(m, masks):
         return site(1, F.gelu(site(0, x_BTD), approximate="tanh"))
     return replace
 
-
 def mix(gs, source):
     """m = g + (1 - g) r of each matrix, and the delta's masks; source = [r of each, r_delta of each]."""
     return [g + (1 - g) * r for g, r in zip(gs, source)], source[len(gs):]
 
-
 def mask_table(m, taus, gen):
-    """The masks that a decomposition is judged by, as replace functions. The delta is off, but for the stochastic ones."""
+    """The masks it is judged by, as replace functions. The delta is off, but for the stochastic ones."""
     rand = lambda like: torch.rand(like.shape, generator=gen, device=like.device)
     drop = lambda masks: replacing(m, lambda gs: ([masks(g) for g in gs], gs[0].new_zeros(len(gs), 1)))
     return {"unmasked": drop(torch.ones_like), "causal importance": drop(lambda g: g),
@@ -100,11 +90,9 @@ def mask_table(m, taus, gen):
             "stochastic": replacing(m, lambda gs: mix(gs, [*map(rand, gs), *(rand(g[..., :1]) for g in gs)])),
             "random": drop(rand)}
 
-
 def relative_error(W_hat, W):
     """|W_hat - W| / |W|, Frobenius."""
     return ((W_hat - W).norm() / W.norm()).item()
-
 
 @torch.no_grad()
 def counts(m, gpt, rows_RT, labels_RTK, thresholds, batch=16):
@@ -122,7 +110,6 @@ def counts(m, gpt, rows_RT, labels_RTK, thresholds, batch=16):
         out["n"] += len(f_NF)
     return out
 
-
 def match(fit, test):
     """Each unit's best concept: the (threshold, concept) pair of highest F1 in the counts `fit`, and its F1 in `test`.
     F1 = 2 both / (on + label). Returns tau index (F), concept (F), f1 (F); None without concepts."""
@@ -132,7 +119,6 @@ def match(fit, test):
     best_F = f1(fit).permute(1, 0, 2).flatten(1).argmax(1)
     tau, concept = best_F // fit["both"].shape[-1], best_F % fit["both"].shape[-1]
     return tau, concept, f1(test)[tau, torch.arange(len(best_F), device=best_F.device), concept]
-
 
 @torch.no_grad()
 def examples(m, gpt, rows_RT, units, k=3, batch=4):
@@ -149,19 +135,18 @@ def examples(m, gpt, rows_RT, units, k=3, batch=4):
         top = c_BTUD.norm(dim=-1).max(1)
         size.append(top.values), where.append(top.indices + 1)
     row_KU = torch.cat(size).topk(min(k, len(rows_RT)), 0).indices
-    return torch.stack([row_KU, torch.cat(where).gather(0, row_KU)], -1).transpose(0, 1), total / n.clamp(min=1).unsqueeze(-1)
-
+    spots = torch.stack([row_KU, torch.cat(where).gather(0, row_KU)], -1).transpose(0, 1)
+    return spots, total / n.clamp(min=1).unsqueeze(-1)
 
 def pushed(gpt, write_UD, k=5):
-    """Token ids whose logits the directions write_UD raise and lower most, by the direct path: (w * gain of LN_f) wte^T,
-    less its mean over the vocabulary. Two of shape (U, k)."""
+    """Token ids whose logits the directions write_UD raise and lower most, two of shape (U, k), by the direct path
+    (write * gain of LN_f) wte^T."""
     logits_UV = (write_UD * gpt.ln_f.weight) @ gpt.wte.weight.T
     return logits_UV.topk(k).indices, (-logits_UV).topk(k).indices
 
-
 def describe(m, gpt, rows_RT, units, frequency, matches, names, k=3):
-    """A few lines of text per unit: how often it is on, its best concept, its strongest tokens in context with the token
-    marked, and the tokens that its mean contribution pushes up and down."""
+    """Lines of text per unit: how often it is on, its best concept, the tokens that its mean contribution pushes up and
+    down, and its strongest tokens in context, marked."""
     if not len(units):
         return []
     where, write_UD = examples(m, gpt, rows_RT, units, k)
@@ -175,10 +160,9 @@ def describe(m, gpt, rows_RT, units, frequency, matches, names, k=3):
             lines.append(f"    {say(row[max(0, t - 8):t])} [[{say(row[t:t + 1])}]] {say(row[t + 1:t + 5])}")
     return lines
 
-
 def report(m, gpt, fit, test, names, groups, thresholds, main, k=10):
-    """(lines of text, flat dict) about each named group of units: L0 (test) and alive units (fit) at each threshold, how
-    many alive ones have a concept at F1 >= 0.5 (chosen on fit, scored on test), and the k most used units described.
+    """(lines of text, flat dict) about each named group of units: L0 (test) and alive units (fit) at each threshold,
+    how many alive ones have a concept at F1 >= 0.5 (chosen on fit, scored on test), and the k most used, described.
     fit, test: (rows, labels); main: index of the threshold that counts."""
     found, seen = counts(m, gpt, *fit, thresholds), counts(m, gpt, *test, thresholds)
     matches, lines, out, good = match(found, seen), [], {}, []

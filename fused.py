@@ -6,23 +6,18 @@ N positions (any leading shape), C components, D width of the residual stream, V
 import torch
 from torch import Tensor
 
-
-
 def mm(a, b, bias=None) -> Tensor:
-    """a (.., K) @ b (K, J) + bias. On a CPU in float32 by oneDNN, also with transposed operands: 220 GFLOP/s on one core of an
-    AMD EPYC where torch's own product, MKL's, makes 95. oneDNN's function has no derivative: for use inside autograd
-    functions. It is not public, so a torch without it gets torch's product."""
+    """a (.., K) @ b (K, J) + bias. On a CPU in float32 by oneDNN, transposed operands too: 220 GFLOP/s on one core
+    of an AMD EPYC where torch's own product, MKL's, makes 95. That function has no derivative, so it is for use inside
+    autograd functions; and it is not public, so a torch without it gets torch's product."""
     if ONEDNN is None or a.dtype != torch.float32 or a.device.type != "cpu":
         return a @ b if bias is None else a @ b + bias
     return ONEDNN(_flat(a), b.T, bias, "none", [], "").view(*a.shape[:-1], b.shape[1])
 
-
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-
 
 def _flat(t):
     return t.reshape(-1, t.shape[-1])
-
 
 class _Linear(torch.autograd.Function):
     @staticmethod
@@ -36,11 +31,9 @@ class _Linear(torch.autograd.Function):
         return (mm(dy, W.T) if need_x else None, mm(_flat(x).T, _flat(dy)) if need_W else None,
                 _flat(dy).sum(0) if need_b else None)
 
-
 def linear(x, W, b=None) -> Tensor:
     """x W + b, W (d_in, d_out)."""
     return _Linear.apply(x, W, b)
-
 
 class _MaskedLowRank(torch.autograd.Function):
     @staticmethod
@@ -76,14 +69,12 @@ class _MaskedLowRank(torch.autograd.Function):
             db = _flat(dy).sum(0)
         return dx, dV, dU, dm, dd, do, db
 
-
 def masked_lowrank(x, V, U, m, d, o, b) -> Tensor:
     """y = ((x V) * (m - d)) U + d * o + b, which is ((x V) * m) U + d * (x (W - V U)) + b when o = x W.
 
     x (.., d_in), V (d_in, C), U (C, d_out), m (.., C) or broadcast to it, d (.., 1), o (.., d_out), b (d_out).
     The delta component costs no product of its own and W - V U is never formed. m = d = 1 gives o + b exactly."""
     return _MaskedLowRank.apply(x, V, U, m, d, o, b)
-
 
 class _LogPartition(torch.autograd.Function):
     @staticmethod
@@ -104,17 +95,15 @@ class _LogPartition(torch.autograd.Function):
     def backward(ctx, dlse, _):
         return ctx.mean * dlse.unsqueeze(-1), None, None
 
-
 def log_partition(h, W, rows=128) -> tuple[Tensor, Tensor]:
     """lse = logsumexp(h W^T) and mean = softmax(h W^T) W, which is also the gradient of lse by h. W (V, D) is frozen.
 
     Forward and backward at once in chunks of `rows` that stay in the cache: the (N, V) logits are never stored."""
     return _LogPartition.apply(h, W, rows)
 
-
 def kl_unembed(clean, h, W) -> Tensor:
-    """KL(softmax(h_clean W^T) || softmax(h W^T)) in nats, one value per position; clean = (h_clean, lse, mean), the last
-    two from log_partition(h_clean, W) once per batch.
+    """KL(softmax(h_clean W^T) || softmax(h W^T)) in nats, one value per position. clean = (h_clean, lse, mean), where
+    lse, mean = log_partition(h_clean, W) is computed once per batch.
 
     With p = softmax(h_clean W^T) the KL is the Bregman divergence of logsumexp:
         sum_v p_v (log p_v - log q_v) = lse(h) - lse(h_clean) - (h - h_clean) . (W^T p),

@@ -33,7 +33,6 @@ import evals
 import fused
 from model import GPT
 
-
 @dataclass
 class Config:
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
@@ -76,12 +75,10 @@ class Config:
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
     pgd_rows: int = 32              # test sequences that the evaluation's PGD attacks with one source for all
 
-
 SITES = ("in", "out")
 TAUS, MAIN = (0, 0.1, 0.5), 1       # a component is on where g > tau; the main threshold is 0.1
 PGD = dict(steps=20, size=0.1)      # the evaluation's attack
 FREE = {"model", "out", "resume", "device", "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
-
 
 class LowerLeaky(torch.autograd.Function):
     """clamp(z, 0, 1), for masks and L0. At z <= 0 only a gradient that wants g up passes, times alpha: with a true
@@ -97,7 +94,6 @@ class LowerLeaky(torch.autograd.Function):
         z, = ctx.saved_tensors
         return torch.where(z > 0, dg, ctx.alpha * dg.clamp(max=0)).masked_fill_(z > 1, 0), None
 
-
 class UpperLeaky(torch.autograd.Function):
     """clamp(z, 0, 1) with slope alpha above 1, for the importance penalty: it can still pull back a z far above 1."""
     @staticmethod
@@ -110,7 +106,6 @@ class UpperLeaky(torch.autograd.Function):
     def backward(ctx, dg):
         z, = ctx.saved_tensors
         return torch.where(z > 1, ctx.alpha * dg, dg).masked_fill_(z <= 0, 0), None
-
 
 class Gamma(nn.Module):
     """Clean inputs xs of the sites -> logits z of the causal importances, one (.., C) per site.
@@ -139,7 +134,6 @@ class Gamma(nn.Module):
                 x = torch.einsum("...ci,cio->...co", x, W) + b if self.each else fused.linear(x, W, b)
             zs += x.squeeze(-1).split(self.C, -1) if self.each else x.split(self.C, -1)
         return zs
-
 
 class SPD(nn.Module):
     """V, U of each site and Gamma. Ws, bs: the frozen weights (d_in, d_out) and biases of the sites, in order."""
@@ -185,15 +179,12 @@ class SPD(nn.Module):
         out[..., ~first, :] = (f2.unsqueeze(-2) * (act(z) @ V2)).squeeze(-2)[..., j, None] * U2[j]
         return out
 
-
 def act(z):
     return F.gelu(z, approximate="tanh")
-
 
 def through(site, x, o=None):
     """The MLP's output y, computed by its two sites; o = x W_in if known."""
     return site(1, act(site(0, x, o)))
-
 
 def faithfulness(spd, form):
     square = [(W - V @ U).square().sum() for W, V, U in zip(spd.Ws, spd.V, spd.U)]
@@ -201,9 +192,8 @@ def faithfulness(spd, form):
         return sum(square) / sum(W.numel() for W in spd.Ws)
     return sum(s / W.square().sum() for s, W in zip(square, spd.Ws)) / len(square)
 
-
 def penalties(gs, cfg, t):
-    """imp = (1/N) sum_c s_c and freq = (1/N) sum_c s_c log2(1 + a s_c / N); t in [0, 1] is the share of training done."""
+    """imp = (1/N) sum_c s_c and freq = (1/N) sum_c s_c log2(1 + a s_c / N); t in [0, 1]: share of training done."""
     g_NC = torch.cat(gs, -1).flatten(0, -2)
     N = len(g_NC)
     if cfg.penalty == "smooth_l0":
@@ -213,10 +203,9 @@ def penalties(gs, cfg, t):
         s_C = ((g_NC + 1e-12) ** (cfg.p_start + (cfg.p_end - cfg.p_start) * t)).sum(0)
     return s_C.sum() / N, (s_C * torch.log2(1 + (cfg.freq_a or N) * s_C / N)).sum() / N     # the whole batch in the log
 
-
 def stochastic(gs, gen, route=True):
-    """Sources r ~ U(0, 1) per position and component, r_delta per position. route: at each position a random k-subset of
-    the sites is masked, k uniform in 1..sites; the others get r = r_delta = 1, which is the frozen path exactly."""
+    """Sources r ~ U(0, 1) per position and component, r_delta per position. route: at each position a random k-subset
+    of the sites is masked, k uniform in 1..sites; the others get r = r_delta = 1, which is the frozen path exactly."""
     lead, rand = gs[0].shape[:-1], lambda *s: torch.rand(s, generator=gen, device=gs[0].device)
     rs, ds = [rand(*g.shape) for g in gs], [rand(*lead, 1) for _ in gs]
     if route:
@@ -226,10 +215,9 @@ def stochastic(gs, gen, route=True):
             r.masked_fill_(off, 1.), d.masked_fill_(off, 1.)
     return rs + ds
 
-
 def sign_pgd(spd, gs, run, gen, steps, size, keep_best=False):
-    """Sources that raise run's loss: one per component and delta, shared by all positions, from a random start by `steps`
-    sign steps, clamped to [0, 1]; V, U and Gamma are constant. keep_best: the best of all visited, for one run more."""
+    """Sources that raise run's loss: one per component and delta, shared by all positions, from a random start by
+    `steps` sign steps, clamped to [0, 1]; V, U, Gamma are constant. keep_best: the best visited, for one run more."""
     gs, top, best = [g.detach() for g in gs], -math.inf, None
     source = [torch.rand(n, generator=gen, device=gs[0].device) for n in [spd.C] * len(gs) + [1] * len(gs)]
     for _ in range(steps + keep_best):
@@ -241,10 +229,9 @@ def sign_pgd(spd, gs, run, gen, steps, size, keep_best=False):
         source = [(s.detach() + size * grad.sign()).clamp_(0, 1) for s, grad in zip(source, grads)]
     return best if keep_best else source
 
-
 class PersistentPGD(nn.Module):
-    """Sources per sequence, position and component that live through training and ascend by Adam, `adv_ascents` times on
-    each batch with V, U and Gamma constant, then once with the gradient that the training forward leaves."""
+    """Sources per sequence, position and component that live through training and ascend by Adam: `adv_ascents` times
+    on each batch with V, U and Gamma constant, then once with the gradient that the training forward leaves."""
     def __init__(self, spd, cfg, gen):
         super().__init__()
         self.cfg, sizes = cfg, [spd.C] * len(spd.Ws) + [1] * len(spd.Ws)
@@ -265,10 +252,9 @@ class PersistentPGD(nn.Module):
         for s in self.source:
             s.clamp_(0, 1)
 
-
 def loss_fn(spd, xs, run, cfg, t, gen, pgd=None):
-    """(total, its terms, gs) on one batch. xs: clean inputs of the sites; run(*sites) -> the divergence from the clean output
-    under each of these sites; t in [0, 1]: share of training done; pgd: the PersistentPGD if there is one."""
+    """(total, its terms, gs) on one batch. xs: clean inputs of the sites; run(*sites) -> the divergence from the clean
+    output under each of these sites; t in [0, 1]: share of training done; pgd: the PersistentPGD if there is one."""
     zs = spd.gamma(xs, spd.V)
     gs = [LowerLeaky.apply(z, cfg.alpha) for z in zs]
     sources = [stochastic(gs, gen)]
@@ -280,10 +266,8 @@ def loss_fn(spd, xs, run, cfg, t, gen, pgd=None):
     total = (cfg.c_faith * faith + cfg.c_stoch * stoch + cfg.c_adv * adv + cfg.c_imp * (imp + cfg.w_freq * freq))
     return total, dict(loss=total, faith=faith, stoch=stoch, adv=adv, imp=imp, freq=freq), gs
 
-
 def optimizer(params, lr):
     return torch.optim.AdamW(params, lr, weight_decay=0, fused=True)
-
 
 def update(spd, opt, loss, cfg, t):
     """One step of the optimizer: cosine learning rate, V, U and Gamma clipped apart. Returns the sum of both norms."""
@@ -295,7 +279,6 @@ def update(spd, opt, loss, cfg, t):
     opt.step()
     return norm
 
-
 def warm_up(spd, cfg):
     opt = optimizer([*spd.V, *spd.U], cfg.warmup_lr)
     for _ in range(cfg.warmup_steps):
@@ -303,10 +286,9 @@ def warm_up(spd, cfg):
         faithfulness(spd, cfg.faith).backward()
         opt.step()
 
-
 def clean_pass(gpt, spd, idx_BT):
-    """One clean forward, without gradients -> the sites' clean inputs, and run(*sites): the KL from it under each of these
-    sites, all in one call of the suffix. The prefix and everything about the clean side is computed once per batch."""
+    """One clean forward, without gradients -> the sites' clean inputs, and run(*sites): the KL from it under each of
+    these sites, all in one call of the suffix. Prefix and clean side are computed once per batch."""
     layer, W_VD = spd.layers[0], gpt.wte.weight
     with torch.no_grad():
         x, r = gpt.prefix(idx_BT, layer)
@@ -321,7 +303,6 @@ def clean_pass(gpt, spd, idx_BT):
         return fused.kl_unembed(clean, final, W_VD).flatten(1).mean(1)
     return [x, h], run
 
-
 def build(cfg, gpt):
     """A fresh SPD of the MLP that cfg names, after checking cfg against the target."""
     layer = gpt.meta.get("layer", -1) if cfg.layer == -1 else cfg.layer
@@ -333,7 +314,6 @@ def build(cfg, gpt):
     mlp = gpt.h[layer].mlp
     return SPD([mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias], cfg,
                common.generator(cfg.seed, "init"), layer)
-
 
 def train(cfg):
     dev = common.device(cfg.device)
@@ -376,12 +356,12 @@ def train(cfg):
             common.save(path, common.flat(**parts), fixed | meta)
     return spd, summarise(cfg, gpt, spd, corpus, seconds)
 
-
 def summarise(cfg, gpt, spd, corpus, seconds):
-    """Prints what was found and writes summary.json. Means and the choice of concepts come from fit, figures from test."""
+    """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
     layer, dev, R = spd.layers[0], spd.bs[0].device, cfg.eval_tokens // cfg.T
     fit, test = ((corpus[s].rows(cfg.T)[:R].to(dev), corpus[s].labels(cfg.T)[:R]) for s in ("fit", "test"))
-    gen, floor, few = common.generator(cfg.seed, "summary", dev), evals.ablations(gpt, layer, fit[0]), test[0][:cfg.pgd_rows]
+    gen, floor = common.generator(cfg.seed, "summary", dev), evals.ablations(gpt, layer, fit[0])
+    few = test[0][:cfg.pgd_rows]
     xs, run = clean_pass(gpt, spd, few)
     with torch.no_grad():
         gs = [z.clamp(0, 1) for z in spd.gamma(xs, spd.V)]
@@ -398,7 +378,6 @@ def summarise(cfg, gpt, spd, corpus, seconds):
           *[f"|W - VU| / |W| of W_{name}: {out[f'weight_error_{name}']:.3%}" for name in SITES], *lines, sep="\n")
     common.write(Path(cfg.out) / "summary.json", json.dumps(out | common.provenance(cfg, gpt), indent=1).encode())
     return out
-
 
 if __name__ == "__main__":
     train(common.cli(Config))

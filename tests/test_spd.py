@@ -1,5 +1,9 @@
 """Oracles of spd.py: a second way to each number, on tiny random models."""
-import dataclasses, json, os, signal, subprocess, sys, time
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +35,9 @@ def target(tmp_path_factory):
 
 @pytest.fixture
 def cfg(target, tmp_path):
-    return Config(model=str(target), data=str(target / "x.bin"), out=str(tmp_path / "run"), device="cpu", C=10, ci_hidden=8, steps=6, B=3,
-                  T=T, warmup_steps=3, lr=1e-2, log_every=1, eval_every=0, save_every=2, eval_tokens=120, pgd_rows=2)
+    return Config(model=str(target), data=str(target / "x.bin"), out=str(tmp_path / "run"), device="cpu", C=10, B=3,
+                  T=T, ci_hidden=8, steps=6, warmup_steps=3, lr=1e-2, log_every=1, eval_every=0, save_every=2,
+                  eval_tokens=120, pgd_rows=2)
 
 
 @pytest.fixture
@@ -113,15 +118,17 @@ def test_routing_masks_a_uniform_number_of_sites_and_freezes_the_rest():
     source = spd.stochastic(gs, torch.Generator().manual_seed(0))
     masked = torch.stack([(r < 1).all(-1) for r in source[:3]])
     assert torch.equal(masked, torch.stack([(d < 1)[..., 0] for d in source[3:]]))
-    assert torch.allclose(torch.bincount(masked.sum(0).flatten(), minlength=4) / 30_000, torch.tensor([0, 1, 1, 1]) / 3, atol=.01)
+    share = torch.bincount(masked.sum(0).flatten(), minlength=4) / 30_000
+    assert torch.allclose(share, torch.tensor([0, 1, 1, 1]) / 3, atol=.01)
     assert torch.allclose(masked.float().mean((1, 2)), torch.full((3,), 2 / 3), atol=.01)
 
 
 def test_pgd_never_lowers_the_loss_that_it_climbs(built):
     gpt, m, idx, xs, run, gs = built
     for seed in range(5):
-        loss = [run(m.masked(gs, spd.sign_pgd(m, gs, run, torch.Generator().manual_seed(seed), steps=n, size=0.1, keep_best=True))).item()
-                for n in (0, 1, 5, 20)]
+        gen = torch.Generator()
+        found = [spd.sign_pgd(m, gs, run, gen.manual_seed(seed), n, size=0.1, keep_best=True) for n in (0, 1, 5, 20)]
+        loss = [run(m.masked(gs, source)).item() for source in found]
         assert loss == sorted(loss) and loss[-1] > loss[0]
 
 
@@ -193,7 +200,8 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, adversary):
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     spd.train(whole)
     code = (f"import os, common, spd\nsave = common.save\n"
-            f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
+            f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n"
+            f"    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
             f"common.save = stop\nspd.train(spd.Config(**{vars(cfg)!r}))")
     dead = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
     assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
@@ -207,8 +215,8 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, adversary):
 def test_summary_has_the_promised_keys(cfg):
     _, out = spd.train(cfg)
     on_disk = json.loads((Path(cfg.out) / "summary.json").read_text())
-    promised = {"weight_error_in", "weight_error_out", "ce_recovered_stochastic", "ce_recovered_rounded_0.1", "kl_pgd20", "l0_in", "l0_out",
-                "concept_matched_fraction", "seconds", "config"}
+    promised = {"weight_error_in", "weight_error_out", "ce_recovered_stochastic", "ce_recovered_rounded_0.1",
+                "kl_pgd20", "l0_in", "l0_out", "concept_matched_fraction", "seconds", "config"}
     assert promised <= on_disk.keys() and on_disk["config"]["C"] == cfg.C
     assert abs(on_disk["kl_original"]) < 1e-6
 
@@ -227,8 +235,9 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
 
 @pytest.mark.parametrize("change, words", [
     (dict(layer=7), "--layer 7"), (dict(layer=-2), "--layer -2"), (dict(C=0), "--C 0"), (dict(T=T + 1), f"--T {T + 1}"),
-    (dict(B=0), "--B 0"), (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"),
-    (dict(data="x.csv"), "x.csv"), (dict(resume=True), "no such file"), (dict(device="tpu"), "--device tpu")])
+    (dict(B=0), "--B 0"), (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"),
+    (dict(data="nowhere.bin"), "nowhere.bin"), (dict(data="x.csv"), "x.csv"), (dict(resume=True), "no such file"),
+    (dict(device="tpu"), "--device tpu")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     with pytest.raises(SystemExit) as stop:
         spd.train(dataclasses.replace(cfg, **change))

@@ -1,5 +1,5 @@
-"""Ground truth for spd.py: toy models of superposition, out = ReLU(W^T W x + b), whose mechanisms are known: one per input
-feature in each matrix. Slow: python -m pytest -m slow -s tests/test_toys.py"""
+"""Ground truth for spd.py: toy models of superposition, out = ReLU(W^T W x + b), whose mechanisms are known: one per
+input feature in each matrix. Slow: python -m pytest -m slow -s tests/test_toys.py"""
 import math
 from multiprocessing import get_context
 
@@ -13,8 +13,8 @@ from spd import Config
 
 TOL = 0.2           # an importance under TOL is off, one over 1 - TOL is on
 SEEDS = range(5)
-SHARED = dict(ci_fn="mlp", ci_hidden=16, T=1, lr_end=0., warmup_steps=200, warmup_lr=1e-2, c_faith=1., c_stoch=1., adversary="none",
-              clip_vu=1e9, clip_ci=1e9)
+SHARED = dict(ci_fn="mlp", ci_hidden=16, T=1, lr_end=0., warmup_steps=200, warmup_lr=1e-2, c_faith=1., c_stoch=1.,
+              adversary="none", clip_vu=1e9, clip_ci=1e9)
 TOYS = {"5-2": (5, 2, Config(C=40, B=512, steps=6000, c_imp=5e-4, w_freq=10., freq_a=8., **SHARED)),
         "40-10": (40, 10, Config(C=100, B=512, steps=6000, c_imp=4e-5, w_freq=10., freq_a=8., **SHARED))}
 
@@ -72,12 +72,14 @@ def judge(m, W_hn, gen):
         columns = (V[:, :, None] * U)[:, alive]                             # (n, alive, h)
         cos, best = F.cosine_similarity(columns, W_hn.T[:, None], dim=-1).max(1)
         ratio = columns[torch.arange(n), best].norm(dim=-1) / W_hn.norm(dim=0)
-        verdict.append(dict(error=error.item(), alive=alive.sum().item(), mmcs=cos.mean().item(), ml2r=ratio.mean().item()))
+        verdict.append(dict(error=error.item(), alive=alive.sum().item(), mmcs=cos.mean().item(),
+                            ml2r=ratio.mean().item()))
     return verdict
 
 
 def solved(verdict, n):
-    return all(v["error"] == 0 and v["alive"] == n and v["mmcs"] >= 0.99 and abs(v["ml2r"] - 1) <= 0.03 for v in verdict)
+    return all(v["error"] == 0 and v["alive"] == n and v["mmcs"] >= 0.99 and abs(v["ml2r"] - 1) <= 0.03
+               for v in verdict)
 
 
 def job(args):
