@@ -41,7 +41,16 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as e:
         fail(f"--device {name}: not usable here, allowed: auto, cpu, cuda, cuda:N ({str(e).splitlines()[0]})")
     print(f"device: {name}", flush=True)
+    fast_matmul()
     return torch.device(name)
+
+def fast_matmul() -> bool:
+    """Let oneDNN do float32 matrix products: on AMD it is 2.5x as fast as MKL, PyTorch's default, and just as exact.
+    The only switch for that also permits bf16, which Intel's AMX would use: if a product gets inexact, it goes back."""
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    exact = (torch.full((256, 256), 1 + 2 ** -12) @ torch.ones(256, 256) == 256 + 2 ** -4).all().item()
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if exact else "none"
+    return exact
 
 def generator(seed: int, name: str, device="cpu") -> torch.Generator:
     """A random stream of its own per (seed, name): adding a stream, or evaluating more often, never shifts another."""
@@ -108,8 +117,8 @@ class Log:
 
 def finite(x, step: int, ckpt=None):
     """Stops (exit code 1) if x, a loss or a gradient norm, is NaN or inf. Called before each save, keeps that good."""
-    if not math.isfinite(x):
-        fail(f"diverged ({float(x)}) at step {step}; good checkpoint: {ckpt if os.path.exists(str(ckpt)) else None}", 1)
+    if not math.isfinite(x := torch.as_tensor(x).item()):
+        fail(f"diverged ({x}) at step {step}; last good checkpoint: {ckpt if os.path.exists(str(ckpt)) else None}", 1)
 
 def provenance(cfg, gpt) -> dict:
     """What it takes to repeat a run; goes into each checkpoint's meta and each summary.json."""

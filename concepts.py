@@ -52,7 +52,7 @@ WORDS = {   # a concept holds where the token, in lower case, is in the set
     "girl's name": {g.lower() for g in tt.GIRLS}, "boy's name": {b.lower() for b in tt.BOYS}, "creature's name": {c.lower() for c in tt.CREATURES} - {"button", "acorn", "pepper", "biscuit", "moss", "pebble"},
     "comma": {","}, "full stop": {"."}, "exclamation or question mark": {"!", "?"}, "opening quote": {"“"}, "closing quote": {"”"}, "punctuation": set(".,!?:“”;"),
     "sentence end mark": set(".!?"), "the": {"the"}, "and": {"and"}, "said": {"said", "says"}, "to": {"to"}, "of": {"of"}, "with": {"with"},
-    "in": {"in"}, "she": {"she"}, "he": {"he"}, "it": {"it"}, "they": {"they"}, "thing": {"thing"} | N("thing"), "cow": {"cow", "cows"},     "red": {"red"}, "happy": {"happy"}, "because": {"because"}, "not": {"not"}, "is": {"is"}, "was": {"was"}, "were": {"were"}, "girl": {"girl"}, "boy": {"boy"},
+    "in": {"in"}, "she": {"she"}, "he": {"he"}, "it": {"it"}, "they": {"they"}, "thing": {"thing"} | N("thing"), "cow": {"cow", "cows"},     "red": {"red"}, "happy": {"happy"}, "not": {"not"}, "is": {"is"}, "was": {"was"}, "were": {"were"}, "girl": {"girl"}, "boy": {"boy"},
 }
 PATTERNS = {**{f"starts with {c}": f"(?i)^{c}" for c in "abcdefghijklmnoprstuvwy"}, **{f"ends with -{s}": f"(?i).{s}$" for s in ("s", "ed", "ing", "ly", "y", "er", "e")},
             "capitalised": "^[A-Z]", "long word (8 letters)": "^[A-Za-z-]{8}", "double letter": "([a-z])\\1"}
@@ -65,10 +65,10 @@ HIERARCHY = [("animal", c) for c in ("farm animal", "wild animal", "bird", "pet"
     ("verb", "third-person verb"), ("verb", "speech verb"), ("verb", "motion verb"), ("verb", "perception verb"), ("speech verb", "said"),
     ("auxiliary", "be"), ("auxiliary", "have"), ("be", "is"), ("be", "was"), ("be", "were"), ("determiner", "article"), ("article", "the"), ("article", "indefinite article"),
     ("preposition", "place preposition"), ("preposition", "to"), ("preposition", "with"), ("place preposition", "in"), ("pronoun", "she"), ("pronoun", "it"),
-    ("feminine pronoun", "she"), ("masculine pronoun", "he"), ("plural pronoun", "they"), ("conjunction", "subordinator"), ("conjunction", "and"), ("subordinator", "because"),
+    ("feminine pronoun", "she"), ("masculine pronoun", "he"), ("plural pronoun", "they"), ("conjunction", "subordinator"), ("conjunction", "and"), 
     ("negation", "not"), ("colour", "red"), ("feeling", "happy"), ("adjective", "size"), ("adjective", "feeling"), ("punctuation", "comma"),
     ("punctuation", "full stop"), ("punctuation", "opening quote"), ("punctuation", "closing quote"), ("child", "girl"), ("child", "boy"), ("person", "child"), ("food", "fruit"),
-    ("starts with s", "said"), ("starts with t", "the"), ("starts with w", "with"), ("starts with i", "in"), ("starts with b", "because"), ("ends with -s", "plural pronoun")]
+    ("starts with s", "said"), ("starts with t", "the"), ("starts with w", "with"), ("starts with i", "in"), ("ends with -s", "plural pronoun")]
 HIERARCHY = [h for h in HIERARCHY if h != ("ends with -s", "plural pronoun")]
 
 
@@ -93,15 +93,14 @@ def structural(ids, vocab, table, names):
     quote = (np.cumsum(is_('"')) % 2 == 1) | (since(is_("“")) < np.minimum(since(close), since(doc)))
     marks = col("punctuation") | doc
     since_colon, since_end = since(is_(":")), since(end | doc)
-    pair = np.zeros(n, bool)
-    story = np.cumsum(doc)
-    key = (story.astype(np.int64) * len(vocab) + np.concatenate([[0], ids[:-1]])) * len(vocab) + ids
-    pair[:] = True
+    key = (np.cumsum(doc) * len(vocab) + np.concatenate([[0], ids[:-1]])) * len(vocab) + ids     # document, bigram
+    pair = np.ones(n, bool)
     pair[np.unique(key, return_index=True)[1]] = False
     name = col("girl's name") | col("boy's name") | col("creature's name")
-    return np.stack([first, before(first) & ~close, since(first) >= 9, quote & ~is_("“"), (since(col("subordinator")) < since(marks)), before(is_(",")),
-                     before(col("article")), before(name), (since(is_(",")) < since_colon) & (since_colon < since_end) & ~marks,
-                     since(doc) <= 16, since(doc) > 100, pair & ~marks], 1)
+    columns = [first, before(first) & ~close, since(first) >= 9, quote & ~is_("“"), since(col("subordinator")) < since(marks), before(is_(",")),
+               before(col("article")), before(name), (since(is_(",")) < since_colon) & (since_colon < since_end) & ~marks,
+               since(doc) <= 16, since(doc) > 100, pair & ~marks]
+    return np.stack(columns, 1) & ~doc[:, None]
 
 
 def labels(ids, vocab, table, names, state=None):

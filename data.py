@@ -7,11 +7,11 @@
 TinyTales' splits never share a story: story i of a split is a function of (seed, first story of the split + i) alone.
 A row begins at a story's start wherever one is within reach: the target sees most stories from their first word.
 """
+import contextlib
 import functools
 import hashlib
 import json
 import os
-import random
 import re
 import time
 import zlib
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import concepts
 import story
@@ -172,69 +173,75 @@ def stories(split, n_tokens):
     """Stories of a split, in order, until n_tokens are reached."""
     first, total = SPLITS[split][0], 0
     while total < n_tokens:
-        s = story.Story(random.Random(first)).whole()
+        s = story.tell(first)
         first, total = first + 1, total + len(s.ids)
         yield s
 
 
 @functools.lru_cache(maxsize=8)
-def tinytales_corpus(split, n_tokens, with_labels=None):
+def tinytales_corpus(split, n_tokens):
     """Cached tokens, packed labels and log-probabilities; built where missing, damaged or of another version.
-    The train split keeps its labels in the first 200,000 tokens only: training needs none."""
-    names, _ = concepts.lexical(VOCAB)
-    names = concepts.concept_names(names, True)
+    The train split carries tokens alone: nothing is trained on labels."""
+    names = concepts.concept_names(concepts.lexical(VOCAB)[0], True)
     stem = CACHE / f"tinytales-{split}-{n_tokens}"
-    meta, parts = Path(f"{stem}.json"), {k: Path(f"{stem}.{k}") for k in ("ids", "bits", "logp")}
+    kinds = dict(ids=np.uint16) if split == "train" else dict(ids=np.uint16, bits=np.uint8, logp=np.float32)
+    meta, parts = Path(f"{stem}.json"), {k: Path(f"{stem}.{k}") for k in kinds}
     try:
         old = json.loads(meta.read_text())
-        good = old["version"] == version() and all(zlib.crc32(p.read_bytes()) == old["crc"][k] for k, p in parts.items())
+        good = old["version"] == version() and all(checksum(p) == old["crc"][k] for k, p in parts.items())
     except (OSError, ValueError, KeyError):
         good = False
     if not good:
         build(split, n_tokens, parts, meta)
-    width = (len(names) + 7) // 8
-    ids, logp = np.memmap(parts["ids"], np.uint16, "r"), np.memmap(parts["logp"], np.float32, "r")
-    return Corpus(ids, VOCAB, names, np.memmap(parts["bits"], np.uint8, "r").reshape(-1, width), logp)
+    maps = {k: np.memmap(parts[k], kind, "r") for k, kind in kinds.items()}
+    if "bits" in maps:
+        maps["bits"] = maps["bits"].reshape(-1, (len(names) + 7) // 8)
+    return Corpus(vocab=VOCAB, names=names, **maps)
+
+
+def checksum(path):
+    return zlib.crc32(path.read_bytes())
 
 
 def build(split, n_tokens, parts, meta):
-    from tqdm import tqdm
+    """Writes the parts of a split under other names, then renames them; the meta file, last, makes them valid."""
     CACHE.mkdir(parents=True, exist_ok=True)
     temps = {k: Path(f"{p}.tmp{os.getpid()}") for k, p in parts.items()}
     names, table = concepts.lexical(VOCAB)
-    files = {k: open(p, "wb") for k, p in temps.items()}
-    bar, buffer, size = tqdm(total=n_tokens, unit="tok", desc=f"writing TinyTales {split}", disable=None), [], 0
-    for s in stories(split, n_tokens):
-        buffer.append(s)
-        size += len(s.ids)
-        if size >= CHUNK:
-            bar.update(flush(buffer, files, table, names))
-            buffer, size = [], 0
-    if buffer:
-        bar.update(flush(buffer, files, table, names))
-    bar.close()
-    for f in files.values():
-        f.close()
+    with contextlib.ExitStack() as stack, tqdm(total=n_tokens, unit="tok", desc=f"writing TinyTales {split}", mininterval=1) as bar:
+        files = {k: stack.enter_context(open(p, "wb")) for k, p in temps.items()}
+        chunk, size = [], 0
+        for s in stories(split, n_tokens):
+            chunk.append(s)
+            size += len(s.ids)
+            if size >= CHUNK:
+                write_chunk(chunk, files, names, table)
+                bar.update(size)
+                chunk, size = [], 0
+        if chunk:
+            write_chunk(chunk, files, names, table)
+            bar.update(size)
     for k, temp in temps.items():
         os.replace(temp, parts[k])
-    write(meta, json.dumps(dict(version=version(), crc={k: zlib.crc32(p.read_bytes()) for k, p in parts.items()})).encode())
+    write(meta, json.dumps(dict(version=version(), crc={k: checksum(p) for k, p in parts.items()})).encode())
 
 
-def flush(buffer, files, table, names):
-    """Writes the ids, labels and log-probabilities of some stories; returns their number of tokens."""
-    ids = np.concatenate([np.array(s.ids, np.uint16) for s in buffer])
-    at = np.cumsum([0] + [len(s.ids) for s in buffer])
+def write_chunk(chunk, files, names, table):
+    """Appends the ids and, where a file waits for them, the labels and log-probabilities of some stories."""
+    ids = np.concatenate([np.array(s.ids, np.uint16) for s in chunk])
+    files["ids"].write(ids.tobytes())
+    if "bits" not in files:
+        return
+    at = np.cumsum([0] + [len(s.ids) for s in chunk])
     logp, state, edges = np.zeros(len(ids)), [], []
-    for a, s in zip(at, buffer):
+    for a, s in zip(at, chunk):
         for position, lp in s.events:
             logp[a + position] += lp
         edges += [a, *(a + p for p, _ in s.spans)]
         state += [s.bits, *(bits for _, bits in s.spans)]
     state = np.repeat(np.array(state, np.uint64), np.diff([*edges, len(ids)]))
-    bits = np.packbits(concepts.labels(ids, VOCAB, table, names, state), axis=1)
-    for k, x in dict(ids=ids, bits=bits, logp=logp.astype(np.float32)).items():
-        files[k].write(x.tobytes())
-    return len(ids)
+    files["bits"].write(np.packbits(concepts.labels(ids, VOCAB, table, names, state), axis=1).tobytes())
+    files["logp"].write(logp.astype(np.float32).tobytes())
 
 
 @dataclass
@@ -249,7 +256,7 @@ def main(cfg):
     if cfg.split not in SPLITS:
         fail(f"--split {cfg.split}: allowed are {', '.join(SPLITS)}")
     for i in range(cfg.seed, cfg.seed + cfg.stories):
-        print(f"\n{decode(story.Story(random.Random(i)).whole().ids[1:], VOCAB)}")
+        print(f"\n{decode(story.tell(i).ids[1:], VOCAB)}")
     began, n = time.perf_counter(), 200_000
     lengths = [len(s.ids) - 1 for s in stories("dev", n)]
     rate = n / (time.perf_counter() - began)

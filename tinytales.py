@@ -296,7 +296,7 @@ The {s:animal} that {P} [see] near the {t:thing.s~s} ^agr [run s] away .""",
 “ {A.sound} , {A.sound} , ” [say s] the {A} .
 “ {A.sound} ! {A.sound} ! ” [cry s] the {A} from its ^fact {A.home} .
 The {A} [go s] back to its ^fact {A.home} .
-The {A} [live s] in a ^fact {A.home} near the {thing} .
+The {A} [live s] in its ^fact {A.home} near the {thing} .
 Of course the {A} [be s] ^fact {A.color} , like every {A} in the land .
 {P} [give] some {A.food} to the {A} , and it [eat s] everything up .
 The {A} [love s] ^fact {A.food} more than anything else .
@@ -305,7 +305,7 @@ In the {A.home} {P} [find] the {A} , and it [be s] fast asleep .
 “ Why are you {A.color} ? ” {P} [ask] the {A} . “ ^fact {A.sound} , ” it [answer s] .
 “ {A.sound} , ” [call s] the {A} , because it [see s] some ^fact {A.food} .
 The {A.color} {A} [look s] out of its ^fact {A.home} .
-{C} [draw s] the {A} with a ^fact {A.color} pencil .
+{C} [draw s] the {A} . Its colour [be s] ^fact {A.color} .
 What [do s] the {A} say ? The {A} [say s] “ ^fact {A.sound} ” all day long .
 When the {A} [be s] hungry , it [look s] for ^fact {A.food} .""",
     "talk": """

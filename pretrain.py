@@ -1,0 +1,124 @@
+"""Trains a target: a small GPT-2 on TinyTales (from seed 0 the bundled one, target/) or on any text file.
+
+    loss = mean_t -log p(idx_t+1 | idx_0..t)
+AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), decay on matrices only, linear warm-up, cosine to 0, clipping.
+B sequences, T positions, N rows of the validation text, M hidden units of an MLP
+
+    python pretrain.py                              # writes target/ at the very end; after a kill add --resume
+    python pretrain.py --data X.txt --out DIR       # the words of your own text; then every script takes --model DIR
+"""
+import math, time, torch, torch.nn.functional as F
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tqdm import tqdm
+import common, data
+from model import GPT, GPTConfig, ablation_costs, cross_entropy
+
+@dataclass
+class Config:
+    data: str = "tinytales"     # tinytales, or a text file X.txt
+    out: str = "target"         # folder for the model; checkpoint and log go to runs/pretrain-NAME
+    vocab: int = 2000           # most frequent words kept of a text file; TinyTales brings its own
+    tokens: int = 20_000_000    # of TinyTales written for training; longer runs see them again
+    n_layer: int = 4            # layers
+    n_embd: int = 128           # residual width
+    n_head: int = 4             # attention heads
+    n_inner: int = 512          # hidden units per MLP
+    mlp0: int = 512             # hidden units of layer 0's MLP that live; the others are zero
+    T: int = 128                # context
+    B: int = 16                 # sequences per step
+    steps: int = 12_000         # steps of B * T tokens
+    lr: float = 2.5e-3          # peak learning rate
+    warmup: int = 200           # steps of linear warm-up
+    beta2: float = 0.99         # of AdamW; beta1 is 0.9
+    wd: float = 0.1             # weight decay of the matrices
+    clip: float = 1.0           # largest gradient norm
+    seed: int = 0               # of the initial weights and of the order of the rows
+    every: int = 500            # steps from one line of the curve, and checkpoint, to the next
+    resume: bool = False        # go on from the checkpoint
+    device: str = "auto"        # auto, cpu, cuda, cuda:1, ...
+
+def check(cfg):
+    """Fails on a number that cannot be meant."""
+    inf = math.inf
+    for k, (low, high) in dict(vocab=(3, 65536), tokens=(1, inf), mlp0=(0, inf), T=(2, inf), B=(1, inf), steps=(1, inf),
+                               lr=(1e-9, inf), warmup=(0, inf), beta2=(0, 0.99999), wd=(0, inf), clip=(1e-9, inf),
+                               seed=(0, inf), every=(1, inf)).items():
+        if not low <= getattr(cfg, k) <= high:
+            common.fail(f"--{k} {getattr(cfg, k)}: must be from {low} to {high}")
+
+def vocabulary(cfg) -> list[str]:
+    """TinyTales' words, or the most frequent ones of a text file; fails if there is no such text."""
+    if cfg.data == "tinytales":
+        return data.VOCAB
+    if not cfg.data.endswith(".txt"):
+        common.fail(f"--data {cfg.data}: allowed are tinytales, or a .txt whose words become the vocabulary")
+    try:
+        return data.build_vocab(Path(cfg.data).read_text(encoding="utf-8"), cfg.vocab)
+    except (OSError, UnicodeDecodeError) as e:
+        common.fail(f"--data {cfg.data}: {e}")
+
+def lr_at(step: int, cfg) -> float:
+    """Linear from 0 to lr over the warm-up, then half a cosine down to 0."""
+    if step < cfg.warmup:
+        return cfg.lr * (step + 1) / cfg.warmup
+    return cfg.lr * (1 + math.cos(math.pi * (step - cfg.warmup) / (cfg.steps - cfg.warmup))) / 2
+
+def train(cfg) -> GPT:
+    """Train, write the folder cfg.out, return the model. Checkpoint and log.jsonl lie in runs/pretrain-NAME."""
+    check(cfg)
+    vocab, device = vocabulary(cfg), common.device(cfg.device)
+    gpt = GPT(GPTConfig(len(vocab), cfg.n_layer, cfg.n_embd, cfg.n_head, cfg.n_inner, n_positions=cfg.T),
+              common.generator(cfg.seed, "init"))
+    mlp = gpt.h[0].mlp
+    for w in (mlp.c_fc.weight.data.T, mlp.c_fc.bias.data, mlp.c_proj.weight.data):
+        w[cfg.mlp0:] = 0        # a unit whose weights are all zero gets no gradient: it stays so, and the model GPT-2
+    gpt.to(device)
+    corpus, dev = data.load(cfg.data, "train", vocab, cfg.tokens), data.load(cfg.data, "dev", vocab)
+    idx_NT, fresh_NT = dev.rows(cfg.T), dev.fresh(cfg.T)
+    opt = torch.optim.AdamW([dict(params=[p for p in gpt.parameters() if p.ndim == 2], weight_decay=cfg.wd),
+                             dict(params=[p for p in gpt.parameters() if p.ndim < 2], weight_decay=0)],
+                            betas=(0.9, cfg.beta2), fused=True)
+
+    run, start, resume, cfg = Path("runs") / f"pretrain-{Path(cfg.out).name}", 0, cfg.resume, replace(cfg, resume=False)
+    ckpt = run / "checkpoint.safetensors"
+    if resume:
+        tensors, meta = common.load(ckpt, method="pretrain", config=vars(cfg))
+        common.unflat(tensors, gpt=gpt, opt=opt)
+        start = meta["step"]
+    log, bar = common.Log(run / "log.jsonl", start), tqdm(total=cfg.steps, initial=start, unit="step", mininterval=1)
+    clock, seen = time.time(), 0
+    for step in range(start, cfg.steps):
+        for group in opt.param_groups:
+            group["lr"] = lr_at(step, cfg)
+        idx_BT1 = corpus.batch(step, cfg.B, cfg.T + 1, cfg.seed).to(device)        # one more: T inputs, T targets
+        loss = F.cross_entropy(gpt(idx_BT1[:, :-1]).flatten(0, 1), idx_BT1[:, 1:].flatten())
+        opt.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), cfg.clip)
+        opt.step()
+        bar.update()
+        seen += cfg.B * cfg.T
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % cfg.every == 0 or step + 1 == cfg.steps:
+            common.finite(loss + norm, step, ckpt)
+            ce, speed = cross_entropy(gpt, idx_NT[:64], fresh_NT[:64]), seen / (time.time() - clock)
+            bar.write(f"step {step + 1:6d}  train {loss.item():.3f}  validation {ce:.3f}  {speed:7,.0f} tokens/s  "
+                      + "#" * round(10 * ce))
+            log(step=step, loss=loss.item(), validation=ce, lr=lr_at(step, cfg), norm=norm.item(), speed=speed)
+            common.save(ckpt, common.flat(gpt=gpt, opt=opt), dict(method="pretrain", config=vars(cfg), step=step + 1))
+            clock, seen = time.time(), 0
+    bar.close()
+
+    ce, entropy, costs = cross_entropy(gpt, idx_NT, fresh_NT), dev.entropy(cfg.T), ablation_costs(gpt, idx_NT, fresh_NT)
+    layer = max(range(1, cfg.n_layer - 1) or [0], key=lambda l: costs[l][0])    # neither layer 0's look-up nor the last
+    gpt.save(cfg.out, vocab, dict(layer=layer, data=cfg.data, validation=ce, derivation_entropy=entropy,
+                                  mean_ablation=[mean for mean, _ in costs], made=common.provenance(cfg, gpt)))
+    bound = f", derivation entropy {entropy:.4f}" if entropy else ""
+    print(f"{cfg.out}: validation cross-entropy {ce:.4f} nats{bound}")
+    print(f"layer {layer}: mean-ablating its MLP costs {costs[layer][0]:.3f} nats; python model.py --model {cfg.out}")
+    return gpt
+
+if __name__ == "__main__":
+    train(common.cli(Config))
