@@ -6,41 +6,15 @@ N positions (any leading shape), C components, D width of the residual stream, V
 import torch
 from torch import Tensor
 
-def mm(a, b, bias=None) -> Tensor:
-    """a (.., K) @ b (K, J) + bias. On a CPU in float32 by oneDNN, transposed operands too: 220 GFLOP/s on one core
-    of an AMD EPYC where torch's own product, MKL's, makes 95. That function has no derivative, so it is for use inside
-    autograd functions; and it is not public, so a torch without it gets torch's product."""
-    if ONEDNN is None or a.dtype != torch.float32 or a.device.type != "cpu":
-        return a @ b if bias is None else a @ b + bias
-    return ONEDNN(_flat(a), b.T, bias, "none", [], "").view(*a.shape[:-1], b.shape[1])
-
-ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-
 def _flat(t):
     return t.reshape(-1, t.shape[-1])
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, W, b):
-        ctx.save_for_backward(x, W)
-        return mm(x, W, b)
-
-    @staticmethod
-    def backward(ctx, dy):
-        (x, W), (need_x, need_W, need_b) = ctx.saved_tensors, ctx.needs_input_grad
-        return (mm(dy, W.T) if need_x else None, mm(_flat(x).T, _flat(dy)) if need_W else None,
-                _flat(dy).sum(0) if need_b else None)
-
-def linear(x, W, b=None) -> Tensor:
-    """x W + b, W (d_in, d_out)."""
-    return _Linear.apply(x, W, b)
 
 class _MaskedLowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, V, U, m, d, o, b):
-        h = mm(x, V)                                        # (.., C) inner activations
+        h = x @ V                                           # (.., C) inner activations
         a = m - d
-        y = mm(h * a, U).addcmul_(d, o).add_(b)
+        y = ((h * a) @ U).addcmul_(d, o).add_(b)
         ctx.save_for_backward(x, V, U, h, a, d, o)          # h * a is cheaper to redo than to keep
         ctx.m_shape = m.shape
         return y
@@ -51,9 +25,9 @@ class _MaskedLowRank(torch.autograd.Function):
         need_x, need_V, need_U, need_m, need_d, need_o, need_b = ctx.needs_input_grad
         dx = dV = dU = dm = dd = do = db = None
         if need_U:
-            dU = mm(_flat(h * a).T, _flat(dy))
+            dU = _flat(h * a).T @ _flat(dy)
         if need_x or need_V or need_m or need_d:
-            ds = mm(dy, U.T)
+            ds = dy @ U.T
             if need_m or need_d:
                 dm = ds * h
             if need_d:
@@ -61,8 +35,8 @@ class _MaskedLowRank(torch.autograd.Function):
             dm = dm.sum_to_size(ctx.m_shape) if need_m else None
             if need_x or need_V:
                 dh = ds.mul_(a)
-                dV = mm(_flat(x).T, _flat(dh)) if need_V else None
-                dx = mm(dh, V.T) if need_x else None
+                dV = _flat(x).T @ _flat(dh) if need_V else None
+                dx = dh @ V.T if need_x else None
         if need_o:
             do = dy * d
         if need_b:
@@ -82,11 +56,11 @@ class _LogPartition(torch.autograd.Function):
         flat = _flat(h)
         lse, mean = flat.new_empty(len(flat)), torch.empty_like(flat)
         for h_i, lse_i, mean_i in zip(flat.split(rows), lse.split(rows), mean.split(rows)):
-            z = mm(h_i, W.T)
+            z = h_i @ W.T
             top = z.amax(-1, keepdim=True)
             total = z.sub_(top).exp_().sum(-1, keepdim=True)
             lse_i.copy_(total.log().add_(top).squeeze(-1))
-            torch.div(mm(z, W), total, out=mean_i)
+            torch.div(z @ W, total, out=mean_i)
         ctx.mean = mean = mean.view(h.shape)
         ctx.mark_non_differentiable(mean)
         return lse.view(h.shape[:-1]), mean

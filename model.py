@@ -101,11 +101,8 @@ class GPT(nn.Module):
             r_BTD = block(r_BTD)
         return self.h[layer].to_mlp(r_BTD)
     def hidden(self, r_BTD, y_BTD, layer: int):
-        """From one MLP's output y on, to what the unembedding reads: LN_f(r_last)_BTD."""
-        r_BTD = r_BTD + y_BTD
-        for block in self.h[layer + 1:]:
-            r_BTD = block(r_BTD)
-        return self.ln_f(r_BTD)
+        """From one MLP's output y on, to LN_f(r_last)_BTD, which the unembedding reads."""
+        return self.ln_f(nn.Sequential(*self.h[layer + 1:])(r_BTD + y_BTD))
     def suffix(self, r_BTD, y_BTD, layer: int):
         """From one MLP's output y on: logits_BTV. Bit for bit, suffix(r, h[layer].mlp(x), layer) is forward(idx)."""
         return F.linear(self.hidden(r_BTD, y_BTD, layer), self.wte.weight)

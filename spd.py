@@ -46,7 +46,7 @@ class Config:
     ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # what Gamma sees, see class Gamma
     ci_hidden: int = 256            # Gamma's hidden width (global: two hidden layers, the others one)
     alpha: float = 0.01             # slope of the leaky hard sigmoids
-    steps: int = 3000               # training steps
+    steps: int = 2000               # training steps
     B: int = 16                     # sequences per step
     T: int = 128                    # positions per sequence
     lr: float = 1e-3                # of V, U and Gamma, falling along a cosine
@@ -59,7 +59,7 @@ class Config:
     c_faith: float = 1e3            # faithfulness (absolute: 1e5 to 1e7)
     c_stoch: float = 0.5            # KL under stochastic masks
     c_adv: float = 0.5              # KL under adversarial masks
-    c_imp: float = 1e-3             # importance: THE knob, sweep it in log steps first
+    c_imp: float = 1e-4             # importance: THE knob, sweep it in log steps first
     w_freq: float = 0.5             # frequency term relative to importance; splits components that serve two circuits
     freq_a: float = 32768           # a of the frequency term; 0: N, as the papers have it with lp
     penalty: Literal["smooth_l0", "lp"] = "smooth_l0"  # phi
@@ -131,7 +131,7 @@ class Gamma(nn.Module):
         for net, x in zip(self.nets, xs):
             for W, b in zip(net[::2], net[1::2]):
                 x = F.gelu(x) if W is not net[0] else x
-                x = torch.einsum("...ci,cio->...co", x, W) + b if self.each else fused.linear(x, W, b)
+                x = torch.einsum("...ci,cio->...co", x, W) + b if self.each else F.linear(x, W.T, b)
             zs += x.squeeze(-1).split(self.C, -1) if self.each else x.split(self.C, -1)
         return zs
 
@@ -149,8 +149,7 @@ class SPD(nn.Module):
         """The function site(i, x) -> y of site i under masks ms[i] (.., C) and ds[i] (.., 1); o = x W if known."""
         V, U = ([p.detach() if detach else p for p in ps] for ps in (self.V, self.U))
         def site(i, x, o=None):
-            return fused.masked_lowrank(x, V[i], U[i], ms[i], ds[i], fused.linear(x, self.Ws[i]) if o is None else o,
-                                        self.bs[i])
+            return fused.masked_lowrank(x, V[i], U[i], ms[i], ds[i], x @ self.Ws[i] if o is None else o, self.bs[i])
         return site
 
     def masked(self, gs, source, detach=False):
@@ -292,9 +291,9 @@ def clean_pass(gpt, spd, idx_BT):
     layer, W_VD = spd.layers[0], gpt.wte.weight
     with torch.no_grad():
         x, r = gpt.prefix(idx_BT, layer)
-        o = fused.linear(x, spd.Ws[0])
+        o = x @ spd.Ws[0]
         h = act(o + spd.bs[0])
-        final = gpt.hidden(r, fused.linear(h, spd.Ws[1], spd.bs[1]), layer)
+        final = gpt.hidden(r, h @ spd.Ws[1] + spd.bs[1], layer)
         clean = final, *fused.log_partition(final, W_VD)
 
     def run(*sites):
