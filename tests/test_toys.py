@@ -13,13 +13,14 @@ from spd import Config
 
 TOL = 0.2           # an importance under TOL is off, one over 1 - TOL is on
 SEEDS = range(5)
-# What tuning on 5-2 showed (one change at a time, 2 to 5 seeds each, 5,000 to 15,000 steps):
-# - ci_fn global and shared make one component per feature too, but tilt what W_out's components read (cos .95 to .98);
-#   a net on the component's own activation (mlp) gives cos 1.000.
-# - C 20 with freq_a 32768 (or lp with a = N): two features share a component keyed by the sign of its activation, in 7 of
-#   9 runs, for any c_imp, and 3 times the steps do not undo it. freq_a 8 makes a shared component cost 1.75 times
-#   two single ones, where 32768 makes it 1.1; w_freq 10 keeps the size of the term. C 40 leaves more to choose from.
-# - c_imp (with w_freq 10, freq_a 8) 1e-4 and less: 6 to 15 alive; 5e-4: 5, or 6 where two halves of one stay on.
+# What tuning on 5-2 showed (one change at a time, 1 to 4 seeds each, 3,000 to 6,000 steps, so hints and not rates):
+# - ci_fn global and shared often find one component per feature too, but tilt what W_out's components read (cos .95 to
+#   .98); a net on the component's own activation (mlp) gives cos 1.000 once it has one per feature.
+# - C 20 with freq_a 32768, or lp without the frequency term: two features share a component, keyed by the sign of its
+#   activation, in 9 of 10 runs. freq_a 8 makes a shared component cost 1.75 times two single ones, 32768 only 1.1
+#   times; w_freq 10 keeps the size of the term. With C 20 that solves 1 seed of 3, and 15,000 steps don't rescue a
+#   failed one. With C 40, which leaves more to choose from, 2 of 3; the third kept one component too many.
+# - c_imp (with w_freq 10, freq_a 8): 1e-4 and less leave 6 to 15 alive, 5e-4 leaves 5, sometimes 4 or 6.
 SHARED = dict(ci_fn="mlp", ci_hidden=16, T=1, lr_end=0., warmup_steps=200, warmup_lr=1e-2, c_faith=1., c_stoch=1.,
               adversary="none", clip_vu=1e9, clip_ci=1e9)
 TOYS = {"5-2": (5, 2, Config(C=40, B=512, steps=6000, c_imp=5e-4, w_freq=10., freq_a=8., **SHARED)),
