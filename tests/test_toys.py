@@ -19,7 +19,7 @@ SEEDS = range(5)
 # - C 20 with freq_a 32768, or lp without the frequency term: two features share a component, keyed by the sign of its
 #   activation, in 9 of 10 runs. freq_a 8 makes a shared component cost 1.75 times two single ones, 32768 only 1.1
 #   times; w_freq 10 keeps the size of the term. With C 20 that solves 1 seed of 3, and 15,000 steps don't rescue a
-#   failed one. With C 40, which leaves more to choose from, 2 of 3; the third kept one component too many.
+#   failed one. With C 40, which leaves more to choose from, 2 of 4; another kept just one component too many.
 # - c_imp (with w_freq 10, freq_a 8): 1e-4 and less leave 6 to 15 alive, 5e-4 leaves 5, sometimes 4 or 6.
 SHARED = dict(ci_fn="mlp", ci_hidden=16, T=1, lr_end=0., warmup_steps=200, warmup_lr=1e-2, c_faith=1., c_stoch=1.,
               adversary="none", clip_vu=1e9, clip_ci=1e9)
