@@ -100,12 +100,12 @@ class GPT(nn.Module):
         for block in self.h[:layer]:
             r_BTD = block(r_BTD)
         return self.h[layer].to_mlp(r_BTD)
+    def hidden(self, r_BTD, y_BTD, layer: int):
+        """From one MLP's output y on, to LN_f(r_last)_BTD, which the unembedding reads."""
+        return self.ln_f(nn.Sequential(*self.h[layer + 1:])(r_BTD + y_BTD))
     def suffix(self, r_BTD, y_BTD, layer: int):
         """From one MLP's output y on: logits_BTV. Bit for bit, suffix(r, h[layer].mlp(x), layer) is forward(idx)."""
-        r_BTD = r_BTD + y_BTD
-        for block in self.h[layer + 1:]:
-            r_BTD = block(r_BTD)
-        return F.linear(self.ln_f(r_BTD), self.wte.weight)
+        return F.linear(self.hidden(r_BTD, y_BTD, layer), self.wte.weight)
     def forward(self, idx_BT, replace=None):
         """logits_BTV. If given, replace(layer, x_BTD, mlp) -> y_BTD stands in for every MLP, called in layer order."""
         replace, last = replace or (lambda layer, x_BTD, mlp: mlp(x_BTD)), self.cfg.n_layer - 1

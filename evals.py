@@ -1,0 +1,180 @@
+"""Metrics of one decomposition of a model's MLPs: pure functions, the same for every method.
+
+The seam that a decomposition m offers (duck-typed):
+    m.layers: list[int]                           MLPs that it stands in for
+    m.params_F                                    parameters of each unit
+    m.encode(layer, x_BTD, mlp) -> f_BTF          >= 0, exactly 0 = off for this token
+    m.decode(layer, f_BTF, x_BTD) -> y_BTD        what those units write
+    m.contrib(layer, f_BTF, x_BTD, units) -> (B, T, units, D)      each named unit's own share of y
+x = the MLP's input after LayerNorm, y = its output. Position 0 of a row counts in no metric.
+R rows, B rows of a batch, T positions, D residual width, F units, K concepts, V vocabulary
+"""
+import torch
+import torch.nn.functional as F
+
+import fused
+
+ALIVE = 10              # a unit is alive when it is on at this many tokens or more
+
+def splice(m, edit=lambda layer, f_BTF: f_BTF):
+    """The one way a decomposition enters the model: replace for GPT.forward. Ablation and steering are edits of f."""
+    def replace(layer, x_BTD, mlp):
+        return m.decode(layer, edit(layer, m.encode(layer, x_BTD, mlp)), x_BTD) if layer in m.layers else mlp(x_BTD)
+    return replace
+
+@torch.no_grad()
+def mean_output(gpt, layer, rows_RT, batch=16):
+    """E[y] of one MLP, (D)."""
+    return torch.cat([gpt.h[layer].mlp(gpt.prefix(idx, layer)[0])[:, 1:].flatten(0, 1).mean(0, keepdim=True) * len(idx)
+                      for idx in rows_RT.split(batch)]).sum(0) / len(rows_RT)
+
+def ablations(gpt, layer, rows_fit_RT):
+    """The floor of every table: one MLP's output replaced by zero, and by its mean over rows_fit."""
+    y_D = mean_output(gpt, layer, rows_fit_RT)
+    put = lambda value: lambda l, x_BTD, mlp: value.expand_as(x_BTD) if l == layer else mlp(x_BTD)
+    return {"mean ablation": put(y_D), "zero ablation": put(torch.zeros_like(y_D))}
+
+@torch.no_grad()
+def scores(gpt, rows_RT, replaces, batch=16):
+    """{name: {"ce", "kl"}} in nats per token for the original model and for each replace(layer, x, mlp) -> y;
+    kl = KL(original || spliced). All at the same positions, 1 to T - 2, which have a next token in the row."""
+    total = {name: torch.zeros(2, dtype=torch.float64) for name in ("original", *replaces)}
+    for idx in rows_RT.split(batch):
+        target, clean = idx[:, 2:].unsqueeze(-1), None
+        for name, replace in {"original": None, **replaces}.items():
+            logq = F.log_softmax(gpt(idx, replace)[:, 1:-1].float(), -1)
+            clean = logq if name == "original" else clean
+            kl = (clean.exp() * (clean - logq)).sum() if name != "original" else logq.new_zeros(())
+            total[name] += torch.stack([-logq.gather(-1, target).sum(), kl]).cpu()
+    n = rows_RT.shape[0] * (rows_RT.shape[1] - 2)
+    return {name: dict(ce=ce / n, kl=kl / n) for name, (ce, kl) in ((k, v.tolist()) for k, v in total.items())}
+
+def recovered(table, name, ablation="mean ablation"):
+    """CE recovered = (CE_ablated - CE) / (CE_ablated - CE_original), or None where the MLP carries under 0.05 nats."""
+    cost = table[ablation]["ce"] - table["original"]["ce"]
+    return (table[ablation]["ce"] - table[name]["ce"]) / cost if cost >= 0.05 else None
+
+def score_lines(table, names):
+    """The rows `names` of a table of scores as text."""
+    share = lambda v: f"{v:9.3f}" if v is not None else "      n/a"
+    head = [f"{'':20}{'KL':>9}{'CE':>9}   CE recovered (mean, zero ablation = 0)"] * ("original" in names)
+    return head + [f"{n:20}{table[n]['kl']:9.4f}{table[n]['ce']:9.4f}{share(recovered(table, n))}"
+                   f"{share(recovered(table, n, 'zero ablation'))}" for n in names]
+
+def score_keys(table):
+    """As a flat dict: kl_NAME, ce_NAME, ce_recovered_NAME and, on the zero-ablation scale, ce_recovered_zero_NAME."""
+    return {f"{k}_{n.replace(' ', '_')}": v for n in table for k, v in dict(
+        table[n], ce_recovered=recovered(table, n), ce_recovered_zero=recovered(table, n, "zero ablation")).items()}
+
+# Masks of a parameter decomposition (spd.py), whose m.site(masks, delta masks) computes the MLP's matrices under them.
+def replacing(m, masks):
+    """replace(layer, x, mlp) for the masks that masks(gs) makes of the causal importances of the matrices."""
+    def replace(layer, x_BTD, mlp):
+        if layer not in m.layers:
+            return mlp(x_BTD)
+        gs = m.encode(layer, x_BTD, mlp).split(m.C, -1)
+        site = m.site(*masks(gs))
+        return site(1, F.gelu(site(0, x_BTD), approximate="tanh"))
+    return replace
+
+def mix(gs, source):
+    """m = g + (1 - g) r of each matrix, and the delta's masks; source = [r of each, r_delta of each]."""
+    return [g + (1 - g) * r for g, r in zip(gs, source)], source[len(gs):]
+
+def mask_table(m, taus, gen):
+    """The masks it is judged by, as replace functions. The delta is off, but for the stochastic ones."""
+    rand = lambda like: torch.rand(like.shape, generator=gen, device=like.device)
+    drop = lambda masks: replacing(m, lambda gs: ([masks(g) for g in gs], gs[0].new_zeros(len(gs), 1)))
+    return {"unmasked": drop(torch.ones_like), "causal importance": drop(lambda g: g),
+            **{f"rounded {tau}": drop(lambda g, tau=tau: (g > tau).float()) for tau in taus},
+            "stochastic": replacing(m, lambda gs: mix(gs, [*map(rand, gs), *(rand(g[..., :1]) for g in gs)])),
+            "random": drop(rand)}
+
+def relative_error(W_hat, W):
+    """|W_hat - W| / |W|, Frobenius."""
+    return ((W_hat - W).norm() / W.norm()).item()
+
+@torch.no_grad()
+def counts(m, gpt, rows_RT, labels_RTK, thresholds, batch=16):
+    """Token counts, for each threshold tau with "on" meaning f > tau: on (tau, F), label (K), both (tau, F, K), and n.
+    They suffice for L0, alive units and all F1 between units and concepts; memory is that of one batch."""
+    layer, = m.layers
+    out = dict(on=0, label=0, both=0, n=0)
+    for idx, labels in zip(rows_RT.split(batch), torch.as_tensor(labels_RTK).split(batch)):
+        f_NF = m.encode(layer, gpt.prefix(idx, layer)[0], gpt.h[layer].mlp)[:, 1:].flatten(0, 1)
+        label_NK = labels[:, 1:].flatten(0, 1).to(f_NF)
+        on_ANF = torch.stack([(f_NF > tau).float() for tau in thresholds])
+        out["on"] += on_ANF.sum(1)
+        out["label"] += label_NK.sum(0)
+        out["both"] += on_ANF.transpose(1, 2) @ label_NK
+        out["n"] += len(f_NF)
+    return out
+
+def match(fit, test):
+    """Each unit's best concept: the (threshold, concept) pair of highest F1 in the counts `fit`, and its F1 in `test`.
+    F1 = 2 both / (on + label). Returns tau index (F), concept (F), f1 (F); None without concepts."""
+    f1 = lambda c: 2 * c["both"] / (c["on"].unsqueeze(-1) + c["label"]).clamp(min=1)
+    if not fit["both"].shape[-1]:
+        return None
+    best_F = f1(fit).permute(1, 0, 2).flatten(1).argmax(1)
+    tau, concept = best_F // fit["both"].shape[-1], best_F % fit["both"].shape[-1]
+    return tau, concept, f1(test)[tau, torch.arange(len(best_F), device=best_F.device), concept]
+
+@torch.no_grad()
+def examples(m, gpt, rows_RT, units, k=3, batch=4):
+    """For each of `units`: its k strongest tokens by |contrib|, at most one a row, as (row, position) of shape
+    (units, k), and its mean contribution to y where it is on (units, D)."""
+    layer, = m.layers
+    size, where, total, n = [], [], 0, 0
+    for idx in rows_RT.split(batch):
+        x_BTD = gpt.prefix(idx, layer)[0]
+        f_BTF = m.encode(layer, x_BTD, gpt.h[layer].mlp)
+        c_BTUD = m.contrib(layer, f_BTF, x_BTD, units)[:, 1:]
+        on_BTU = f_BTF[:, 1:, units] > 0
+        total, n = total + torch.einsum("btud,btu->ud", c_BTUD, on_BTU.float()), n + on_BTU.sum((0, 1))
+        top = c_BTUD.norm(dim=-1).max(1)
+        size.append(top.values), where.append(top.indices + 1)
+    row_KU = torch.cat(size).topk(min(k, len(rows_RT)), 0).indices
+    spots = torch.stack([row_KU, torch.cat(where).gather(0, row_KU)], -1).transpose(0, 1)
+    return spots, total / n.clamp(min=1).unsqueeze(-1)
+
+def pushed(gpt, write_UD, k=5):
+    """Token ids whose logits the directions write_UD raise and lower most, two of shape (U, k), by the direct path
+    (write * gain of LN_f) wte^T."""
+    logits_UV = (write_UD * gpt.ln_f.weight) @ gpt.wte.weight.T
+    return logits_UV.topk(k).indices, (-logits_UV).topk(k).indices
+
+def describe(m, gpt, rows_RT, units, frequency, matches, names, k=3):
+    """Lines of text per unit: how often it is on, its best concept, the tokens that its mean contribution pushes up and
+    down, and its strongest tokens in context, marked."""
+    if not len(units):
+        return []
+    where, write_UD = examples(m, gpt, rows_RT, units, k)
+    say = lambda ids: " ".join(repr(gpt.vocab[i])[1:-1] for i in ids)        # newlines stay on their line
+    lines = []
+    for u, spots, up, down in zip(units.tolist(), where.tolist(), *(t.tolist() for t in pushed(gpt, write_UD))):
+        concept = f", {names[matches[1][u]]} (F1 {matches[2][u]:.2f})" if matches else ""
+        lines.append(f"#{u}: on at {frequency[u]:.2%}{concept}   up: {say(up)}   down: {say(down)}")
+        for r, t in spots:
+            row = rows_RT[r].tolist()
+            lines.append(f"    {say(row[max(0, t - 8):t])} [[{say(row[t:t + 1])}]] {say(row[t + 1:t + 5])}")
+    return lines
+
+def report(m, gpt, fit, test, names, groups, thresholds, main, k=10):
+    """(lines of text, flat dict) about each named group of units: L0 (test) and alive units (fit) at each threshold,
+    how many alive ones have a concept at F1 >= 0.5 (chosen on fit, scored on test), and the k most used, described.
+    fit, test: (rows, labels); main: index of the threshold that counts."""
+    found, seen = counts(m, gpt, *fit, thresholds), counts(m, gpt, *test, thresholds)
+    matches, lines, out, good = match(found, seen), [], {}, []
+    for name, units in groups.items():
+        alive = found["on"][:, units] >= ALIVE
+        l0, n = (seen["on"][:, units].sum(1) / seen["n"]).tolist(), alive.sum(1).tolist()
+        good += matches[2][units][alive[main]].ge(0.5).tolist() if matches else []
+        out |= {f"l0_{name}": l0[main], f"alive_{name}": n[main], f"l0s_{name}": l0, f"alives_{name}": n}
+        lines.append(f"\n{name}: at thresholds {thresholds} L0 {[round(v, 2) for v in l0]}, alive {n}; most used:")
+        top = units[found["on"][main, units].topk(min(k, n[main])).indices]
+        lines += describe(m, gpt, test[0], top, seen["on"][main] / seen["n"], matches, names)
+    out["concept_matched_fraction"] = sum(good) / max(1, len(good)) if matches else None
+    if matches:
+        lines.append(f"\n{sum(good)} of {len(good)} alive units match a concept at F1 >= 0.5")
+    return lines, out

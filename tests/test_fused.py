@@ -1,0 +1,78 @@
+"""Each fused function against its naive twin: values and gradients, in float64."""
+import pytest, torch
+import torch.nn.functional as F
+import fused
+
+def rand(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=rand.gen).requires_grad_()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    rand.gen = torch.Generator().manual_seed(0)
+
+
+def naive_masked_lowrank(x, V, U, m, d, o, b):
+    y = d * o + b - d * (x @ V @ U)
+    for c in range(V.shape[1]):
+        y = y + m.expand(*x.shape[:-1], V.shape[1])[..., c, None] * (x @ torch.outer(V[:, c], U[c]))
+    return y
+
+
+def same(f, naive, *inputs):
+    """Values and gradients of f and its twin agree, for a random cotangent."""
+    out, twin = f(*inputs), naive(*inputs)
+    assert torch.allclose(out, twin, atol=1e-5, rtol=0)
+    cot = rand(*out.shape).detach()
+    for got, want in zip(torch.autograd.grad(out, inputs, cot), torch.autograd.grad(twin, inputs, cot)):
+        assert got.shape == want.shape and torch.allclose(got, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("m, d", [((2, 3, 6), (2, 3, 1)), ((6,), (1,)), ((1, 3, 6), (2, 1, 1))])
+def test_masked_lowrank(m, d):
+    inputs = rand(2, 3, 4), rand(4, 6), rand(6, 5), rand(*m), rand(*d), rand(2, 3, 5), rand(5)
+    same(fused.masked_lowrank, naive_masked_lowrank, *inputs)
+    assert torch.autograd.gradcheck(fused.masked_lowrank, inputs)
+
+
+def test_masked_lowrank_computes_only_the_gradients_asked_for():
+    full = [rand(2, 3, 4), rand(4, 6), rand(6, 5), rand(2, 3, 6), rand(2, 3, 1), rand(2, 3, 5), rand(5)]
+    want = torch.autograd.grad(fused.masked_lowrank(*full).square().sum(), full)
+    for i in range(len(full)):
+        only = [t if j == i else t.detach() for j, t in enumerate(full)]
+        got, = torch.autograd.grad(fused.masked_lowrank(*only).square().sum(), [only[i]])
+        assert torch.allclose(got, want[i], atol=1e-10)
+
+
+def test_masked_lowrank_with_every_mask_one_is_the_original_bitwise():
+    x, V, U, W, b = (rand(*s).detach().float() for s in [(9, 4), (4, 6), (6, 5), (4, 5), (5,)])
+    one, o = torch.ones(9, 6), x @ W
+    assert torch.equal(fused.masked_lowrank(x, V, U, one, one[:, :1], o, b), o + b)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 100])
+def test_log_partition(rows):
+    h, W = rand(2, 5, 3), 3 * rand(11, 3).detach()
+    same(lambda h: fused.log_partition(h, W, rows)[0], lambda h: (h @ W.T).logsumexp(-1), h)
+    assert torch.allclose(fused.log_partition(h, W, rows)[1], (h @ W.T).softmax(-1) @ W)
+    assert torch.autograd.gradcheck(lambda h: fused.log_partition(h, W, rows)[0], (h,))
+
+
+def test_log_partition_of_huge_logits_is_finite():
+    h = torch.tensor([[1e4, 0.]])
+    assert fused.log_partition(h, torch.eye(2))[0].item() == 1e4
+
+
+def naive_kl(h_clean, h, W):
+    log_p, log_q = F.log_softmax(h_clean @ W.T, -1), F.log_softmax(h @ W.T, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def test_kl_unembed():
+    h_clean, W = rand(2, 5, 3).detach(), rand(11, 3).detach()
+    clean = h_clean, *fused.log_partition(h_clean, W)
+    same(lambda h: fused.kl_unembed(clean, h, W), lambda h: naive_kl(h_clean, h, W), rand(2, 5, 3))
+    many = rand(4, 2, 5, 3)             # four masks at once against the same clean side
+    same(lambda h: fused.kl_unembed(clean, h, W), lambda h: naive_kl(h_clean, h, W), many)
+    assert torch.autograd.gradcheck(lambda h: fused.kl_unembed(clean, h, W), (rand(2, 5, 3),))
+    assert fused.kl_unembed(clean, h_clean, W).abs().max() < 1e-12

@@ -1,0 +1,261 @@
+"""Oracles of spd.py: a second way to each number, on tiny random models."""
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import common
+import evals
+import spd
+from model import GPT, GPTConfig
+from spd import Config
+
+ROOT = Path(spd.__file__).parent
+D, M, V, T = 8, 16, 30, 12
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """Folder with a random 3-layer GPT and a .bin of tokens."""
+    folder, gen = tmp_path_factory.mktemp("target"), torch.Generator().manual_seed(0)
+    gpt = GPT(GPTConfig(V, n_layer=3, n_embd=D, n_head=2, n_inner=M, n_positions=T), gen)
+    for p in gpt.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=gen)
+    gpt.save(folder, [f"w{i}" for i in range(V)], {"layer": 1})
+    np.random.default_rng(0).integers(0, V, 20_000).astype(np.uint16).tofile(folder / "x.bin")
+    return folder
+
+
+@pytest.fixture
+def cfg(target, tmp_path):
+    return Config(model=str(target), data=str(target / "x.bin"), out=str(tmp_path / "run"), device="cpu", C=10, B=3,
+                  T=T, ci_hidden=8, steps=6, warmup_steps=3, lr=1e-2, log_every=1, eval_every=0, save_every=2,
+                  eval_tokens=120, pgd_rows=2)
+
+
+@pytest.fixture
+def built(cfg):
+    gpt = GPT.load(cfg.model)
+    m = spd.build(cfg, gpt)
+    idx = torch.randint(0, V, (cfg.B, T), generator=torch.Generator().manual_seed(1))
+    xs, run = spd.clean_pass(gpt, m, idx)
+    gs = [z.clamp(0, 1) for z in m.gamma(xs, m.V)]
+    return gpt, m, idx, xs, run, gs
+
+
+def test_every_mask_one_and_the_delta_give_the_original_logits(built):
+    gpt, m, idx, xs, run, gs = built
+    ones = [torch.ones(m.C)] * 2, torch.ones(2, 1)
+    logits = gpt(idx, evals.replacing(m, lambda gs: ones))
+    assert torch.allclose(logits, gpt(idx), atol=1e-5)
+    assert run(m.site(*ones)).abs().max() < 1e-5
+
+
+def test_importance_one_pins_the_masks_whatever_the_source(built):
+    gpt, m, idx, xs, run, gs = built
+    source = spd.stochastic(gs, torch.Generator())
+    pinned = run(m.masked([torch.ones_like(g) for g in gs], source[:2] + [torch.ones(1)] * 2))
+    assert pinned.abs().max() < 1e-5
+
+
+def test_sites_equal_the_sum_of_materialised_rank_one_matrices(built):
+    gpt, m, idx, xs, run, gs = built
+    source = spd.stochastic(gs, torch.Generator().manual_seed(2))
+    for i, x in enumerate(xs):
+        V_i, U_i, W = m.V[i], m.U[i], m.Ws[i]
+        delta = W - sum(torch.outer(V_i[:, c], U_i[c]) for c in range(m.C))
+        mask = gs[i] + (1 - gs[i]) * source[i]
+        y = sum(mask[..., c, None] * (x @ torch.outer(V_i[:, c], U_i[c])) for c in range(m.C))
+        y = y + source[2 + i] * (x @ delta) + m.bs[i]
+        assert torch.allclose(m.masked(gs, source)(i, x), y, atol=1e-5)
+
+
+def test_kl_through_the_suffix_equals_kl_of_full_forwards(built):
+    gpt, m, idx, xs, run, gs = built
+    sources = [spd.stochastic(gs, torch.Generator().manual_seed(s)) for s in (3, 4)]
+    got = run(*[m.masked(gs, s) for s in sources])
+    logp = F.log_softmax(gpt(idx), -1)
+    for kl, s in zip(got, sources):
+        masked = evals.replacing(m, lambda gs: evals.mix(gs, s))
+        logq = F.log_softmax(gpt(idx, masked), -1)
+        assert torch.allclose(kl, (logp.exp() * (logp - logq)).sum(-1).mean(), atol=1e-5)
+
+
+def test_leaky_sigmoids_against_a_table_by_hand():
+    z = torch.tensor([-2.0, -2.0, 0.0, 0.0, 0.3, 0.3, 1.0, 1.0, 1.5, 1.5])
+    dg = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0])     # -1: the loss wants g up
+    for f, value, slope in (
+            (spd.LowerLeaky, [0, 0, 0, 0, .3, .3, 1, 1, 1, 1], [0, .01, 0, .01, 1, 1, 1, 1, 0, 0]),
+            (spd.UpperLeaky, [0, 0, 0, 0, .3, .3, 1, 1, 1.005, 1.005], [0, 0, 0, 0, 1, 1, 1, 1, .01, .01])):
+        x = z.clone().requires_grad_()
+        g = f.apply(x, 0.01)
+        g.backward(dg)
+        assert torch.allclose(g, torch.tensor(value)) and torch.allclose(x.grad, dg * torch.tensor(slope))
+
+
+def test_penalties_on_a_batch_by_hand():
+    g = torch.tensor([[1.0, 0.5], [0.0, 0.5]])                 # 2 positions; at gamma = 1, phi(1) = 1/2, phi(1/2) = 1/5
+    imp, freq = spd.penalties([g], Config(freq_a=10), 0)        # s = (1/2, 2/5)
+    assert imp == pytest.approx(0.45)
+    assert freq.item() == pytest.approx((0.5 * np.log2(3.5) + 0.4 * np.log2(3)) / 2)
+    for t in (0.9, 1):                                         # gamma has reached 0.01
+        assert spd.penalties([g], Config(), t)[0] == pytest.approx((1 / 1.0001 + 2 * 0.25 / 0.2501) / 2)
+    imp, freq = spd.penalties([g], Config(penalty="lp", freq_a=0, p_end=1.0), 1)     # s = (1, 1), a = N = 2
+    assert imp == pytest.approx(1) and freq.item() == pytest.approx(1)
+    two = [g[:, :1].unsqueeze(0), g[:, 1:].unsqueeze(0)]        # the same as two sites of one sequence
+    assert torch.allclose(torch.stack(spd.penalties(two, Config(), .3)), torch.stack(spd.penalties([g], Config(), .3)))
+
+
+def test_routing_masks_a_uniform_number_of_sites_and_freezes_the_rest():
+    gs = [torch.zeros(1, 30_000, 4)] * 3
+    source = spd.stochastic(gs, torch.Generator().manual_seed(0))
+    masked = torch.stack([(r < 1).all(-1) for r in source[:3]])
+    assert torch.equal(masked, torch.stack([(d < 1)[..., 0] for d in source[3:]]))
+    share = torch.bincount(masked.sum(0).flatten(), minlength=4) / 30_000
+    assert torch.allclose(share, torch.tensor([0, 1, 1, 1]) / 3, atol=.01)
+    assert torch.allclose(masked.float().mean((1, 2)), torch.full((3,), 2 / 3), atol=.01)
+
+
+def test_pgd_never_lowers_the_loss_that_it_climbs(built):
+    gpt, m, idx, xs, run, gs = built
+    for seed in range(5):
+        gen = torch.Generator()
+        found = [spd.sign_pgd(m, gs, run, gen.manual_seed(seed), n, size=0.1, keep_best=True) for n in (0, 1, 5, 20)]
+        loss = [run(m.masked(gs, source)).item() for source in found]
+        assert loss == sorted(loss) and loss[-1] > loss[0]
+
+
+def test_adversaries_leave_no_gradient_on_the_decomposition(built, cfg):
+    gpt, m, idx, xs, run, gs = built
+    spd.sign_pgd(m, gs, run, torch.Generator(), steps=2, size=1.)
+    pgd = spd.PersistentPGD(m, cfg, torch.Generator())
+    before = [s.clone() for s in pgd.source]
+    source = pgd.ascend(m, gs, run, t=1)
+    assert all(p.grad is None for p in m.parameters())
+    assert all((a != b).any() and a.min() >= 0 and a.max() <= 1 for a, b in zip(source, before))
+
+
+@pytest.mark.parametrize("kind", ["global", "mlp", "shared", "vector"])
+def test_importance_functions_train(cfg, built, kind):
+    gpt, m, idx, xs, run, gs = built
+    m = spd.SPD(m.Ws, m.bs, dataclasses.replace(cfg, ci_fn=kind), torch.Generator(), 1)
+    zs = m.gamma(xs, m.V)
+    assert [z.shape for z in zs] == [(cfg.B, T, cfg.C)] * 2
+    sum(z.square().mean() for z in zs).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in m.gamma.parameters())
+
+
+def test_mlp_importance_is_a_net_of_its_own_per_component(cfg, built):
+    gpt, m, idx, xs, run, gs = built
+    m = spd.SPD(m.Ws, m.bs, dataclasses.replace(cfg, ci_fn="mlp"), torch.Generator(), 1)
+    W1, b1, W2, b2 = m.gamma.nets[0]
+    for c in range(cfg.C):
+        h = xs[0] @ m.V[0][:, c]
+        z = F.gelu(h[..., None] * W1[c, 0] + b1[c]) @ W2[c, :, 0] + b2[c, 0]
+        assert torch.allclose(m.gamma(xs, m.V)[0][..., c], z, atol=1e-5)
+
+
+def test_seam(built):
+    gpt, m, idx, xs, run, gs = built
+    f = m.encode(1, xs[0], gpt.h[1].mlp)
+    y = m.decode(1, f, xs[0])
+    assert torch.allclose(f, torch.cat(gs, -1), atol=1e-6) and m.params_F.tolist() == [D + M] * 2 * m.C
+    units = torch.tensor([12, 3, 19, 0])
+    for k, u in enumerate(units):
+        off = f.clone()
+        off[..., u] = 0
+        assert torch.allclose(m.contrib(1, f, xs[0], units)[..., k, :], y - m.decode(1, off, xs[0]), atol=1e-5)
+    ci = evals.mask_table(m, (0,), torch.Generator())["causal importance"]
+    assert torch.allclose(gpt(idx, evals.splice(m)), gpt(idx, ci), atol=1e-5)
+
+
+def losses(cfg):
+    spd.train(cfg)
+    rows = [json.loads(line) for line in (Path(cfg.out) / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_same_seed_same_losses_with_evaluation_every_step_and_never(cfg, tmp_path):
+    never = losses(cfg)
+    every = losses(dataclasses.replace(cfg, eval_every=1, out=str(tmp_path / "every")))
+    other = losses(dataclasses.replace(cfg, seed=1, out=str(tmp_path / "other")))
+    assert never == every and never != other and len(never) == cfg.steps
+
+
+def test_overfits(cfg):
+    got = losses(dataclasses.replace(cfg, steps=150, warmup_steps=100, c_imp=0., c_faith=1., save_every=150))
+    assert got[-1] < 0.1 * got[0]
+
+
+@pytest.mark.parametrize("adversary", ["none", "step", "pgd"])
+def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, adversary):
+    cfg = dataclasses.replace(cfg, adversary=adversary)
+    whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
+    spd.train(whole)
+    code = (f"import os, common, spd\nsave = common.save\n"
+            f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n"
+            f"    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
+            f"common.save = stop\nspd.train(spd.Config(**{vars(cfg)!r}))")
+    dead = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
+    spd.train(dataclasses.replace(cfg, resume=True))
+    (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "spd.safetensors") for c in (whole, cfg))
+    assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert (Path(whole.out) / "log.jsonl").read_text() == (Path(cfg.out) / "log.jsonl").read_text()
+
+
+def test_summary_has_the_promised_keys(cfg):
+    _, out = spd.train(cfg)
+    on_disk = json.loads((Path(cfg.out) / "summary.json").read_text())
+    promised = {"weight_error_in", "weight_error_out", "ce_recovered_stochastic", "ce_recovered_rounded_0.1",
+                "kl_pgd20", "l0_in", "l0_out", "concept_matched_fraction", "seconds", "config"}
+    assert promised <= on_disk.keys() and on_disk["config"]["C"] == cfg.C
+    assert abs(on_disk["kl_original"]) < 1e-6
+
+
+def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
+    real = spd.loss_fn
+    def sick(spd_, xs, run, cfg, t, *rest):
+        total, terms, gs = real(spd_, xs, run, cfg, t, *rest)
+        return (total * float("nan") if t > .5 else total), terms, gs
+    monkeypatch.setattr(spd, "loss_fn", sick)
+    with pytest.raises(SystemExit) as stop:
+        spd.train(cfg)
+    assert stop.value.code == 1 and "step 4" in capsys.readouterr().err
+    assert common.load(Path(cfg.out) / "spd.safetensors")[1]["step"] == 4       # the last good one
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(layer=7), "--layer 7"), (dict(layer=-2), "--layer -2"), (dict(C=0), "--C 0"), (dict(T=T + 1), f"--T {T + 1}"),
+    (dict(B=0), "--B 0"), (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"),
+    (dict(data="nowhere.bin"), "nowhere.bin"), (dict(data="x.csv"), "x.csv"), (dict(resume=True), "no such file"),
+    (dict(device="tpu"), "--device tpu")])
+def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
+    with pytest.raises(SystemExit) as stop:
+        spd.train(dataclasses.replace(cfg, **change))
+    err = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and words in err and "\n" not in err
+    assert not Path(cfg.out).exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(cfg, capsys):
+    spd.train(cfg)
+    path = Path(cfg.out) / "spd.safetensors"
+    kept = path.read_bytes()
+    for change in (dict(C=11), dict(seed=5), dict(adversary="pgd")):
+        with pytest.raises(SystemExit) as stop:
+            spd.train(dataclasses.replace(cfg, resume=True, **change))
+        assert stop.value.code == 2 and "does not fit this run" in capsys.readouterr().err
+    assert path.read_bytes() == kept
+    path.write_bytes(kept[:len(kept) // 2])
+    with pytest.raises(SystemExit) as stop:
+        spd.train(dataclasses.replace(cfg, resume=True))
+    assert stop.value.code == 2 and "truncated" in capsys.readouterr().err
