@@ -116,7 +116,9 @@ def load(spec, split, vocab, n_tokens=None) -> Corpus:
         ids = encode_file(path, tuple(vocab))
     a, b = (int(len(ids) * f) for f in dict(train=(0, .9), fit=(.9, .94), dev=(.94, .96), test=(.96, 1))[split])
     ids = ids[a:b] if split == "train" else ids[a:min(b, a + (n_tokens or SPLITS[split][1]))]
-    if len(ids) and int(ids.max()) >= len(vocab):
+    if not len(ids):
+        fail(f"--data {spec}: too short, its {split} part is empty")
+    if int(ids.max()) >= len(vocab):
         fail(f"--data {spec}: token id {int(ids.max())} is outside the target's vocabulary of {len(vocab)}")
     corpus = Corpus(ids, list(vocab), concepts.concept_names(with_state=False))
     if split != "train":

@@ -259,5 +259,7 @@ def test_your_own_text(tmp_path, capsys):
     assert len(data.build_vocab(text, 8)) == 8 and data.encode("zebra", vocab) == [1]
     assert "word-level" in bad(capsys, str(tmp_path / "x.txt"), "fit", ["Ġthe", "Ġcat"])
     assert "pretrain.py" in bad(capsys, str(tmp_path / "x.txt"), "fit", [data.EOT, data.UNK, "zebra"])
+    (tmp_path / "short.txt").write_text("The cat.")
+    assert "empty" in bad(capsys, str(tmp_path / "short.txt"), "dev", vocab)
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00x")
     assert "UTF-8" in bad(capsys, str(tmp_path / "bad.txt"), "fit", vocab)
