@@ -79,8 +79,8 @@ class Block(nn.Module):
         return r_BTD + self.mlp(x_BTD)
 
 class GPT(nn.Module):
-    """Initial weights N(0, std): embeddings 0.02, as in GPT-2; matrices 1 / sqrt(D), since GPT-2's 0.02 is too small for
-    a narrow model; residual projections 1 / sqrt(2 n_layer) of that, as in GPT-2. Biases 0."""
+    """Initial weights N(0, std): embeddings 0.02 and residual projections 1 / sqrt(2 n_layer) of the other matrices, as
+    in GPT-2; these 1 / sqrt(D), since GPT-2's 0.02 is too small for a narrow model. Biases 0."""
     def __init__(self, cfg: GPTConfig, generator=None):
         super().__init__()
         self.cfg, self.folder, self.hash, self.meta = cfg, None, None, {}               # load() fills these in

@@ -43,8 +43,8 @@ def check(cfg):
     """Fails on a number that cannot be meant."""
     inf = math.inf
     for k, (low, high) in dict(vocab=(3, 65536), tokens=(1, inf), mlp0=(0, inf), T=(2, inf), B=(1, inf), steps=(1, inf),
-                               copy=(0, 1), lr=(1e-9, inf), warmup=(0, inf), beta2=(0, 0.99999), wd=(0, inf), clip=(1e-9, inf),
-                               seed=(0, inf), every=(1, inf)).items():
+                               copy=(0, 1), lr=(1e-9, inf), warmup=(0, inf), beta2=(0, 0.99999), wd=(0, inf),
+                               clip=(1e-9, inf), seed=(0, inf), every=(1, inf)).items():
         if not low <= getattr(cfg, k) <= high:
             common.fail(f"--{k} {getattr(cfg, k)}: must be from {low} to {high}")
     if Path(cfg.out).is_file():
