@@ -79,14 +79,12 @@ class Block(nn.Module):
         return r_BTD + self.mlp(x_BTD)
 
 class GPT(nn.Module):
-    """Initial weights N(0, std): embeddings 0.02 and residual projections 1 / sqrt(2 n_layer) of the other matrices, as
-    in GPT-2; these 1 / sqrt(D), since GPT-2's 0.02 is too small for a narrow model. Biases 0."""
+    """Initialised as GPT-2, but matrices have std 1 / sqrt(D): GPT-2's 0.02 is too small for a narrow model."""
     def __init__(self, cfg: GPTConfig, generator=None):
         super().__init__()
         self.cfg, self.folder, self.hash, self.meta = cfg, None, None, {}               # load() fills these in
         self.vocab = [f"<{i}>" for i in range(cfg.vocab_size)]
-        self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)
-        self.wpe = nn.Embedding(cfg.n_positions, cfg.n_embd)
+        self.wte, self.wpe = (nn.Embedding(n, cfg.n_embd) for n in (cfg.vocab_size, cfg.n_positions))
         self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.ln_f = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
         for name, p in self.named_parameters():
@@ -191,7 +189,7 @@ def generate(gpt, ids: list[int], n: int, stop: int, generator) -> list[int]:
     new = []
     while len(new) < n and new[-1:] != [stop]:
         idx_1T = torch.tensor([(ids + new)[-gpt.cfg.n_positions:]], device=gpt.wte.weight.device)
-        new.append(torch.multinomial(gpt(idx_1T)[0, -1].softmax(-1).cpu(), 1, generator=generator).item())
+        new += torch.multinomial(gpt(idx_1T)[0, -1].softmax(-1).cpu(), 1, generator=generator).tolist()
     return new
 
 @dataclass

@@ -10,8 +10,10 @@ import pytest
 import common
 
 ROOT = Path(__file__).parent.parent
-BUDGET = {"model.py": 220, "data.py": 300, "story.py": 460, "concepts.py": 160, "pretrain.py": 150, "common.py": 120, "fused.py": 250,
-          "spd.py": 330, "evals.py": 600, "bench.py": 250}      # lines; story.py and concepts.py: DESIGN's data.py, in three
+BUDGET = {"model.py": 220, "data.py": 300, "story.py": 400, "concepts.py": 120, "prompts.py": 100, "pretrain.py": 150, "common.py": 130, "fused.py": 250,
+          "spd.py": 330, "evals.py": 600, "bench.py": 250}
+# common.py: 120 and the switch to oneDNN's matrix products, which is worth 1.5x to every script.
+# story.py, concepts.py and prompts.py are what data.py would hold if it were one file
 TABLES = {"tinytales.py"}                                        # words and sentences, no code
 SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if p.name not in TABLES]
 
@@ -48,6 +50,7 @@ def test_readme_commands_parse(capsys):
     assert len(commands) >= 5
     for c in commands:
         _, script, *args = shlex.split(c)
+        args = args[1:] if script == "bench.py" else args       # its first word names the job
         module = importlib.import_module(Path(script).stem)
         assert common.cli(module.Config, args), c
 
