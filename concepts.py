@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 import tinytales as tt
-from story import ANIMALS, EOT, STATE, VERB_FORMS, add_s
+from story import ANIMALS, EOT, FAMILY_SHIFT, SENTENCES, STATE, VERB_FORMS, add_s
 
 
 def word_list(name):
@@ -56,13 +56,15 @@ STRUCTURE = ["sentence: first word", "sentence: second word", "sentence: tenth w
              "story: first 16 tokens", "story: after 100 tokens", "repeated bigram"]
 NEXT = ["noun", "plural noun", "verb", "past-tense verb", "adjective", "pronoun", "preposition", "number", "animal",
         "food", "comma", "sentence end mark", "opening quote", "closing quote", "speech verb", "colour", "girl's name",
-        "boy's name", "possessive", "article"]
+        "boy's name", "possessive", "article", "the", "a", "and", "was", "is", "to", "in", "with", "of", "said", "there",
+        "called", "on", "from", "day", "its", "full stop"]
 HIERARCHY = [tuple(pair.strip().split(" > ")) for pair in tt.HIERARCHY.strip().replace("\n", " | ").split(" | ")]
 
 
 def concept_names(with_state):
     """All concepts, in the order of the columns of `labels`."""
-    return [*WORDS, *PATTERNS, *STRUCTURE, *(STATE if with_state else []), *("next: " + c for c in NEXT)]
+    state = [*STATE, *("sentence: " + f for f in SENTENCES)] if with_state else []
+    return [*WORDS, *PATTERNS, *STRUCTURE, *state, *("next: " + c for c in NEXT)]
 
 
 def lexical(vocab):
@@ -105,6 +107,7 @@ def labels(ids, vocab, table, state=None):
     columns = [table[ids], structural(ids, vocab, table)]
     if state is not None:
         columns.append((state[:, None] >> np.arange(len(STATE), dtype=np.uint64) & np.uint64(1)).astype(bool))
+        columns.append((state >> np.uint64(FAMILY_SHIFT))[:, None] == 1 + np.arange(len(SENTENCES), dtype=np.uint64))
     after = np.zeros((len(ids), len(NEXT)), bool)
     after[:-1] = table[ids[1:]][:, [names.index(c) for c in NEXT]]
     return np.concatenate([*columns, after], 1)

@@ -242,15 +242,16 @@ KINDS, KIND_P, PAST_P = ["girl", "boy", "creature", "group"], [.27, .27, .26, .2
 PRONOUNS = [("she", "her", "her"), ("he", "him", "his"), ("it", "it", "its"), ("they", "them", "their")]
 PLOTS = {name: steps.split() for name, steps in tt.PLOTS.items()}
 FILL_P = .32                            # of one more filler sentence before a step of the plot
+FAMILY_SHIFT = 56                       # state bits from here on hold 1 + the place in SENTENCES, or 0
 LONG = 150                              # tokens after which no filler is added
 SPEAKERS = {"P": "protagonist", "C": "companion", None: "other"}
 STATE = (["topic: " + t for t in TOPICS] + ["protagonist: " + k for k in KINDS] + ["present tense"]
          + ["mood: " + m for m in tt.MOODS] + ["plot: " + p for p in PLOTS]
          + ["last speaker: " + w for w in SPEAKERS.values()] + ["time: " + t for t in tt.LISTS["tod"][1:]]
-         + ["treasure is lost", "list is known", "rhyme is known"]
-         + ["sentence: " + f for f in ("agreement creature_fact talk topic counting giving because negation feeling "
-                                       "food weather closing opening setting meeting").split()])
+         + ["treasure is lost", "list is known", "rhyme is known"])
+SENTENCES = [f for f in tt.FAMILIES if f not in ("time", "scene")] + ["topic"]      # families common enough to name
 BIT = {name: 1 << i for i, name in enumerate(STATE)}
+FAMILY_BIT = {f: i + 1 << FAMILY_SHIFT for i, f in enumerate(SENTENCES)}            # a number, not a bit each: 64 is few
 SPEECH = "|".join(tt.SPEECH)            # ” said {P}   or   {P} said , “
 SPEAKER = re.compile(rf"” \[(?:{SPEECH})[^]]*\] (?:\{{(P|C)\}}|the)|\{{(P|C)\}}[^“”]*\[(?:{SPEECH})[^]]*\][^“”]*“")
 
@@ -320,7 +321,7 @@ class Story:
         texts = usable(key, self.kind, self.past, animal, self.marks and animal is not None)
         text = self.uniform([t for t in texts if t not in self.used] or texts)
         self.used.add(text)
-        self.spans.append((len(self.ids), self.plan | self.so_far | BIT.get("sentence: " + family, 0)))
+        self.spans.append((len(self.ids), self.plan | self.so_far | FAMILY_BIT.get(family, 0)))
         self.say(compile_template(text, self.past, self.plural, self.marks))
         if m := SPEAKER.search(text):
             for who in SPEAKERS.values():

@@ -836,6 +836,16 @@ was: was
 were: were
 girl: girl
 boy: boy
+a: a
+an: an
+there: there
+called: called
+on: on
+from: from
+at: at
+day: day
+its: its
+as: as
 """
 MORE_NOUNS = ("girl boy story day hand head door house window road friend name box bag sky wind sun rain song water "
               "hands eyes ears days minutes nights parts miles points children tears windows")
@@ -849,5 +859,6 @@ preposition > place preposition | preposition > to | preposition > with | place 
 feminine pronoun > she | masculine pronoun > he | plural pronoun > they | conjunction > subordinator | conjunction > and | negation > not | colour > red
 feeling > happy | adjective > size | adjective > feeling | punctuation > comma | punctuation > full stop | punctuation > opening quote
 punctuation > closing quote | child > girl | child > boy | person > child | food > fruit
+article > a | article > an | preposition > on | place preposition > at | possessive > its
 starts with s > said | starts with t > the | starts with w > with | starts with i > in
 """

@@ -142,7 +142,7 @@ def test_concepts(corpus):
     rare = {n: round(float(f), 4) for n, f in zip(corpus.names, share) if not .002 <= f <= .30}
     assert not rare
     latent = [n for n in corpus.names if n in story.STATE]
-    assert len(latent) >= 30 and len(concepts.HIERARCHY) >= 25
+    assert len(story.STATE) <= story.FAMILY_SHIFT and len(latent) >= 30 and len(concepts.HIERARCHY) >= 25
     for parent, child in concepts.HIERARCHY:
         p, c = (labels[..., corpus.names.index(n)] for n in (parent, child))
         assert c.any() and not (c & ~p).any() and p.sum() > c.sum(), (parent, child)
