@@ -57,10 +57,9 @@ class _LogPartition(torch.autograd.Function):
         lse, mean = flat.new_empty(len(flat)), torch.empty_like(flat)
         for h_i, lse_i, mean_i in zip(flat.split(rows), lse.split(rows), mean.split(rows)):
             z = h_i @ W.T
-            top = z.amax(-1, keepdim=True)
-            total = z.sub_(top).exp_().sum(-1, keepdim=True)
-            lse_i.copy_(total.log().add_(top).squeeze(-1))
-            torch.div(z @ W, total, out=mean_i)
+            p = z.softmax(-1)
+            torch.sub(z.amax(-1), p.amax(-1).log_(), out=lse_i)         # log of the largest p: its z - lse
+            torch.mm(p, W, out=mean_i)
         ctx.mean = mean = mean.view(h.shape)
         ctx.mark_non_differentiable(mean)
         return lse.view(h.shape[:-1]), mean
