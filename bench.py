@@ -71,10 +71,10 @@ def passes(step, gpt, B) -> tuple[list, list]:
     return last, [sum(c) / len(layers) for c in zip(*layers)]
 
 @contextmanager
-def as_installed(products=True, memory=True):
+def as_installed(memory=True):
     """Without common.fast_matmul and common.keep_memory: MKL, and the highest thresholds that glibc sets by itself."""
     switch, was = torch.backends.mkldnn.matmul, torch.backends.mkldnn.matmul.fp32_precision
-    switch.fp32_precision = "none" if products else was
+    switch.fp32_precision = "none"
     common.keep_memory(*[2**25, 2**26] * memory)
     try:
         yield
@@ -182,8 +182,7 @@ VARIANTS = {                    # what is left out -> arguments of `stepper`
     "fused.masked_lowrank: W - V U formed, autograd": (without(lowrank=False),),
     "fused.kl_unembed: log_softmax of all logits": (without(kl=False),),
     "all four of these": (without(False, False, False, False),),
-    "common.fast_matmul: products by MKL": (losses, functools.partial(as_installed, memory=False)),
-    "common.keep_memory: glibc's own thresholds": (losses, functools.partial(as_installed, products=False))}
+    "common.fast_matmul: products by MKL": (losses, functools.partial(as_installed, memory=False))}
 
 def show(seconds):
     """A line per name: ms/step, and the median over the rounds of how many times the first one's."""
