@@ -53,11 +53,10 @@ def fast_matmul() -> bool:
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if exact else "none"
     return exact
 
-def keep_memory():
-    """glibc hands every large tensor back to the kernel, and clearing its pages anew costs 8 % of a step: reuse them."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(-3, 2**30), mallopt(-1, 2**31 - 1)      # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+def keep_memory(mmap=2**30, trim=2**31 - 1):
+    """Let glibc reuse the memory of large tensors: it gives it back to the kernel, and clearing it anew costs 8 %."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
+        mallopt(-3, mmap), mallopt(-1, trim)            # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 def generator(seed: int, name: str, device="cpu") -> torch.Generator:
     """A random stream of its own per (seed, name): adding a stream, or evaluating more often, never shifts another."""

@@ -80,9 +80,7 @@ TAUS, MAIN = (0, 0.1, 0.5), 1       # a component is on where g > tau; the main 
 PGD = dict(steps=20, size=0.1)      # the evaluation's attack
 FREE = {"model", "out", "resume", "device", "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
 
-def above(dg, z, at):
-    """dg where z > at, elsewhere 0, by a kernel five times as fast as where and masked_fill."""
-    return torch.ops.aten.threshold_backward(dg, z, at)
+above = torch.ops.aten.threshold_backward   # above(dg, z, at): dg where z > at, else 0; 5 x as fast as torch.where
 
 class LowerLeaky(torch.autograd.Function):
     """clamp(z, 0, 1), for masks and L0. At z <= 0 only a gradient that wants g up passes, times alpha: with a true

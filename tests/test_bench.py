@@ -1,0 +1,121 @@
+"""bench.py: the arithmetic against a closed form, every variant against the others, its figures on a tiny model."""
+import dataclasses
+import re
+
+import pytest
+import torch
+
+import bench
+import common
+import spd
+from model import GPT, GPTConfig
+
+
+@pytest.fixture
+def small():
+    shape = GPTConfig(50, n_layer=3, n_embd=16, n_head=2, n_inner=24, n_positions=12)
+    gpt = GPT(shape, torch.Generator().manual_seed(0))
+    for p in gpt.parameters():
+        p.data += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    return gpt.requires_grad_(False), spd.Config(layer=1, C=20, B=3, T=12, ci_hidden=8, lr=1e-4)
+
+
+def closed_form(gpt, job):
+    """Floating-point operations of the matrix products of one step with the adversary `step`, counted by hand."""
+    N, D, M, V, C, H = job.B * job.T, gpt.cfg.n_embd, gpt.cfg.n_inner, gpt.cfg.vocab_size, job.C, job.ci_hidden
+    after = gpt.cfg.n_layer - 1 - job.layer
+    attention, scores, mlp = 2 * N * 4 * D * D, 2 * N * 2 * job.T * D, 2 * N * 2 * D * M
+    forward = after * (attention + scores + mlp)                            # the suffix; its backward by inputs alone
+    backward = after * (attention + 2 * scores + mlp)
+    prefix = (job.layer + 1) * (attention + scores) + job.layer * mlp
+    unembed = 2 * N * 2 * D * V                                             # logits, and softmax times W
+    small, large, delta = 2 * N * C * D, 2 * N * C * M, 2 * N * D * M       # x V or h U at one end of a site, x W_out
+    masked = 2 * small + 2 * large + delta + forward + unembed
+    by_sources = backward + small + 2 * large + delta                       # both ds, W_out's dh V^T and do W^T
+    by_weights = by_sources + 2 * small + 2 * large                         # and dV, dU of both sites
+    sizes = [D + M, H, H, 2 * C]
+    gamma = [2 * N * a * b for a, b in zip(sizes, sizes[1:])]
+    faith = 3 * 2 * 2 * D * C * M                                           # V U of two sites, its dV and dU
+    return (prefix + mlp + forward + unembed                                # clean
+            + masked + by_sources + 2 * (masked + by_weights) + 3 * sum(gamma) - gamma[0] + faith)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_arithmetic_equals_the_closed_form(small, layer):
+    gpt, job = small[0], dataclasses.replace(small[1], layer=layer)
+    assert bench.arithmetic(bench.stepper(gpt, job, bench.losses)) == closed_form(gpt, job)
+
+
+def test_arithmetic_of_the_default_job():
+    gpt, job = bench.default_job(bench.Config(device="cpu"))
+    assert bench.arithmetic(bench.stepper(gpt, job, bench.losses)) == closed_form(gpt, job)
+
+
+def test_passes(small):
+    gpt, job = small
+    last, layers = bench.passes(bench.stepper(gpt, job, bench.losses), gpt, job.B)
+    assert last == [4, 3]                               # clean, adversary, and two masked forwards batched in one call
+    assert layers == pytest.approx([(2 + 4) / 3, 3 / 3])                    # layers 0 and 1 once, layer 2 four times
+    full = bench.stepper(gpt, job, bench.without(prefix=False))
+    assert bench.passes(full, gpt, job.B)[1][0] == pytest.approx(4)
+
+
+def same(steps, n=3):
+    for _ in range(n):
+        want, *others = [step() for step in steps]
+        for got in others:
+            for name in got:
+                assert torch.allclose(got[name], want[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_variants_compute_the_same_losses_step_after_step(small):
+    same([bench.stepper(*small, *variant) for variant in bench.VARIANTS.values()])
+
+
+def test_yardstick_compares_the_same_losses(small):
+    gpt, job = bench.yardstick_job(bench.Config(device="cpu"))
+    small_job = dataclasses.replace(small[1], adversary="none")
+    for gpt, job in ((gpt, job), (small[0], small_job)):
+        same([bench.stepper(gpt, job, losses) for losses in (bench.losses, bench.straightforward)], n=2)
+
+
+def test_as_installed_goes_back():
+    common.fast_matmul()
+    was = torch.backends.mkldnn.matmul.fp32_precision
+    with pytest.raises(KeyError), bench.as_installed():
+        assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+        raise KeyError
+    assert torch.backends.mkldnn.matmul.fp32_precision == was
+
+
+def test_times_are_taken_in_turns():
+    calls = []
+    seconds = bench.interleaved(3, {name: lambda name=name: calls.append(name) for name in "ab"})
+    assert "".join(calls) == "aabb" * 3 and {k: len(v) for k, v in seconds.items()} == dict(a=3, b=3)
+
+
+@pytest.mark.parametrize("flags", [[], ["--yardstick"]])
+def test_prints_every_figure(small, flags, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "default_job", lambda cfg: small)
+    monkeypatch.setattr(bench, "yardstick_job", lambda cfg: (small[0], dataclasses.replace(small[1], adversary="none")))
+    monkeypatch.setattr(bench, "peak_gib", lambda cfg: 0.5)
+    monkeypatch.setattr(bench, "SQUARES", [(64, 64, 64)])
+    bench.main("spd", "--rounds", "1", "--device", "cpu", *flags)
+    out = capsys.readouterr().out
+    for name in ("spd.py", "plain code", "public implementation") if flags else (
+            "a step", "tokens/s", "4 forward", "3 backward", "GFLOP", "fraction", "0.50 GiB", *bench.VARIANTS):
+        assert name in out
+    assert not re.search(r"\bnan\b|\binf\b", out)
+
+
+def test_peak_memory_of_the_default_job():
+    assert 0.1 < bench.peak_gib(bench.Config(device="cpu")) < 1.5
+
+
+@pytest.mark.parametrize("argv, says", [
+    ([], "one of: spd"), (["sdp"], "one of: spd"), (["--rounds", "3"], "one of: spd"),
+    (["spd", "--rounds", "0"], "--rounds 0"), (["spd", "--round", "3"], "--round")])
+def test_bad_input_ends_in_one_line(argv, says, capsys):
+    with pytest.raises(SystemExit) as e:
+        bench.main(*argv)
+    assert e.value.code == 2 and says in (err := capsys.readouterr().err) and err.count("\n") == 1
