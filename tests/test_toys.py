@@ -28,7 +28,7 @@ SHARED = dict(
 # 5-2 without a frequency term (p = 1, lr 3e-3): 0 of 3 with C 20, 2 of 3 with C 40; with it 4 of 5 and 3 of 5.
 # freq_a times a feature's s / N (.22 and .06 of the busy rows) is about .22, where log2(1 + a s / N) is still nearly
 # linear: a shared component costs 1.8 times two single ones, against 1.1 with freq_a 32768.
-# c_imp: too small leaves one component too many (40-10, 8e-5: 2 of 5 seeds), too large bends W_in's norms, as W_in makes
+# c_imp: too small leaves one component too many (40-10, 8e-5: 2 of 5 seeds), too large bends the norms, as W_in makes
 # up for g < 1 at small x (40-10: 1.016 to 1.025 with 8e-5, 1.027 to 1.036 with 1e-4, 1.05 to 1.07 with 1.5e-4, C 80).
 # p_end .9 finishes components that hang at g = .2 to .6. 5-2: with C 20, c_imp 2e-3 and p_end 1, 4 of 5 (the fifth has
 # norm ratio 1.032); the same with C 40 2 of 5. 40-10: C 80 leaves 1 or 2 features sharing in each of 2 seeds, C 120
