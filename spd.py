@@ -126,16 +126,18 @@ class Gamma(nn.Module):
             nn.init.constant_(net[-1], 0.5)     # every component starts half on, on no flat side of a clamp
 
     def forward(self, xs, Vs):
+        lead = xs[0].shape[:-1]
         if self.kind == "global":
             xs = [torch.cat([F.rms_norm(x, x.shape[-1:], eps=1e-6) for x in xs], -1)]
-        elif self.each:
-            xs = [(x @ V).unsqueeze(-1) if self.kind == "mlp" else x.unsqueeze(-2) for x, V in zip(xs, Vs)]
+        elif self.each:     # (C, in, N): positions last, or gelu and products crawl over tiny strided rows
+            xs = [(x @ V).flatten(0, -2).T.unsqueeze(1) if self.kind == "mlp" else
+                  x.flatten(0, -2).T.expand(self.C, -1, -1) for x, V in zip(xs, Vs)]
         zs = []
         for net, x in zip(self.nets, xs):
             for W, b in zip(net[::2], net[1::2]):
                 x = F.gelu(x) if W is not net[0] else x
-                x = torch.einsum("...ci,cio->...co", x, W) + b if self.each else F.linear(x, W.T, b)
-            zs += x.squeeze(-1).split(self.C, -1) if self.each else x.split(self.C, -1)
+                x = torch.baddbmm(b.unsqueeze(-1), W.mT, x) if self.each else F.linear(x, W.T, b)
+            zs += [x.squeeze(1).T.unflatten(0, lead)] if self.each else x.split(self.C, -1)
         return zs
 
 class SPD(nn.Module):
