@@ -34,7 +34,7 @@ def configs():
                 yield pytest.param(path, value, id=path.name)
 
 
-@pytest.mark.parametrize("path, Config", configs())
+@pytest.mark.parametrize("path, Config", list(configs()))
 def test_every_flag_is_used_and_explained(path, Config):
     source = path.read_text()
     head, body = source.split("class Config", 1)
