@@ -56,8 +56,8 @@ STRUCTURE = ["sentence: first word", "sentence: second word", "sentence: tenth w
              "story: first 16 tokens", "story: after 100 tokens", "repeated bigram"]
 NEXT = ["noun", "plural noun", "verb", "past-tense verb", "adjective", "pronoun", "preposition", "number", "animal",
         "food", "comma", "sentence end mark", "opening quote", "closing quote", "speech verb", "colour", "girl's name",
-        "boy's name", "possessive", "article", "the", "a", "and", "was", "is", "to", "in", "with", "of", "said", "there",
-        "called", "on", "from", "day", "its", "full stop"]
+        "boy's name", "possessive", "article", "the", "a", "and", "was", "is", "to", "in", "with", "of", "said",
+        "there", "called", "on", "from", "day", "its", "full stop"]
 HIERARCHY = [tuple(pair.strip().split(" > ")) for pair in tt.HIERARCHY.strip().replace("\n", " | ").split(" | ")]
 
 

@@ -251,7 +251,7 @@ STATE = (["topic: " + t for t in TOPICS] + ["protagonist: " + k for k in KINDS] 
          + ["treasure is lost", "list is known", "rhyme is known"])
 SENTENCES = [f for f in tt.FAMILIES if f not in ("time", "scene")] + ["topic"]      # families common enough to name
 BIT = {name: 1 << i for i, name in enumerate(STATE)}
-FAMILY_BIT = {f: i + 1 << FAMILY_SHIFT for i, f in enumerate(SENTENCES)}            # a number, not a bit each: 64 is few
+FAMILY_BIT = {f: i + 1 << FAMILY_SHIFT for i, f in enumerate(SENTENCES)}   # a number: there are more than bits left
 SPEECH = "|".join(tt.SPEECH)            # ” said {P}   or   {P} said , “
 SPEAKER = re.compile(rf"” \[(?:{SPEECH})[^]]*\] (?:\{{(P|C)\}}|the)|\{{(P|C)\}}[^“”]*\[(?:{SPEECH})[^]]*\][^“”]*“")
 
