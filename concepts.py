@@ -89,14 +89,14 @@ def structural(ids, vocab, table):
     first = (before(doc) | before(end) | before(close) & before(before(end))) & ~close & ~doc
     quote = (np.cumsum(token('"')) % 2 == 1) | (since(token("“")) < np.minimum(since(close), since(doc)))
     name = is_("girl's name") | is_("boy's name") | is_("creature's name")
-    colon = since(token(":"))
+    colon, stories = since(token(":")), doc.any()
     bigram = (np.cumsum(doc) * len(vocab) + np.concatenate([[0], ids[:-1]])) * len(vocab) + ids     # within its story
     seen = np.ones(len(ids), bool)
     seen[np.unique(bigram, return_index=True)[1]] = False
     columns = [first, before(first) & ~close, since(first) >= 9, quote & ~token("“"),
                since(is_("subordinator")) < since(marks), before(comma), before(is_("article")), before(name),
                (since(comma) < colon) & (colon < since(end | doc)) & ~marks,
-               since(doc) <= 16, since(doc) > 100, seen & ~marks]
+               stories & (since(doc) <= 16), stories & (since(doc) > 100), seen & ~marks]
     return np.stack(columns, 1) & ~doc[:, None]
 
 

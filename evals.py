@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 import fused
 
+RARE, DENSE = 0.002, 0.3    # shares of the tokens between which a concept says something
 ALIVE = 10              # a unit is alive when it is on at this many tokens or more
 
 def splice(m, edit=lambda layer, f_BTF: f_BTF):
@@ -112,11 +113,14 @@ def counts(m, gpt, rows_RT, labels_RTK, thresholds, batch=16):
 
 def match(fit, test):
     """Each unit's best concept: the (threshold, concept) pair of highest F1 in the counts `fit`, and its F1 in `test`.
-    F1 = 2 both / (on + label). Returns tau index (F), concept (F), f1 (F); None without concepts."""
+    F1 = 2 both / (on + label). Concepts true at under 0.2 % or over 30 % of the tokens of fit do not count.
+    Returns tau index (F), concept (F), f1 (F); None without concepts."""
     f1 = lambda c: 2 * c["both"] / (c["on"].unsqueeze(-1) + c["label"]).clamp(min=1)
     if not fit["both"].shape[-1]:
         return None
-    best_F = f1(fit).permute(1, 0, 2).flatten(1).argmax(1)
+    share_K = fit["label"] / fit["n"]
+    usual_K = (share_K >= RARE) & (share_K <= DENSE)
+    best_F = (f1(fit) * usual_K).permute(1, 0, 2).flatten(1).argmax(1)
     tau, concept = best_F // fit["both"].shape[-1], best_F % fit["both"].shape[-1]
     return tau, concept, f1(test)[tau, torch.arange(len(best_F), device=best_F.device), concept]
 

@@ -1,0 +1,88 @@
+"""Metrics of one decomposition against known answers: identity, ablation, a planted unit."""
+import pytest
+import torch
+
+import common
+import evals
+from model import GPT, GPTConfig
+
+T, V = 16, 40
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    gpt = GPT(GPTConfig(V, n_layer=3, n_embd=16, n_head=2, n_inner=32, n_positions=T), common.generator(0, "init"))
+    for p in gpt.parameters():
+        p.data.mul_(8) if p.ndim == 2 else None
+    return gpt.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return torch.randint(0, V, (12, T), generator=common.generator(0, "rows"))
+
+
+class Whole:
+    """The decomposition into one unit that is always on: the MLP itself, times `scale`."""
+    layers, params_F = [1], torch.tensor([1])
+
+    def __init__(self, gpt, scale=1.0):
+        self.mlp, self.scale = gpt.h[1].mlp, scale
+
+    def encode(self, layer, x_BTD, mlp):
+        return x_BTD.new_ones(*x_BTD.shape[:2], 1)
+
+    def decode(self, layer, f_BTF, x_BTD):
+        return self.scale * f_BTF * self.mlp(x_BTD)
+
+
+def test_identity_recovers_all_and_ablation_nothing(gpt, rows):
+    floor = evals.ablations(gpt, 1, rows)
+    whole, nothing = evals.splice(Whole(gpt)), evals.splice(Whole(gpt, 0.0))
+    table = evals.scores(gpt, rows, floor | {"whole": whole, "nothing": nothing})
+    table["mean ablation"]["ce"] = table["original"]["ce"] + 1.0         # a random MLP may be worth nothing: a price
+    assert evals.recovered(table, "whole") == pytest.approx(1, abs=1e-6)
+    assert table["whole"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert evals.recovered(table, "mean ablation") == 0
+    assert table["nothing"] == table["zero ablation"]
+    table["mean ablation"]["ce"] = table["original"]["ce"] + 0.01
+    assert evals.recovered(table, "whole") is None                       # too little at stake to say
+
+
+def test_scores_against_a_plain_loop(gpt, rows):
+    half = evals.splice(Whole(gpt, 0.5))
+    got = evals.scores(gpt, rows, {"half": half}, batch=5)["half"]
+    ce = kl = 0.0
+    for row in rows:
+        p, q = gpt(row[None])[0].log_softmax(-1), gpt(row[None], half)[0].log_softmax(-1)
+        for t in range(1, T - 1):
+            ce -= q[t, row[t + 1]].item()
+            kl += (p[t].exp() * (p[t] - q[t])).sum().item()
+    n = len(rows) * (T - 2)
+    assert got["ce"] == pytest.approx(ce / n, rel=1e-5) and got["kl"] == pytest.approx(kl / n, rel=1e-4)
+
+
+def test_mean_output_by_hand(gpt, rows):
+    y = torch.cat([gpt.h[1].mlp(gpt.prefix(r[None], 1)[0])[0, 1:] for r in rows])
+    assert torch.allclose(evals.mean_output(gpt, 1, rows, batch=5), y.mean(0), atol=1e-5)
+
+
+def counts(on, label):
+    """The dict that evals.counts gives, by loops: on (tau, N, F) and label (N, K) are 0/1."""
+    return dict(on=on.sum(1), label=label.sum(0), both=torch.einsum("anf,nk->afk", on, label), n=len(label))
+
+
+def test_match_finds_the_planted_concept_and_scores_it_on_other_tokens():
+    g = common.generator(0, "planted")
+    label = (torch.rand(5000, 6, generator=g) < torch.tensor([.1, .2, .05, .29, .6, .001])).float()
+    on = torch.stack([torch.rand(5000, 3, generator=g).round(), label[:, [2, 0, 4]]])
+    fit, test = counts(on[:, :4000], label[:4000]), counts(on[:, 4000:], label[4000:])
+    tau, concept, f1 = evals.match(fit, test)
+    assert tau[:2].tolist() == [1, 1] and concept[:2].tolist() == [2, 0] and torch.allclose(f1[:2], torch.ones(2))
+    assert concept[2] not in (4, 5) and f1[2] < 0.5          # what holds at 60 % or 0.1 % of the tokens names nothing
+    precision, recall = 0.5, 0.8                             # F1 by its other definition
+    a, b = torch.zeros(1000), torch.zeros(1000)
+    b[:100], a[:80], a[500:580] = 1, 1, 1
+    _, _, f1 = evals.match(*[counts(a.view(1, -1, 1), b.view(-1, 1))] * 2)
+    assert f1.item() == pytest.approx(2 * precision * recall / (precision + recall))
+    assert evals.match(*[counts(on, label[:, :0])] * 2) is None
