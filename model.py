@@ -79,7 +79,7 @@ class Block(nn.Module):
         return r_BTD + self.mlp(x_BTD)
 
 class GPT(nn.Module):
-    """Initialised as GPT-2: weights N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), biases 0."""
+    """Initialised as GPT-2, but matrices have std 1 / sqrt(D): GPT-2's 0.02 is too small for a narrow model."""
     def __init__(self, cfg: GPTConfig, generator=None):
         super().__init__()
         self.cfg, self.folder, self.hash, self.meta = cfg, None, None, {}               # load() fills these in
@@ -89,8 +89,9 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
         for name, p in self.named_parameters():
             if p.ndim == 2:
-                scale = (2 * cfg.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 1
-                nn.init.normal_(p, std=0.02 * scale, generator=generator)
+                std = 0.02 if name in ("wte.weight", "wpe.weight") else cfg.n_embd ** -0.5
+                std *= (2 * cfg.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 1
+                nn.init.normal_(p, std=std, generator=generator)
     def prefix(self, idx_BT, layer: int):
         """Tokens -> (x_BTD, r_BTD) at one MLP: its input after LayerNorm, and the stream its output is added to."""
         if idx_BT.shape[1] > self.cfg.n_positions:

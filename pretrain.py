@@ -27,11 +27,11 @@ class Config:
     mlp0: int = 512             # hidden units of layer 0's MLP that live; the others are zero
     T: int = 128                # context
     B: int = 16                 # sequences per step
-    steps: int = 11_000         # steps of B * T tokens
-    copy: float = 0.13          # first share of the steps, on random words said again and again: teaches to copy
+    steps: int = 12_000         # steps of B * T tokens
+    copy: float = 0.1           # first share of the steps, on random words said again and again: teaches to copy
     lr: float = 1.5e-3          # peak learning rate
     warmup: int = 200           # steps of linear warm-up
-    beta2: float = 0.98         # of AdamW; beta1 is 0.9
+    beta2: float = 0.99         # of AdamW; beta1 is 0.9
     wd: float = 0.1             # weight decay of the matrices
     clip: float = 1.0           # largest gradient norm
     seed: int = 0               # of the initial weights and of the order of the rows
@@ -68,16 +68,15 @@ def lr_at(step: int, cfg) -> float:
     return cfg.lr * (1 + math.cos(math.pi * (step - cfg.warmup) / (cfg.steps - cfg.warmup))) / 2
 
 def copying(cfg, V: int, step: int):
-    """Rows (B, T + 1) of random words, said again and again with a short period: 64 words first, then all of them.
-    On stories alone, 3,500 steps left the target at word statistics: a story's own names and places cost it 3.9 and
-    3.6 nats, as in any story. Copying first teaches heads that look for what was said before. Long periods (8 to 63)
-    of all words, 1,000 steps, taught names and places but no order: the induction prompts stayed at 10 %. Short
-    periods of few words are solved in 600 steps (0.1 nats in a row's second half, by chance 4.2)."""
+    """Random words, the same again to the end of the row: (B, T + 1). On stories alone, 3,500 steps left the target at
+    word statistics: a story's own names and places cost it 3.9 and 3.6 nats, as in any story. After 1,000 steps of
+    this, heads that copy from the context form, and 1,500 steps on stories bring those costs to 2.1 and 2.6, and
+    falling. It does not teach order: the induction prompts stay at 10 %. Tried for that, to no avail: a quarter of the
+    rows kept so until half-way; short periods of 64 words first (solved in 600 steps, but names came later after it).
+    """
     g = common.generator(cfg.seed, f"copy {step}")
-    few = step < 0.4 * cfg.copy * cfg.steps
-    low, high = max(1, cfg.T // 32), max(2, cfg.T // (8 if few else 4))
-    period = int(torch.randint(low, high, (), generator=g))
-    words = torch.randint(2, min(V, 66) if few else V, (cfg.B, period), generator=g)
+    period = int(torch.randint(max(1, cfg.T // 16), max(2, cfg.T // 2), (), generator=g))
+    words = torch.randint(2, V, (cfg.B, period), generator=g)
     return words.repeat(1, cfg.T // period + 2)[:, :cfg.T + 1]
 
 def train(cfg) -> GPT:

@@ -47,7 +47,7 @@ def test_initialisation():
         elif p.ndim == 1:
             assert (p == 1).all(), name
         else:
-            std = 0.02 / 4 if name.endswith("c_proj.weight") else 0.02          # 4 = sqrt(2 * 8)
+            std = 0.02 if name[:2] in ("wt", "wp") else 1 / 32 if name.endswith("c_proj.weight") else 1 / 8
             assert abs(p.std() / std - 1) < 0.05 and abs(p.mean()) < 0.05 * std, name
     again = GPT(gpt.cfg, common.generator(0, "init"))
     assert all(torch.equal(p, q) for p, q in zip(gpt.parameters(), again.parameters()))

@@ -42,16 +42,15 @@ def test_learning_rate():
     assert pretrain.lr_at(3, Config(lr=1.0, warmup=4, steps=4)) == 1.0
 
 def test_copying_rows_repeat_themselves():
-    cfg, periods = Config(B=8, T=64, steps=100, copy=0.5), set()
-    for step in range(50):
-        rows = pretrain.copying(cfg, 500, step)
-        assert rows.shape == (8, 65) and rows.min() >= 2 and len(set(map(tuple, rows.tolist()))) == 8
-        assert rows.max() < (66 if step < 20 else 500)                       # few words first
+    cfg, periods = Config(B=8, T=64), set()
+    for step in range(20):
+        rows = pretrain.copying(cfg, 50, step)
+        assert rows.shape == (8, 65) and rows.min() >= 2 and rows.max() < 50 and len(set(map(tuple, rows.tolist()))) == 8
         period = next(p for p in range(1, 65) if torch.equal(rows[:, p:], rows[:, :-p]))
-        assert 2 <= period < (8 if step < 20 else 16)
+        assert 4 <= period < 32
         periods.add(period)
-        assert torch.equal(rows, pretrain.copying(cfg, 500, step))
-    assert len(periods) > 8 and pretrain.copying(cfg, 500, 49).max() > 400
+        assert torch.equal(rows, pretrain.copying(cfg, 50, step))
+    assert len(periods) > 5
 
 def test_trains_a_target_from_text(text, capsys):
     cfg = Config(data="x.txt", out="mine", steps=200, lr=1e-2, mlp0=3, copy=0, **SMALL)
