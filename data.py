@@ -4,7 +4,7 @@
     --data X.bin              # of any script: uint16 tokens as nanoGPT writes them
     --data X.txt              # text, in the words of the target's vocab.json
 
-TinyTales' splits never share a story: story i of a split is a function of (seed, first story of the split + i) alone.
+TinyTales' splits never share a story: story i of a split is story number (first of the split + i) of the generator.
 A row begins at a story's start wherever one is within reach: the target sees most stories from their first word.
 """
 import contextlib
@@ -59,29 +59,30 @@ class Corpus:
             s = int(docs[i]) if i >= 0 and docs[i] > s else s + T
         return np.array(starts)
 
+    def positions(self, T, n_rows=None):
+        """Where in the stream the tokens of the evaluation rows lie, (n_rows, T)."""
+        return self.starts(T)[:n_rows, None] + np.arange(T)
+
     def rows(self, T, n_rows=None):
         """Evaluation rows (n_rows, T), int64."""
-        at = self.starts(T)[:n_rows, None] + np.arange(T)
-        return torch.from_numpy(self.ids[at].astype(np.int64))
+        return torch.from_numpy(self.ids[self.positions(T, n_rows)].astype(np.int64))
 
     def labels(self, T, n_rows=None):
         """Truth (n_rows, T, concepts), bool, of the same rows."""
-        at = self.starts(T)[:n_rows, None] + np.arange(T)
-        return np.unpackbits(self.bits[at], axis=-1, count=len(self.names)).astype(bool)
+        return np.unpackbits(self.bits[self.positions(T, n_rows)], axis=-1, count=len(self.names)).astype(bool)
 
     def fresh(self, T, n_rows=None):
         """Mask (n_rows, T) of the positions to predict such that each token counts once: those that the next row, which
         knows their story from its start, predicts again are left out."""
-        starts = self.starts(T)
-        at = starts[:, None] + np.arange(T)
-        mask = at <= np.append(starts[1:], len(self.ids))[:, None]
+        mask = self.positions(T) <= np.append(self.starts(T)[1:], len(self.ids))[:, None]
         mask[:, 0] = False
         return torch.from_numpy(mask[:n_rows])
 
     def entropy(self, T, n_rows=None):
         """Derivation entropy in nats per token over the `fresh` positions: an upper bound on their entropy rate."""
-        at = self.starts(T)[:n_rows, None] + np.arange(T)
-        return None if self.logp is None else float(-self.logp[at][self.fresh(T, n_rows).numpy()].mean())
+        if self.logp is None:
+            return None
+        return float(-self.logp[self.positions(T, n_rows)][self.fresh(T, n_rows).numpy()].mean())
 
     @functools.lru_cache(maxsize=2)
     def order(self, T, seed, epoch):
