@@ -31,13 +31,13 @@ import common
 import data
 import evals
 import fused
-from model import GPT
+from model import GPT, default_layer
 
 @dataclass
 class Config:
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: the one that the target's config.json names
+    layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
     out: str = "runs/spd"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     device: str = "auto"            # auto, cpu, cuda
@@ -306,7 +306,7 @@ def clean_pass(gpt, spd, idx_BT):
 
 def build(cfg, gpt):
     """A fresh SPD of the MLP that cfg names, after checking cfg against the target."""
-    layer = gpt.meta.get("layer", -1) if cfg.layer == -1 else cfg.layer
+    layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
     limits = dict(layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
     for name in ("C", "ci_hidden", "B", "steps", "log_every", "save_every", "pgd_rows", *limits):
         low, high = limits.get(name, (1, math.inf))
