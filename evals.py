@@ -6,6 +6,8 @@ The seam that a decomposition m offers (duck-typed):
     m.encode(layer, x_BTD, mlp) -> f_BTF          >= 0, exactly 0 = off for this token
     m.decode(layer, f_BTF, x_BTD) -> y_BTD        what those units write
     m.contrib(layer, f_BTF, x_BTD, units) -> (B, T, units, D)      each named unit's own share of y
+    m.reads: list[int]                            MLPs whose encode it needs, in order; without it, m.layers (a CLT's
+                                                  encode returns the units of all layers so far: they write here)
 x = the MLP's input after LayerNorm, y = its output. Position 0 of a row counts in no metric.
 R rows, B rows of a batch, T positions, D residual width, F units, K concepts, V vocabulary
 """
@@ -20,8 +22,23 @@ ALIVE = 10              # a unit is alive when it is on at this many tokens or m
 def splice(m, edit=lambda layer, f_BTF: f_BTF):
     """The one way a decomposition enters the model: replace for GPT.forward. Ablation and steering are edits of f."""
     def replace(layer, x_BTD, mlp):
-        return m.decode(layer, edit(layer, m.encode(layer, x_BTD, mlp)), x_BTD) if layer in m.layers else mlp(x_BTD)
+        f_BTF = m.encode(layer, x_BTD, mlp) if layer in reads(m) else None
+        return m.decode(layer, edit(layer, f_BTF), x_BTD) if layer in m.layers else mlp(x_BTD)
     return replace
+
+def reads(m):
+    return getattr(m, "reads", m.layers)
+
+@torch.no_grad()
+def clean(m, gpt, idx_BT, layer):
+    """(x_BTD, f_BTF) at one of m's layers when the model runs unspliced."""
+    first = min([layer, *reads(m)])
+    x_BTD, r_BTD = gpt.prefix(idx_BT, first)
+    for l in range(first, layer):
+        if l in reads(m):
+            m.encode(l, x_BTD, gpt.h[l].mlp)
+        x_BTD, r_BTD = gpt.h[l + 1].to_mlp(r_BTD + gpt.h[l].mlp(x_BTD))
+    return x_BTD, m.encode(layer, x_BTD, gpt.h[layer].mlp)
 
 @torch.no_grad()
 def mean_output(gpt, layer, rows_RT, batch=16):
@@ -41,11 +58,11 @@ def scores(gpt, rows_RT, replaces, batch=16):
     kl = KL(original || spliced). All at the same positions, 1 to T - 2, which have a next token in the row."""
     total = {name: torch.zeros(2, dtype=torch.float64) for name in ("original", *replaces)}
     for idx in rows_RT.split(batch):
-        target, clean = idx[:, 2:].unsqueeze(-1), None
+        target, logp = idx[:, 2:].unsqueeze(-1), None
         for name, replace in {"original": None, **replaces}.items():
             logq = F.log_softmax(gpt(idx, replace)[:, 1:-1].float(), -1)
-            clean = logq if name == "original" else clean
-            kl = (clean.exp() * (clean - logq)).sum() if name != "original" else logq.new_zeros(())
+            logp = logq if name == "original" else logp
+            kl = (logp.exp() * (logp - logq)).sum() if name != "original" else logq.new_zeros(())
             total[name] += torch.stack([-logq.gather(-1, target).sum(), kl]).cpu()
     n = rows_RT.shape[0] * (rows_RT.shape[1] - 2)
     return {name: dict(ce=ce / n, kl=kl / n) for name, (ce, kl) in ((k, v.tolist()) for k, v in total.items())}
@@ -91,6 +108,35 @@ def mask_table(m, taus, gen):
             "stochastic": replacing(m, lambda gs: mix(gs, [*map(rand, gs), *(rand(g[..., :1]) for g in gs)])),
             "random": drop(rand)}
 
+@torch.no_grad()
+def usage(m, gpt, layer, rows_RT, batch=16):
+    """What m writes at one layer and with how much, on the clean inputs: fve = 1 - E|y - y_hat|^2 / E|y - E y|^2;
+    l0 and active_params, per token the units that are on (f > 0) and their parameters."""
+    ys, wrong, l0, params = [], 0, 0, 0
+    for idx in rows_RT.split(batch):
+        x_BTD, f_BTF = clean(m, gpt, idx, layer)
+        y_BTD, on_BTF = gpt.h[layer].mlp(x_BTD), f_BTF[:, 1:] > 0
+        ys.append(y_BTD[:, 1:].flatten(0, 1))
+        wrong += (y_BTD - m.decode(layer, f_BTF, x_BTD))[:, 1:].double().square().sum().item()
+        l0, params = l0 + on_BTF.sum().item(), params + (on_BTF * m.params_F.to(on_BTF.device)).sum().item()
+    y_ND = torch.cat(ys).double()
+    return dict(fve=1 - wrong / (y_ND - y_ND.mean(0)).square().sum().item(), l0=l0 / len(y_ND),
+                active_params=params / len(y_ND))
+
+def replacement(m, gpt, layer, fit, test, names, units="units"):
+    """(lines of text, flat dict) about a method that replaces one MLP: CE recovered, FVE, L0, active parameters, dead
+    units (on at fewer than ALIVE tokens of fit) and the report on its units. fit, test: (rows, labels)."""
+    table = scores(gpt, test[0], ablations(gpt, layer, fit[0]) | {"replaced": splice(m)})
+    used = usage(m, gpt, layer, test[0])
+    every = torch.arange(len(m.params_F), device=test[0].device)
+    lines, out = report(m, gpt, fit, test, names, {units: every}, (0,), 0)
+    out |= score_keys(table) | used
+    out["ce_recovered"] = out.pop("ce_recovered_replaced")
+    out["dead_fraction"] = 1 - out[f"alive_{units}"] / len(m.params_F)
+    head = (f"FVE {used['fve']:.3f}, L0 {used['l0']:.1f}, {used['active_params']:,.0f} active parameters per token, "
+            f"{out['dead_fraction']:.1%} of {len(m.params_F)} {units} dead")
+    return [*score_lines(table, table), head, *lines], out
+
 def relative_error(W_hat, W):
     """|W_hat - W| / |W|, Frobenius."""
     return ((W_hat - W).norm() / W.norm()).item()
@@ -102,7 +148,7 @@ def counts(m, gpt, rows_RT, labels_RTK, thresholds, batch=16):
     layer, = m.layers
     out = dict(on=0, label=0, both=0, n=0)
     for idx, labels in zip(rows_RT.split(batch), torch.as_tensor(labels_RTK).split(batch)):
-        f_NF = m.encode(layer, gpt.prefix(idx, layer)[0], gpt.h[layer].mlp)[:, 1:].flatten(0, 1)
+        f_NF = clean(m, gpt, idx, layer)[1][:, 1:].flatten(0, 1)
         label_NK = labels[:, 1:].flatten(0, 1).to(f_NF)
         on_ANF = torch.stack([(f_NF > tau).float() for tau in thresholds])
         out["on"] += on_ANF.sum(1)
@@ -131,8 +177,7 @@ def examples(m, gpt, rows_RT, units, k=3, batch=4):
     layer, = m.layers
     size, where, total, n = [], [], 0, 0
     for idx in rows_RT.split(batch):
-        x_BTD = gpt.prefix(idx, layer)[0]
-        f_BTF = m.encode(layer, x_BTD, gpt.h[layer].mlp)
+        x_BTD, f_BTF = clean(m, gpt, idx, layer)
         c_BTUD = m.contrib(layer, f_BTF, x_BTD, units)[:, 1:]
         on_BTU = f_BTF[:, 1:, units] > 0
         total, n = total + torch.einsum("btud,btu->ud", c_BTUD, on_BTU.float()), n + on_BTU.sum((0, 1))

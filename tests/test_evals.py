@@ -86,3 +86,35 @@ def test_match_finds_the_planted_concept_and_scores_it_on_other_tokens():
     _, _, f1 = evals.match(*[counts(a.view(1, -1, 1), b.view(-1, 1))] * 2)
     assert f1.item() == pytest.approx(2 * precision * recall / (precision + recall))
     assert evals.match(*[counts(on, label[:, :0])] * 2) is None
+
+
+def test_usage_and_replacement_of_known_reconstructions(gpt, rows):
+    """y_hat = s y has FVE = 1 - (1 - s)^2 E|y|^2 / E|y - E y|^2; one unit, always on, of 7 parameters."""
+    m = Whole(gpt, 0.5)
+    m.params_F = torch.tensor([7])
+    y = gpt.h[1].mlp(gpt.prefix(rows, 1)[0])[:, 1:].flatten(0, 1)
+    used = evals.usage(m, gpt, 1, rows, batch=5)
+    assert used["fve"] == pytest.approx(1 - 0.25 * (y.square().sum() / (y - y.mean(0)).square().sum()).item(), abs=1e-5)
+    assert used["l0"] == 1 and used["active_params"] == 7
+    assert evals.usage(Whole(gpt), gpt, 1, rows)["fve"] == pytest.approx(1, abs=1e-9)
+
+
+class Sum:
+    """A CLT in miniature: unit 0 is layer 0's output, unit 1 layer 1's; at layer 1 it writes their sum."""
+    layers, reads, params_F = [1], [0, 1], torch.tensor([1, 1])
+
+    def encode(self, layer, x_BTD, mlp):
+        one = x_BTD.new_ones(*x_BTD.shape[:2], 1)
+        self.y, f_BTF = (mlp(x_BTD), one) if layer == 0 else (self.y + mlp(x_BTD), torch.cat([one, one], -1))
+        return f_BTF
+
+    def decode(self, layer, f_BTF, x_BTD):
+        return self.y
+
+
+def test_a_method_that_reads_earlier_layers(gpt, rows):
+    x, f = evals.clean(Sum(), gpt, rows, 1)
+    assert torch.equal(x, gpt.prefix(rows, 1)[0]) and f.shape == (*rows.shape, 2)
+    y = [gpt.h[layer].mlp(gpt.prefix(rows, layer)[0]) for layer in (0, 1)]
+    want = gpt(rows, lambda layer, x, mlp: y[0] + y[1] if layer == 1 else mlp(x))
+    assert torch.allclose(gpt(rows, evals.splice(Sum())), want, atol=1e-6)
