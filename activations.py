@@ -26,8 +26,8 @@ def at_mlps(gpt, idx_BT, layers):
 
 def batches(gpt, corpus, layers, T, N, seed, start=0):
     """Endless training batches (x_LND, y_LND) from step `start` on: tokens of ROWS sequences of the corpus at a time,
-    in random order, each token once an epoch but for less than N at the end of each shuffle. What step s gets depends on
-    the arguments and s alone, so that a resumed run sees what the killed one would have. Memory: 2 L ROWS T D floats.
+    in random order, each token once an epoch but for less than N at the end of each shuffle. What step s gets depends
+    on the arguments and s alone: a resumed run sees what the killed one would have. Memory: 2 L ROWS T D floats.
     Fails if N is over ROWS (T - 1)."""
     steps = ROWS * (T - 1) // N             # from one shuffle to the next
     if not steps:
