@@ -161,7 +161,8 @@ class Mark(NamedTuple):     # where a prompt about this phenomenon may end
 
 REGISTERS = set("P P0 P's he him his its child C C's che chim chis kid K Kcol W A Sp mood tod place "
                 "L1 L2 L3 S1 S2 S3 S4".split())
-NEVER_CAPITAL = ("L1", "S1", "S2", "S3", "S4")      # a list or a rhyme is said again to the letter
+SAID_AGAIN = dict(list=["L1", "L2", "L3"], rhyme=["S1", "S2", "S3", "S4"])     # by list_again and rhyme_again
+NEVER_CAPITAL = SAID_AGAIN["list"][:1] + SAID_AGAIN["rhyme"]                    # to the letter
 VERB_FORMS: dict[str, dict[str, set[str]]] = {}     # inflected form -> its forms of wrong number, of wrong tense
 
 
@@ -241,9 +242,9 @@ def number_runs(direction, other, want_held):
 KINDS, KIND_P, PAST_P = ["girl", "boy", "creature", "group"], [.27, .27, .26, .2], .72
 PRONOUNS = [("she", "her", "her"), ("he", "him", "his"), ("it", "it", "its"), ("they", "them", "their")]
 PLOTS = {name: steps.split() for name, steps in tt.PLOTS.items()}
-FILL_P = .32                            # of one more filler sentence before a step of the plot
+FILL_P = .31                            # of one more filler sentence before a step of the plot
 FAMILY_SHIFT = 56                       # state bits from here on hold 1 + the place in SENTENCES, or 0
-LONG = 150                              # tokens after which no filler is added
+LONG = 110                              # tokens after which no filler is added
 SPEAKERS = {"P": "protagonist", "C": "companion", None: "other"}
 STATE = (["topic: " + t for t in TOPICS] + ["protagonist: " + k for k in KINDS] + ["present tense"]
          + ["mood: " + m for m in tt.MOODS] + ["plot: " + p for p in PLOTS]
@@ -287,9 +288,9 @@ class Story:
         self.plot = list(PLOTS)[self.choose([1 / len(PLOTS)] * len(PLOTS))]
         if self.plot in ("lost", "gift", "making"):
             reg["K"], reg["Kcol"] = (self.take("obj"),), (self.take("color"),)
-        words = {"shopping": ("food", "L1 L2 L3"), "spell": ("nonsense", "S1 S2 S3 S4")}.get(self.plot, ("", ""))
-        for register in words[1].split():
-            reg[register] = (self.take(words[0], *(reg[r][0] for r in words[1].split() if r in reg)),)
+        again = [r for step in PLOTS[self.plot] for r in SAID_AGAIN.get(step, ())]
+        for i, register in enumerate(again):
+            reg[register] = (self.take("food" if register[0] == "L" else "nonsense", *(reg[r][0] for r in again[:i])),)
         self.reg = reg
         self.plan = BIT.get("time: " + VOCAB[reg["tod"][0]], 0) | (0 if self.past else BIT["present tense"])
         for fact in ("topic: " + TOPICS[self.topic], "protagonist: " + KINDS[self.kind], "plot: " + self.plot,

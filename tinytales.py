@@ -183,7 +183,7 @@ IRREGULAR = {v.split()[0]: tuple(v.split()) for v in """be is was | go goes went
 give gives gave | take takes took | find finds found | lose loses lost | run runs ran | eat eats ate | drink drinks drank | sit sits sat | stand stands stood
 hold holds held | sing sings sang | make makes made | think thinks thought | know knows knew | feel feels felt | tell tells told | buy buys bought
 bring brings brought | catch catches caught | have has had | do does did | get gets got | fall falls fell | fly flies flew | grow grows grew | swim swims swam
-sleep sleeps slept | wake wakes woke | begin begins began | break breaks broke | ring rings rang | build builds built | dig digs dug | hide hides hid
+hum hums hummed | sleep sleeps slept | wake wakes woke | begin begins began | break breaks broke | ring rings rang | build builds built | dig digs dug | hide hides hid
 put puts put | hit hits hit | cut cuts cut | throw throws threw | blow blows blew | draw draws drew | drive drives drove | ride rides rode | write writes wrote
 rise rises rose | shine shines shone | speak speaks spoke | keep keeps kept | leave leaves left | meet meets met | read reads read | send sends sent | show shows showed
 hang hangs hung | lie lies lay | fight fights fought | forget forgets forgot | lend lends lent | pay pays paid | sell sells sold | teach teaches taught
@@ -201,12 +201,13 @@ PLURALS = dict(sheep="sheep", mouse="mice", goose="geese", deer="deer", wolf="wo
 # --------------------------------------------------------------------------------------------------- story plots
 # A story is opening, setting, meeting, then the plot's steps with fillers between them, then a closing.
 PLOTS = {
-    "lost": "treasure lose mood_bad searching find", "gift": "treasure giving sharing thanks", "visit": "motion creature_fact talk",
-    "trouble": "problem mood_bad ask_help help thanks", "shopping": "list motion list_again sharing", "spell": "rhyme wonder rhyme_again",
-    "making": "making problem making_end", "game": "game_start counting game_end", "friend": "creature_meet creature_fact promise",
-    "journey": "travel problem travel_end",
+    "lost": "treasure rhyme lose searching rhyme_again find", "gift": "list treasure giving list_again sharing thanks",
+    "visit": "motion creature_fact talk", "trouble": "problem mood_bad ask_help help thanks", "shopping": "list motion list_again sharing list_again",
+    "spell": "rhyme wonder rhyme_again rhyme_again", "making": "list making list_again making_end",
+    "game": "rhyme game_start rhyme_again counting game_end", "friend": "creature_meet creature_fact promise",
+    "journey": "rhyme travel rhyme_again travel_end rhyme_again",
 }
-FILLERS = ("scene agreement creature_fact creature_fact creature_fact talk topic topic topic feeling food weather comparing because negation counting giving "
+FILLERS = ("scene agreement creature_fact creature_fact creature_fact creature_fact talk topic topic topic feeling food weather comparing because negation counting giving "
            "perception describe article motion time saying saying").split()
 
 FAMILIES = {
@@ -642,7 +643,15 @@ The {W} [sell s] them {L1} , {L2} and ^ind {L3} .
 {C} [carry s] home {L1} , {L2} and ^ind {L3} .
 {P} [put] {L1} , {L2} and ^ind {L3} on the counter .
 “ Here you are : {L1} , {L2} and ^ind {L3} , ” [say s] the {W} .
-They [come p] home with {L1} , {L2} and ^ind {L3} .""",
+They [come p] home with {L1} , {L2} and ^ind {L3} .
+Now {P} [have] {L1} , {L2} and ^ind {L3} .
+{P} [count] everything once more : {L1} , {L2} and ^ind {L3} .
+“ Did you think of {L1} , {L2} and ^ind {L3} ? ” [ask s] {C} .
+Soon {L1} , {L2} and ^ind {L3} [lie p] on the table .
+In the bag there [be p] still {L1} , {L2} and ^ind {L3} .
+{P} and {C} [share p] {L1} , {L2} and ^ind {L3} .
+“ Nothing tastes better than {L1} , {L2} and ^ind {L3} , ” [say s] {C} .
+The {A} [look s] at {L1} , {L2} and ^ind {L3} with big eyes .""",
     "rhyme": """
 {C} [teach s] {P} a magic rhyme : “ {S1} {S2} {S3} {S4} ! ”
 On the {thing} somebody had/has written {S1} {S2} {S3} {S4} .
@@ -651,16 +660,28 @@ The {W} [whisper s] the magic words : “ {S1} {S2} {S3} {S4} . ”
 {P} [read] in an old book : “ {S1} {S2} {S3} {S4} . ”
 {a color} {bird} [sing s] a song : {S1} {S2} {S3} {S4} .
 “ Say after me , ” [say s] {C} : “ {S1} {S2} {S3} {S4} ! ”
-{P} [make] up a song . It [go s] {S1} {S2} {S3} {S4} .""",
+{P} [make] up a song . It [go s] {S1} {S2} {S3} {S4} .
+{C} [know s] a song that always [bring s] luck : {S1} {S2} {S3} {S4} .
+“ My {kin} taught me this : {S1} {S2} {S3} {S4} , ” [say] {P} .
+When {P} [be] happy , {he} always [sing] {S1} {S2} {S3} {S4} .
+There [be s] an old rhyme in this {place} : {S1} {S2} {S3} {S4} .""",
     "rhyme_again": """
-“ {S1} {S2} {S3} ^ind {S4} ! ” [shout] {P} .
-{P} [say] it once more : “ {S1} {S2} {S3} ^ind {S4} . ”
+“ {S1} {S2} {S3} ^ind {S4} ! ” [shout] {P} {adv} .
+{P} [say] it {adv} once more : “ {S1} {S2} {S3} ^ind {S4} . ”
 “ {S1} {S2} {S3} ^ind {S4} , ” [repeat s] the {W} .
 And again {C} [sing s] {S1} {S2} {S3} ^ind {S4} .
 {P} [close] both eyes and [whisper] {S1} {S2} {S3} ^ind {S4} .
 “ {S1} {S2} , ” [say s] {C} . “ {S3} ^ind {S4} , ” [answer] {P} .
 Now everybody [call s] : “ {S1} {S2} {S3} ^ind {S4} ! ”
-{P} [clap] and [sing] {S1} {S2} {S3} ^ind {S4} .""",
+{P} [clap] and [sing] {S1} {S2} {S3} ^ind {S4} .
+All the way {P} [hum] {S1} {S2} {S3} ^ind {S4} .
+Even the {A} [seem s] to know it : {S1} {S2} {S3} ^ind {S4} .
+“ {S1} {S2} {S3} ^ind {S4} ! ” [come s] back the echo .
+{P} and {C} [dance p] to {S1} {S2} {S3} ^ind {S4} .
+{C} [whisper s] it {adv} , like a secret : “ {S1} {S2} {S3} ^ind {S4} . ”
+Then {P} [try] it backwards , but only {S1} {S2} {S3} ^ind {S4} [sound s] right .
+“ {S1} {S2} {S3} ^ind {S4} , ” [laugh s] {C} , and {P} [laugh] too .
+{a bird} on the roof [answer s] : {S1} {S2} {S3} ^ind {S4} .""",
     "wonder": """
 Suddenly the {obj} [turn s] into {a animal} .
 All the {thing.s} [begin p] to dance .

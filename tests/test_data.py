@@ -174,7 +174,7 @@ def test_rows_cover_and_align(corpus):
     starts, n = corpus.starts(T), len(corpus.ids)
     assert starts[0] == 0 and (np.diff(starts) > 0).all() and (np.diff(starts) <= T).all()
     aligned = corpus.ids[starts] == 0
-    assert aligned.mean() > .7
+    assert aligned.mean() > .5, "most rows begin with a story"
     fresh = corpus.fresh(T)
     at = (starts[:, None] + np.arange(T))[fresh.numpy()]
     assert len(np.unique(at)) == len(at), "each predicted token is counted once"
