@@ -1,25 +1,25 @@
-"""CLT, cross-layer transcoder: features read at one MLP's input and written to the outputs of that MLP and all after it.
-    z^l = W_enc^l x^l + b_enc^l,   f^l = z^l 1[z^l > theta^l]                        x, y of layer l: what its MLP
+"""CLT, cross-layer transcoder: features read at one MLP's input and written to the outputs of it and of all later ones.
+    z^l = W_enc^l x^l + b_enc^l,   f^l = z^l 1[z^l > theta^l]                        x, y: what the MLP of layer l
     y_hat^l = sum_{l' <= l} W_dec^{l'->l} f^l' + b_dec^l                             reads after LayerNorm, and writes
-    |W_i^l| = sqrt(sum_{l' >= l} |W_dec,i^{l->l'}|^2)                                all that feature i of layer l writes
-    jumprelu:   loss = sum_l NMSE(y_hat^l, y^l) + lambda_s sum_{l, i} tanh(c |W_i^l| f_i^l)
-                     + lambda_p sum_{l, dead i} relu(theta_i^l - z_i^l) |W_i^l|
-    batchtopk:  per layer and batch of N tokens the k N largest |W_i^l| relu(z_i^l) are on; for inference theta_i^l =
-                tau^l / |W_i^l|, tau^l the running mean of the smallest of them;  loss = sum_l NMSE(y_hat^l, y^l)
-                     + c_aux sum_l NMSE(what the k_aux best dead features write, y^l - y_hat^l)
-  Ameisen et al. 2025, "Circuit Tracing" (methods); JumpReLU's pseudo-gradient: Rajamanoharan et al. 2024
-  (arXiv:2407.14435); BatchTopK: Bussmann et al. 2024 (arXiv:2412.06410), norms in its order: Minder et al. 2025
-  (arXiv:2504.02922); features for the error: Gao et al. 2024 (arXiv:2406.04093).
-Differs from the papers: lambda_p concerns dead features only. No KL objective: one suffix serves one layer of several.
+    |W_i^l| = sqrt(sum_{l' >= l} |W_dec,i^{l->l'}|^2)                                all that feature i at l writes
+    jumprelu:   loss = sum_l NMSE(y_hat^l, y^l) + lam sum_{l, i} tanh(c |W_i^l| f_i^l)
+                     + lam_p sum_{l, dead i} relu(theta_i^l - z_i^l) |W_i^l|      (its gradient goes to z alone)
+    batchtopk:  loss = sum_l NMSE(y_hat^l, y^l) + c_aux sum_l NMSE(what dead features would write, y^l - y_hat^l)
+                the k N largest |W_i^l| z_i^l of a layer's N tokens are on (dead ones: k_aux N); theta_i^l, which counts
+                at inference, is tau^l / |W_i^l|, tau^l the running mean of the smallest of them
+  Ameisen et al. 2025, "Circuit Tracing" (methods). JumpReLU: Rajamanoharan et al. 2024 (arXiv:2407.14435). BatchTopK:
+  Bussmann et al. 2024 (arXiv:2412.06410), ordered by what a feature writes: Minder et al. 2025 (arXiv:2504.02922).
+  Dead features write the error: Gao et al. 2024 (arXiv:2406.04093).
+Differs from the papers: lam_p is for dead features only. No KL objective: a suffix begins at one MLP, a CLT serves all.
 N tokens, L layers, D residual width, F features of a layer; those that write into layer l count (l + 1) F
 
     python clt.py
 """
 import copy
+import dataclasses
 import json
 import math
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,78 +33,73 @@ import data
 import evals
 from model import GPT, default_layer
 
-@dataclass
+@dataclasses.dataclass
 class Config:
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # MLP the figures are about; -1: the target's config.json names it, or the middle one
-    replace: Literal["this", "all"] = "this"  # MLPs it stands in for: --layer's, or all of them at once
+    layer: int = -1                 # the MLP reported on; -1: the one the target's config.json names, or the middle one
+    replace: Literal["this", "all"] = "this"  # what it stands in for: the MLP of --layer, or all MLPs at once
     out: str = "runs/clt"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
-    sweep: bool = False             # instead of one run, five: k or lambda_s times 1/4 to 4; sweep.json and sweep.png
+    sweep: bool = False             # five runs, k or lam times 1/4 to 4; the curve in sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # of the initialisation and the batches
-    variant: Literal["jumprelu", "batchtopk"] = "batchtopk"  # what makes the features sparse
-    F: int = 512                    # features per layer: 8 D of them write into layer 1 of the bundled target
-    off_diagonal: bool = True       # off: per-layer transcoders, with as many parameters at F times (L + 3) / 4
-    k: int = 16                     # batchtopk: features on per token and layer, averaged over the batch
-    tau_rate: float = 0.01          # batchtopk: weight of the newest batch in tau's running mean
-    k_aux: int = 64                 # batchtopk: dead features that may explain a token's error
-    c_aux: float = 1 / 32           # batchtopk: weight of that explanation
-    lambda_s: float = 1e-3          # jumprelu: sparsity: THE knob
-    ramp: float = 1.0               # jumprelu: share of the steps over which lambda_s grows from 0
+    variant: Literal["batchtopk", "jumprelu"] = "batchtopk"  # what makes the features sparse
+    F: int = 512                    # features per layer: 8 D in all write into layer 1 of the bundled target
+    off_diagonal: bool = True       # off: per-layer transcoders, the control; equal parameters at F (L + 3) / 4
+    k: int = 16                     # batchtopk: features on per token and layer on average, THE knob
+    lam: float = 1e-3               # jumprelu: sparsity, THE knob
+    ramp: float = 1.0               # jumprelu: share of the steps over which lam rises from 0
     c: float = 4.0                  # jumprelu: steepness of the tanh
-    lambda_p: float = 1e-4          # jumprelu: pull of the dead features towards their thresholds
     theta: float = 0.03             # jumprelu: first thresholds
-    bw: float = 1.0                 # jumprelu: width of the window around theta whose z give theta a gradient
-    dead_after: float = 0.05        # share of all training tokens without firing after which a feature is dead
+    bw: float = 1.0                 # jumprelu: width of the window around theta in which z gives theta a gradient
+    lam_p: float = 1e-4             # jumprelu: pull of the dead features towards their thresholds
+    k_aux: int = 64                 # batchtopk: dead features per token that may write the error
+    c_aux: float = 1 / 32           # batchtopk: weight of how well they do
+    dead_after: float = 0.05        # a feature is dead after this share of the run's tokens without being on
     steps: int = 4000               # training steps
     N: int = 1024                   # tokens per step
     T: int = 128                    # positions per sequence
-    lr: float = 2e-3                # Adam's learning rate, falling to 0 over the last fifth
-    warmup: float = 0.025           # share of the steps over which it grows from 0
+    lr: float = 2e-3                # Adam's, rising over the first 2.5 % of the steps, falling to 0 over the last fifth
     clip: float = 1.0               # gradient norm
     log_every: int = 50             # steps between lines of log.jsonl
-    eval_every: int = 1000          # steps between small evaluations, which never change the training; 0: none
     save_every: int = 1000          # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
-FREE = {"model", "layer", "replace", "out", "resume", "sweep", "device", "log_every", "eval_every", "save_every",
-        "eval_tokens"}
+FREE = {"model", "layer", "replace", "out", "resume", "sweep", "device", "log_every", "save_every", "eval_tokens"}
+SWEEP = (0.25, 0.5, 1, 2, 4)        # times k or lam
+CURVE = ("l0", "active_params", "ce_recovered", "fve", "dead_fraction", "ce_recovered_all", "seconds")
 
-class JumpReLU(torch.autograd.Function):
-    """z 1[z > theta]. Where the jump is, no slope says so: theta gets that of the mean over z, as a rectangle of width
-    bw around theta estimates it. The window is on z, so that features which just stay off count."""
-    @staticmethod
-    def forward(ctx, z_LNF, theta_LF, bw):
-        ctx.save_for_backward(z_LNF, theta_LF)
-        ctx.bw = bw
-        return z_LNF * (z_LNF > theta_LF.unsqueeze(1))
+def jumprelu(z_LNF, theta_LF, bw):
+    """z 1[z > theta]. No slope leads across the jump, so theta gets the one that the mean over z has, from a rectangle
+    of width bw around theta. The rectangle lies on z: on f, its half below theta would be missing."""
+    theta_L1F = theta_LF.unsqueeze(1)
+    slope_LNF = -theta_L1F / bw * ((z_LNF - theta_L1F).abs() <= bw / 2)
+    return z_LNF * (z_LNF > theta_L1F) + slope_LNF.detach() * (theta_L1F - theta_L1F.detach())   # plus 0, with a slope
 
-    @staticmethod
-    def backward(ctx, df_LNF):
-        z_LNF, theta_LF = ctx.saved_tensors
-        over_LNF = z_LNF - theta_LF.unsqueeze(1)
-        near_LF = (df_LNF * (over_LNF.abs() <= ctx.bw / 2)).sum(1)
-        return df_LNF * (over_LNF > 0), -theta_LF / ctx.bw * near_LF, None
+def batchtopk(z_LNF, norm_LF, k):
+    """(f_LNF, least_L): z of the k N features per layer that write most, and the least that one of them writes."""
+    size_LNF = z_LNF.detach().relu() * norm_LF.detach().unsqueeze(1)
+    least_L = size_LNF.flatten(1).topk(k * z_LNF.shape[1], sorted=False).values.amin(1)
+    return z_LNF * ((size_LNF >= least_L[:, None, None]) & (size_LNF > 0)), least_L
 
 class CLT(nn.Module):
     """W_dec[l] (l + 1, F, D): what the features of layers 0 to l write at l. layers: the MLPs that it stands in for."""
     def __init__(self, L, D, cfg, gen, layers):
         super().__init__()
         uniform = lambda bound, *shape: nn.Parameter((2 * torch.rand(shape, generator=gen) - 1) * bound)
-        self.layers, self.off_diagonal, self.seen = layers, cfg.off_diagonal, []
+        self.layers, self.off_diagonal, self.seen = layers, cfg.off_diagonal, {}
         self.W_enc_LDF = uniform(cfg.F**-0.5, L, D, cfg.F)
         self.b_enc_LF = nn.Parameter(torch.zeros(L, cfg.F))
-        self.theta_LF = nn.Parameter(torch.full((L, cfg.F), cfg.theta))
+        self.theta_LF = nn.Parameter(torch.full((L, cfg.F), cfg.theta), cfg.variant == "jumprelu")
         self.W_dec = nn.ParameterList(uniform((L * D)**-0.5, len(self.writers(l)), cfg.F, D) for l in range(L))
         self.b_dec_LD = nn.Parameter(torch.zeros(L, D))
-        self.register_buffer("tau_L", torch.zeros(L))               # batchtopk: running threshold
+        self.register_buffer("tau_L", torch.zeros(L))               # batchtopk: running threshold, 0 before the first
         self.register_buffer("idle_LF", torch.zeros(L, cfg.F))      # tokens since a feature was on
 
     def writers(self, l):
         """Layers whose features write at layer l."""
-        return range(l + 1) if self.off_diagonal else [l]
+        return list(range(l + 1)) if self.off_diagonal else [l]
 
     def preactivations(self, x_LND):
         return torch.baddbmm(self.b_enc_LF.unsqueeze(1), x_LND, self.W_enc_LDF)
@@ -133,14 +128,14 @@ class CLT(nn.Module):
     @property
     def params_F(self):
         """A unit's encoder, and its decoders into the replaced MLPs."""
-        F, D = self.W_dec[0].shape[1:]
+        _, F, D = self.W_dec[0].shape
         return torch.cat([torch.full((F,), D * (1 + sum(i in self.writers(l) for l in self.layers)))
                           for i in self.writers(self.layers[-1])])
 
     def encode(self, layer, x_BTD, mlp):
-        """Keeps the features of the layers before, which the model calls first."""
+        """Keeps the features, for the layers after: the model calls layers in order."""
         z_BTF = x_BTD @ self.W_enc_LDF[layer] + self.b_enc_LF[layer]
-        self.seen = self.seen[:layer] + [None] * (layer - len(self.seen)) + [z_BTF * (z_BTF > self.theta_LF[layer])]
+        self.seen[layer] = z_BTF * (z_BTF > self.theta_LF[layer])
         return torch.cat([self.seen[i] for i in self.writers(layer)], -1)
 
     def decode(self, layer, f_BTF, x_BTD):
@@ -150,22 +145,20 @@ class CLT(nn.Module):
         return f_BTF[..., units, None] * self.W_dec[layer].flatten(0, 1)[units]
 
 class Scale(nn.Module):
-    """Training sees (x - mean_x) / s_x and (y - mean_y) / s_y, one s per layer such that E |.|^2 = D. `fold` gives the
-    CLT that does the same to raw activations."""
+    """Training sees (x - mean_x) / s_x and (y - mean_y) / s_y with one s per layer, such that E |.|^2 = D."""
     def __init__(self, x_LND, y_LND):
         super().__init__()
         for name, a_LND in (("x", x_LND), ("y", y_LND)):
             self.register_buffer(f"mean_{name}", a_LND.mean(1, keepdim=True))
-            self.register_buffer(f"s_{name}", a_LND.sub(a_LND.mean(1, keepdim=True)).square().mean((1, 2), True).sqrt())
+            self.register_buffer(f"s_{name}", (a_LND - a_LND.mean(1, keepdim=True)).square().mean((1, 2), True).sqrt())
 
     def forward(self, x_LND, y_LND):
         return (x_LND - self.mean_x) / self.s_x, (y_LND - self.mean_y) / self.s_y
 
     @torch.no_grad()
-    def fold(self, clt, variant):
+    def fold(self, clt):
+        """The CLT that reads and writes raw activations."""
         raw = copy.deepcopy(clt)
-        if variant == "batchtopk":
-            raw.theta_LF.copy_(clt.tau_L.unsqueeze(1) / clt.norms())
         raw.W_enc_LDF.div_(self.s_x)
         raw.b_enc_LF.sub_((self.mean_x @ raw.W_enc_LDF).squeeze(1))
         raw.b_dec_LD.mul_(self.s_y.squeeze(1)).add_(self.mean_y.squeeze(1))
@@ -174,79 +167,65 @@ class Scale(nn.Module):
         return raw
 
 def loss_fn(clt, x_LND, y_LND, cfg, t):
-    """(total, its terms, f_LNF, least_L) on one batch; t in [0, 1]: share of training done; least: see batchtopk."""
-    z_LNF, norm_LF = clt.preactivations(x_LND), clt.norms()
-    dead_LF, least_L, terms = clt.idle_LF > cfg.dead_after * cfg.steps * cfg.N, None, {}
+    """(total, its terms, f_LNF, least_L) on one batch; t in [0, 1]: share of training done; least_L: see batchtopk."""
+    z_LNF, norm_LF, dead_LF = clt.preactivations(x_LND), clt.norms(), clt.idle_LF > cfg.dead_after * cfg.steps * cfg.N
+    nmse_L = lambda y_hat_LND, y_LND: (y_hat_LND - y_LND).square().mean((1, 2)) / y_LND.var(1).mean(1)
     if cfg.variant == "jumprelu":
-        f_LNF = JumpReLU.apply(z_LNF, clt.theta_LF, cfg.bw)
-        terms["sparsity"] = torch.tanh(cfg.c * norm_LF.unsqueeze(1) * f_LNF).sum((0, 2)).mean()
-        terms["dead_pull"] = ((clt.theta_LF.unsqueeze(1) - z_LNF).relu().mean(1) * norm_LF * dead_LF).sum()
-        weight = dict(sparsity=cfg.lambda_s * min(1, t / cfg.ramp), dead_pull=cfg.lambda_p)
+        f_LNF, least_L = jumprelu(z_LNF, clt.theta_LF, cfg.bw), None
+        y_hat_LND = clt.write(f_LNF)
+        sparsity = cfg.lam * min(1, t / cfg.ramp) * torch.tanh(cfg.c * norm_LF.unsqueeze(1) * f_LNF).sum((0, 2)).mean()
+        under_LNF = (clt.theta_LF.detach().unsqueeze(1) - z_LNF).relu()
+        rescue = cfg.lam_p * (under_LNF.mean(1) * norm_LF.detach() * dead_LF).sum()
     else:
         f_LNF, least_L = batchtopk(z_LNF, norm_LF, cfg.k)
-        weight = dict(aux=cfg.c_aux)
-    e_LND = y_LND - clt.write(f_LNF)
-    nmse_L = e_LND.square().mean((1, 2)) / y_LND.square().mean((1, 2))
-    if cfg.variant == "batchtopk":
-        terms["aux"] = auxiliary(clt, z_LNF, dead_LF, e_LND.detach(), cfg.k_aux)
-    total = nmse_L.sum() + sum(weight[name] * term for name, term in terms.items())
-    return total, dict(loss=total, nmse=nmse_L.mean(), **terms, dead=dead_LF.float().mean()), f_LNF, least_L
-
-def batchtopk(z_LNF, norm_LF, k):
-    """(f_LNF, least_L): the k N features per layer that write most are on; the least that an on one writes."""
-    with torch.no_grad():
-        size_LNF = z_LNF.relu() * norm_LF.unsqueeze(1)
-        least_L = size_LNF.flatten(1).topk(k * z_LNF.shape[1], sorted=False).values.amin(1)
-        on_LNF = (size_LNF >= least_L[:, None, None]) & (size_LNF > 0)
-    return z_LNF * on_LNF, least_L
-
-def auxiliary(clt, z_LNF, dead_LF, e_LND, k_aux):
-    """How badly each token's k_aux best dead features write the error e: what brings them back."""
-    if not dead_LF.any():
-        return e_LND.new_zeros(())
-    z_LNF = z_LNF.relu() * dead_LF.unsqueeze(1)
-    least_LN1 = z_LNF.detach().topk(min(k_aux, z_LNF.shape[-1]), -1).values[..., -1:]
-    e_hat_LND = clt.write(z_LNF * (z_LNF >= least_LN1)) - clt.b_dec_LD.unsqueeze(1)
-    return ((e_hat_LND - e_LND).square().mean((1, 2)) / e_LND.var(1).mean(1)).sum()
+        y_hat_LND = clt.write(f_LNF)
+        sparsity = rescue = x_LND.new_zeros(())
+        if dead_LF.any():
+            dead_LNF, _ = batchtopk(z_LNF * dead_LF.unsqueeze(1), norm_LF, min(cfg.k_aux, z_LNF.shape[-1]))
+            e_hat_LND = clt.write(dead_LNF) - clt.b_dec_LD.unsqueeze(1)
+            rescue = cfg.c_aux * nmse_L(e_hat_LND, (y_LND - y_hat_LND).detach()).sum()
+    nmse = nmse_L(y_hat_LND, y_LND)
+    total = nmse.sum() + sparsity + rescue
+    terms = dict(loss=total, nmse=nmse.mean(), sparsity=sparsity, rescue=rescue, dead=dead_LF.float().mean())
+    return total, terms, f_LNF, least_L
 
 @torch.no_grad()
 def update(clt, opt, loss, f_LNF, least_L, cfg, t):
-    """One step of the optimizer and of what else evolves. Returns the gradient's norm."""
-    opt.param_groups[0]["lr"] = cfg.lr * min(1, (t + 1 / cfg.steps) / cfg.warmup, (1 - t) / 0.2)
+    """One step of the optimizer, then thresholds and counters. Returns the gradient's norm."""
+    opt.param_groups[0]["lr"] = cfg.lr * min(1, (t + 1 / cfg.steps) / 0.025, (1 - t) / 0.2)
     opt.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(clt.parameters(), cfg.clip)
     opt.step()
-    clt.theta_LF.clamp_(min=0)
     clt.idle_LF.add_(f_LNF.shape[1]).masked_fill_((f_LNF > 0).any(1), 0)
-    if least_L is not None:
-        clt.tau_L.copy_(torch.where(clt.tau_L > 0, clt.tau_L.lerp(least_L, cfg.tau_rate), least_L))
+    if cfg.variant == "jumprelu":
+        clt.theta_LF.clamp_(min=0)
+    else:
+        clt.tau_L.copy_(torch.where(clt.tau_L > 0, clt.tau_L.lerp(least_L, 0.01), least_L))
+        clt.theta_LF.copy_(clt.tau_L.unsqueeze(1) / clt.norms())
     return norm
 
 def build(cfg, gpt):
-    """A fresh CLT of the target's MLPs, after checking cfg against it."""
-    layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
-    limits = dict(layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf),
-                  N=(1, activations.ROWS * (cfg.T - 1)), k=(1, cfg.F))
-    for name in ("F", "k_aux", "steps", "log_every", "save_every", *limits):
+    """(a fresh CLT of the target's MLPs, the layer to report on), after checking cfg against the target."""
+    layer, every = default_layer(gpt) if cfg.layer == -1 else cfg.layer, list(range(gpt.cfg.n_layer))
+    limits = dict(layer=(0, every[-1]), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf), k=(1, cfg.F),
+                  N=(1, activations.ROWS * (cfg.T - 1)), theta=(0, math.inf), bw=(1e-6, math.inf), ramp=(1e-6, 1))
+    for name in ("F", "steps", "log_every", "save_every", *limits):
         low, high = limits.get(name, (1, math.inf))
         if not low <= (value := layer if name == "layer" else getattr(cfg, name)) <= high:
             common.fail(f"--{name} {value}: must be from {low} to {high}")
-    every = list(range(gpt.cfg.n_layer))
-    return CLT(len(every), gpt.cfg.n_embd, cfg, common.generator(cfg.seed, "init"),
-               [layer] if cfg.replace == "this" else every).to(gpt.wte.weight.device), layer
+    gen = common.generator(cfg.seed, "init")
+    return CLT(len(every), gpt.cfg.n_embd, cfg, gen, [layer] if cfg.replace == "this" else every), layer
 
 def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     clt, layer = build(cfg, gpt)
-    corpus = {split: data.load(cfg.data, split, gpt.vocab) for split in ("train", "fit", "test")}
-    some, every = corpus["fit"].rows(cfg.T)[:64].to(dev), list(range(gpt.cfg.n_layer))
-    scale = Scale(*activations.at_mlps(gpt, some, every))
-    opt = torch.optim.Adam(clt.parameters(), cfg.lr, fused=True)
-    path, start, seconds = Path(cfg.out) / "clt.safetensors", 0, 0.0
+    corpus, every = {s: data.load(cfg.data, s, gpt.vocab) for s in ("train", "fit", "test")}, range(gpt.cfg.n_layer)
+    scale = Scale(*activations.at_mlps(gpt, corpus["fit"].rows(cfg.T)[:64].to(dev), every))
+    opt = torch.optim.Adam(clt.to(dev).parameters(), cfg.lr, fused=True)
+    parts, path, start, seconds = dict(train=clt, scale=scale, opt=opt), Path(cfg.out) / "clt.safetensors", 0, 0.0
     fixed = dict(method="clt", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
-    parts = dict(train=clt, scale=scale, opt=opt)
     if cfg.resume:
         tensors, meta = common.load(path, **fixed)
         common.unflat(tensors, **parts)
@@ -259,35 +238,64 @@ def train(cfg):
         norm = update(clt, opt, loss, f_LNF, least_L, cfg, t)
         save = last or (step + 1) % cfg.save_every == 0
         if save or step % cfg.log_every == 0:
-            terms |= {"l0": (f_LNF > 0).sum((0, 2)).float().mean() / len(every)}
-            row = {k: v.item() for k, v in terms.items()}
+            row = {k: v.item() for k, v in terms.items()} | dict(l0=(f_LNF > 0).sum().item() / cfg.N / len(every))
             common.finite(row["loss"] + norm.item(), step, path)
             log(step=step, **row, norm=norm.item())
             bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
-        if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
-            found = evals.scores(gpt, some[:8], {"spliced": evals.splice(scale.fold(clt, cfg.variant))})
-            log(step=step, kl=found["spliced"]["kl"], ce=found["spliced"]["ce"])
         if save:
             seconds = time.time() - began
             meta = dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt))
-            common.save(path, common.flat(clt=scale.fold(clt, cfg.variant), **parts), fixed | meta)
-    clt = scale.fold(clt, cfg.variant)
+            common.save(path, common.flat(clt=scale.fold(clt), **parts), fixed | meta)
+    clt = scale.fold(clt)
     return clt, summarise(cfg, gpt, clt, corpus, layer, seconds)
 
 def summarise(cfg, gpt, clt, corpus, layer, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
     dev, R, every = gpt.wte.weight.device, cfg.eval_tokens // cfg.T, list(range(gpt.cfg.n_layer))
     fit, test = ((corpus[s].rows(cfg.T)[:R].to(dev), corpus[s].labels(cfg.T)[:R]) for s in ("fit", "test"))
-    each = [clt.standing_in([l]) for l in every]
+    each, whole = [clt.standing_in([l]) for l in every], clt.standing_in(every)
     lines, out = evals.replacement(each[layer], gpt, layer, fit, test, corpus["test"].names, "features")
     used = [evals.usage(m, gpt, l, test[0]) for l, m in enumerate(each)]
+    own = [evals.counts(m, gpt, *fit, (0,))["on"][0, -cfg.F:] for m in each]       # of the features read at a layer
     means = [evals.mean_output(gpt, l, fit[0]) for l in every]
     table = evals.scores(gpt, test[0], {"mean ablation": lambda l, x_BTD, mlp: means[l].expand_as(x_BTD),
-                                        "replaced": evals.splice(clt.standing_in(every))})
-    out |= dict(fve_layers=[u["fve"] for u in used], l0_layers=[u["l0"] for u in used],
-                ce_recovered_all=evals.recovered(table, "replaced"), kl_all=table["replaced"]["kl"], seconds=seconds)
-    print(json.dumps({k: v for k, v in out.items() if not isinstance(v, list) or len(v) < 9}, indent=1), *lines[:8], sep="\n")
+                                        "zero ablation": lambda l, x_BTD, mlp: torch.zeros_like(x_BTD),
+                                        "all replaced": evals.splice(whole)})
+    out |= dict(fve_layers=[u["fve"] for u in used], l0_layers=[u["l0"] for u in used], seconds=seconds,
+                dead_layers=[(on_F < evals.ALIVE).float().mean().item() for on_F in own],
+                ce_recovered_all=evals.recovered(table, "all replaced"), kl_all=table["all replaced"]["kl"])
+    if cfg.replace == "all":        # a CLT's last layer is written by all features, that of a control by its own
+        ends = [evals.usage(whole, gpt, l, test[0]) for l in (every[-1:] if cfg.off_diagonal else every)]
+        mean = lambda name: sum(out[name]) / len(every)
+        out |= dict(ce_recovered=out["ce_recovered_all"], fve=mean("fve_layers"), dead_fraction=mean("dead_layers"),
+                    **{name: sum(u[name] for u in ends) for name in ("l0", "active_params")})
+    head = [f"layer {l}: FVE {u['fve']:.3f} at L0 {u['l0']:.1f}, {dead:.1%} of the {cfg.F} features read there dead"
+            for l, (u, dead) in enumerate(zip(used, out["dead_layers"]))]
+    print(f"\n{cfg.variant}, {cfg.F} features per layer, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s", *head,
+          "\nall MLPs at once", *evals.score_lines(table, table), f"\nlayer {layer}", *lines, sep="\n")
+    common.write(Path(cfg.out) / "summary.json", json.dumps(out | common.provenance(cfg, gpt), indent=1).encode())
     return out
 
+def sweep(cfg):
+    """Five runs in folders of their own: CE recovered and FVE of the layer against L0, as sweep.json and sweep.png."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        common.fail("--sweep needs matplotlib: pip install matplotlib")
+    knob, out, rows = "k" if cfg.variant == "batchtopk" else "lam", Path(cfg.out), []
+    for value in sorted({cfg.lam * a if knob == "lam" else min(max(1, round(cfg.k * a)), cfg.F) for a in SWEEP}):
+        one = out / f"{knob}-{value:g}"
+        run = {knob: value, "out": str(one), "resume": cfg.resume and (one / "clt.safetensors").exists()}
+        found = train(dataclasses.replace(cfg, **run))[1]
+        rows.append({knob: value} | {k: found[k] for k in CURVE})
+    rows.sort(key=lambda row: row["l0"])
+    common.write(out / "sweep.json", json.dumps(rows, indent=1).encode())
+    for key, style in (("ce_recovered", "ko-"), ("fve", "s--")):
+        plt.semilogx([row["l0"] for row in rows], [row[key] for row in rows], style, label=key)
+    plt.xlabel("features on per token (L0)"), plt.ylabel("share kept (mean ablation = 0, the MLP = 1)"), plt.legend()
+    plt.title(f"CLT, {cfg.variant}, replacing {cfg.replace}"), plt.savefig(out / "sweep.png", dpi=120), plt.close()
+    return rows
+
 if __name__ == "__main__":
-    train(common.cli(Config))
+    cfg = common.cli(Config)
+    sweep(cfg) if cfg.sweep else train(cfg)
