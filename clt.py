@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import activations
 import common
+import curve
 import data
 import evals
 from model import GPT, default_layer
@@ -67,8 +68,7 @@ class Config:
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
 FREE = {"model", "layer", "replace", "out", "resume", "sweep", "device", "log_every", "save_every", "eval_tokens"}
-SWEEP = (0.25, 0.5, 1, 2, 4)        # times k or lam
-CURVE = ("l0", "active_params", "ce_recovered", "fve", "dead_fraction", "ce_recovered_all", "seconds")
+SWEEP = (0.25, 0.5, 1, 2, 4)        # times --k or --lam
 
 def jumprelu(z_LNF, theta_LF, bw):
     """z 1[z > theta]. No slope leads across the jump, so theta gets the one that the mean over z has, from a rectangle
@@ -276,26 +276,14 @@ def summarise(cfg, gpt, clt, corpus, layer, seconds):
     common.write(Path(cfg.out) / "summary.json", json.dumps(out | common.provenance(cfg, gpt), indent=1).encode())
     return out
 
-def sweep(cfg):
-    """Five runs in folders of their own: CE recovered and FVE of the layer against L0, as sweep.json and sweep.png."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        common.fail("--sweep needs matplotlib: pip install matplotlib")
-    knob, out, rows = "k" if cfg.variant == "batchtopk" else "lam", Path(cfg.out), []
-    for value in sorted({cfg.lam * a if knob == "lam" else min(max(1, round(cfg.k * a)), cfg.F) for a in SWEEP}):
-        one = out / f"{knob}-{value:g}"
-        run = {knob: value, "out": str(one), "resume": cfg.resume and (one / "clt.safetensors").exists()}
-        found = train(dataclasses.replace(cfg, **run))[1]
-        rows.append({knob: value} | {k: found[k] for k in CURVE})
-    rows.sort(key=lambda row: row["l0"])
-    common.write(out / "sweep.json", json.dumps(rows, indent=1).encode())
-    for key, style in (("ce_recovered", "ko-"), ("fve", "s--")):
-        plt.semilogx([row["l0"] for row in rows], [row[key] for row in rows], style, label=key)
-    plt.xlabel("features on per token (L0)"), plt.ylabel("share kept (mean ablation = 0, the MLP = 1)"), plt.legend()
-    plt.title(f"CLT, {cfg.variant}, replacing {cfg.replace}"), plt.savefig(out / "sweep.png", dpi=120), plt.close()
-    return rows
+def main(cfg):
+    if not cfg.sweep:
+        return train(cfg)
+    knob, gpt = "k" if cfg.variant == "batchtopk" else "lam", GPT.load(cfg.model)
+    values = [type(getattr(cfg, knob))(share * getattr(cfg, knob)) for share in SWEEP]
+    for value in values:            # a bad one ends it before the first training
+        build(dataclasses.replace(cfg, **{knob: value}), gpt)
+    return curve.sweep(train, cfg, knob, values)
 
 if __name__ == "__main__":
-    cfg = common.cli(Config)
-    sweep(cfg) if cfg.sweep else train(cfg)
+    main(common.cli(Config))

@@ -252,7 +252,8 @@ def test_thresholds_follow_the_batches_and_stay_above_zero(cfg):
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=lambda s: f"{s[0]}-{'clt' if s[1] else 'per_layer'}")
 def trained(request, target, tmp_path_factory):
-    cfg = config(target, tmp_path_factory.mktemp("out"), variant=request.param[0], off_diagonal=request.param[1], lam=.01)
+    variant, off_diagonal = request.param
+    cfg = config(target, tmp_path_factory.mktemp("out"), variant=variant, off_diagonal=off_diagonal, lam=.01)
     m, out = clt.train(cfg)
     return cfg, GPT.load(cfg.model), m, torch.randint(0, V, (4, T), generator=torch.Generator().manual_seed(1)), out
 
@@ -460,12 +461,13 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(cfg, capsys):
     assert stop.value.code == 2 and "truncated" in capsys.readouterr().err
 
 
-def test_sweep_saves_its_curve_and_goes_on_from_what_is_there(cfg):
+def test_sweep_saves_its_curve_and_a_bad_one_saves_nothing(cfg, capsys):
     pytest.importorskip("matplotlib")
-    cfg = dataclasses.replace(cfg, k=4, steps=2, sweep=True)
-    rows = clt.sweep(cfg)
-    assert json.loads((Path(cfg.out) / "sweep.json").read_text()) == rows and len(rows) == 5
-    assert [row["l0"] for row in rows] == sorted(row["l0"] for row in rows)
-    assert {row["k"] for row in rows} == {1, 2, 4, 8, 10}
+    for k in (2, 4):                        # a quarter of 2 is 0, four times 4 over F
+        with pytest.raises(SystemExit):
+            clt.main(dataclasses.replace(cfg, k=k, sweep=True))
+        assert f"--k {4 * k if k == 4 else 0}: must" in capsys.readouterr().err and not Path(cfg.out).exists()
+    rows = clt.main(dataclasses.replace(cfg, variant="jumprelu", lam=.1, steps=2, sweep=True))
+    assert json.loads((Path(cfg.out) / "sweep.json").read_text())["rows"] == rows
+    assert sorted(row["lam"] for row in rows) == pytest.approx([.025, .05, .1, .2, .4])
     assert (Path(cfg.out) / "sweep.png").read_bytes()[:4] == b"\x89PNG"
-    assert clt.sweep(dataclasses.replace(cfg, resume=True)) == rows
