@@ -73,9 +73,9 @@ SWEEP = (0.25, 0.5, 1, 2, 4)        # times --k or --lam
 def jumprelu(z_LNF, theta_LF, bw):
     """z 1[z > theta]. No slope leads across the jump, so theta gets the one that the mean over z has, from a rectangle
     of width bw around theta. The rectangle lies on z: on f, its half below theta would be missing."""
-    theta_L1F = theta_LF.unsqueeze(1)
-    slope_LNF = -theta_L1F / bw * ((z_LNF - theta_L1F).abs() <= bw / 2)
-    return z_LNF * (z_LNF > theta_L1F) + slope_LNF.detach() * (theta_L1F - theta_L1F.detach())   # plus 0, with a slope
+    theta_L1F = theta_LF.detach().unsqueeze(1)
+    slope_LNF = -theta_L1F / bw * ((z_LNF.detach() - theta_L1F).abs() <= bw / 2)
+    return z_LNF * (z_LNF > theta_L1F) + slope_LNF * (theta_LF.unsqueeze(1) - theta_L1F)    # plus 0 that has a slope
 
 def batchtopk(z_LNF, norm_LF, k):
     """(f_LNF, least_L): z of the k N features per layer that write most, and the least that one of them writes."""
@@ -222,7 +222,7 @@ def train(cfg):
     gpt = GPT.load(cfg.model, dev)
     clt, layer = build(cfg, gpt)
     corpus, every = {s: data.load(cfg.data, s, gpt.vocab) for s in ("train", "fit", "test")}, range(gpt.cfg.n_layer)
-    scale = Scale(*activations.at_mlps(gpt, corpus["fit"].rows(cfg.T)[:64].to(dev), every))
+    scale = Scale(*activations.at_mlps(gpt, corpus["fit"].rows(cfg.T)[:64].to(dev), every))     # 64 rows are enough
     opt = torch.optim.Adam(clt.to(dev).parameters(), cfg.lr, fused=True)
     parts, path, start, seconds = dict(train=clt, scale=scale, opt=opt), Path(cfg.out) / "clt.safetensors", 0, 0.0
     fixed = dict(method="clt", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
