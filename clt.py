@@ -13,7 +13,7 @@
 Differs from the papers: lam_p is for dead features only. No KL objective: a suffix begins at one MLP, a CLT serves all.
 N tokens, L layers, D residual width, F features of a layer; those that write into layer l count (l + 1) F
 
-    python clt.py
+    python clt.py --k 16
 """
 import copy
 import dataclasses
@@ -58,7 +58,7 @@ class Config:
     k_aux: int = 64                 # batchtopk: dead features per token that may write the error
     c_aux: float = 1 / 32           # batchtopk: weight of how well they do
     dead_after: float = 0.05        # a feature is dead after this share of the run's tokens without being on
-    steps: int = 4000               # training steps
+    steps: int = 3000               # training steps
     N: int = 1024                   # tokens per step
     T: int = 128                    # positions per sequence
     lr: float = 2e-3                # Adam's, rising over the first 2.5 % of the steps, falling to 0 over the last fifth
@@ -104,10 +104,11 @@ class CLT(nn.Module):
     def preactivations(self, x_LND):
         return torch.baddbmm(self.b_enc_LF.unsqueeze(1), x_LND, self.W_enc_LDF)
 
-    def write(self, f_LNF):
-        """y_hat_LND, by one product per layer."""
-        return torch.stack([torch.addmm(b_D, torch.cat([f_LNF[i] for i in self.writers(l)], 1), W.flatten(0, 1))
-                            for l, (W, b_D) in enumerate(zip(self.W_dec, self.b_dec_LD))])
+    def write(self, f_LNF, some=slice(None)):
+        """y_hat_LND, by one product per layer; f is that of the features `some` of each layer."""
+        fs = [torch.cat([f_LNF[i] for i in self.writers(l)], 1) for l in range(len(f_LNF))]
+        return torch.stack([torch.addmm(b_D, f_NF, W_lFD[:, some].flatten(0, 1))
+                            for b_D, f_NF, W_lFD in zip(self.b_dec_LD, fs, self.W_dec)])
 
     def norms(self):
         """|W_i^l|, (L, F)."""
@@ -180,9 +181,11 @@ def loss_fn(clt, x_LND, y_LND, cfg, t):
         f_LNF, least_L = batchtopk(z_LNF, norm_LF, cfg.k)
         y_hat_LND = clt.write(f_LNF)
         sparsity = rescue = x_LND.new_zeros(())
-        if dead_LF.any():
-            dead_LNF, _ = batchtopk(z_LNF * dead_LF.unsqueeze(1), norm_LF, min(cfg.k_aux, z_LNF.shape[-1]))
-            e_hat_LND = clt.write(dead_LNF) - clt.b_dec_LD.unsqueeze(1)
+        some = dead_LF.any(0).nonzero().squeeze(1)          # those that are dead at any layer: the rest costs nothing
+        if len(some):
+            z_dead_LNF = z_LNF[..., some] * dead_LF[:, some].unsqueeze(1)
+            f_dead_LNF, _ = batchtopk(z_dead_LNF, norm_LF[:, some], min(cfg.k_aux, len(some)))
+            e_hat_LND = clt.write(f_dead_LNF, some) - clt.b_dec_LD.unsqueeze(1)
             rescue = cfg.c_aux * nmse_L(e_hat_LND, (y_LND - y_hat_LND).detach()).sum()
     nmse = nmse_L(y_hat_LND, y_LND)
     total = nmse.sum() + sparsity + rescue

@@ -190,17 +190,17 @@ def test_batchtopks_loss_is_the_sum_of_its_terms(cfg):
     m, x, y = fresh(cfg)
     loss, terms, f, _ = clt.loss_fn(m, x, y, cfg, .5)
     assert torch.allclose(loss, nmse(m.write(f), y)) and not terms["rescue"]
-    m.idle_LF[1, 2:7] = 1e9
+    m.idle_LF[1, 2:7] = m.idle_LF[2, 5:] = 1e9
     loss, terms, f, _ = clt.loss_fn(m, x, y, cfg, .5)
-    e, dead = (y - m.write(f)).detach(), torch.zeros(L, N, cfg.F)
-    z = m.preactivations(x)[1, :, 2:7]
-    size = (z.relu() * m.norms()[1, 2:7])
-    dead[1, :, 2:7] = z * (size >= size.flatten().sort().values[-2 * N])
-    aux = .3 * nmse(m.write(dead) - m.b_dec_LD[:, None], e)
+    z = m.preactivations(x) * (m.idle_LF > 0)[:, None]
+    size = z.relu() * m.norms()[:, None]
+    dead = z * (size >= size.flatten(1).sort().values[:, -2 * N, None, None].clamp(min=1e-9))
+    aux = .3 * nmse(m.write(dead) - m.b_dec_LD[:, None], (y - m.write(f)).detach())
     assert torch.allclose(terms["rescue"], aux) and torch.allclose(loss, nmse(m.write(f), y) + aux)
     grads = torch.autograd.grad(terms["rescue"], [m.W_enc_LDF, *m.W_dec])
-    assert (grads[0].abs().sum(1) > 0).nonzero().tolist() == [[1, i] for i in range(2, 7)]
-    assert all((grad.abs().sum(-1) > 0).nonzero().tolist() == [[1, i] for i in range(2, 7)] for grad in grads[2:])
+    where = [[l, i] for l in range(L) for i in range(cfg.F) if m.idle_LF[l, i]]
+    assert (grads[0].abs().sum(1) > 0).nonzero().tolist() == (grads[3].abs().sum(-1) > 0).nonzero().tolist() == where
+    assert (grads[2].abs().sum(-1) > 0).nonzero().tolist() == where[:5]
 
 
 @pytest.mark.parametrize("variant", ["batchtopk", "jumprelu"])
