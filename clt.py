@@ -49,7 +49,7 @@ class Config:
     F: int = 512                    # features per layer: 8 D in all write into layer 1 of the bundled target
     off_diagonal: bool = True       # off: per-layer transcoders, the control; equal parameters at F (L + 3) / 4
     k: int = 16                     # batchtopk: features on per token and layer on average, THE knob
-    lam: float = 1e-3               # jumprelu: sparsity, THE knob
+    lam: float = 1e-3               # jumprelu: sparsity, THE knob; L0 falls all through the run, so --steps counts too
     ramp: float = 1.0               # jumprelu: share of the steps over which lam rises from 0
     c: float = 4.0                  # jumprelu: steepness of the tanh
     theta: float = 0.03             # jumprelu: first thresholds
