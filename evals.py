@@ -123,6 +123,38 @@ def usage(m, gpt, layer, rows_RT, batch=16):
     return dict(fve=1 - wrong / (y_ND - y_ND.mean(0)).square().sum().item(), l0=l0 / len(y_ND),
                 active_params=params / len(y_ND))
 
+@torch.no_grad()
+def benefits(m, gpt, layer, rows_RT, batch=4):
+    """What each unit is worth at one layer on the clean inputs: how much more of the squared error per token there is
+    without it, E[2 (y - y_hat) . c + |c|^2] for its contribution c. (F)"""
+    total, units = 0, torch.arange(len(m.params_F), device=rows_RT.device)
+    for idx in rows_RT.split(batch):
+        x_BTD, f_BTF = clean(m, gpt, idx, layer)
+        c_BTFD = m.contrib(layer, f_BTF, x_BTD, units)[:, 1:]
+        wrong_BTD = (gpt.h[layer].mlp(x_BTD) - m.decode(layer, f_BTF, x_BTD))[:, 1:]
+        total = total + (c_BTFD * (c_BTFD + 2 * wrong_BTD.unsqueeze(-2))).sum((0, 1, 3))
+    return total / (len(rows_RT) * (rows_RT.shape[1] - 1))
+
+def jacobian(f, x_ND):
+    """dy_i / dx_j at each token, (N, D, D), of a map x_ND -> y_ND that treats the tokens one by one."""
+    with torch.enable_grad():
+        x_ND = x_ND.detach().requires_grad_()
+        grads = [torch.autograd.grad(y_N.sum(), x_ND, retain_graph=True)[0] for y_N in f(x_ND).unbind(-1)]
+    return torch.stack(grads, 1)
+
+def jacobian_cosine(m, gpt, layer, rows_RT):
+    """How alike the Jacobians of m and of the MLP are on the clean inputs: the mean over tokens of the cosine of the two
+    as vectors, without tokens where m's is zero (their share is jacobian_zero), and the cosine over all tokens at once.
+    Only for what reads x alone. Memory: 2 D^2 floats a token."""
+    mlp = gpt.h[layer].mlp
+    x_ND = clean(m, gpt, rows_RT, layer)[0][:, 1:].flatten(0, 1)
+    J = jacobian(mlp, x_ND).flatten(1)
+    J_hat = jacobian(lambda x: m.decode(layer, m.encode(layer, x, mlp), x), x_ND).flatten(1)
+    some = J_hat.any(1)
+    return dict(jacobian_cosine=F.cosine_similarity(J, J_hat)[some].mean().item(),
+                jacobian_cosine_pooled=F.cosine_similarity(J.flatten(), J_hat.flatten(), 0).item(),
+                jacobian_zero=1 - some.float().mean().item())
+
 def replacement(m, gpt, layer, fit, test, names, units="units"):
     """(lines of text, flat dict) about a method that replaces one MLP: CE recovered, FVE, L0, active parameters, dead
     units (on at fewer than ALIVE tokens of fit) and the report on its units. fit, test: (rows, labels)."""
