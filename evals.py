@@ -124,35 +124,32 @@ def usage(m, gpt, layer, rows_RT, batch=16):
                 active_params=params / len(y_ND))
 
 @torch.no_grad()
-def benefits(m, gpt, layer, rows_RT, batch=4):
-    """What each unit is worth at one layer on the clean inputs: how much more of the squared error per token there is
-    without it, E[2 (y - y_hat) . c + |c|^2] for its contribution c. (F)"""
-    total, units = 0, torch.arange(len(m.params_F), device=rows_RT.device)
+def benefits(m, gpt, layer, rows_RT, batch=4, chunk=16):
+    """What each unit is worth at one layer on the clean inputs, (F): how much more squared error per token there is
+    without it, E[|c|^2 + 2 c . (y - y_hat)] for its contribution c. Memory: chunk D floats a token of the batch."""
+    total, every = 0, torch.arange(len(m.params_F), device=rows_RT.device)
     for idx in rows_RT.split(batch):
         x_BTD, f_BTF = clean(m, gpt, idx, layer)
-        c_BTFD = m.contrib(layer, f_BTF, x_BTD, units)[:, 1:]
-        wrong_BTD = (gpt.h[layer].mlp(x_BTD) - m.decode(layer, f_BTF, x_BTD))[:, 1:]
-        total = total + (c_BTFD * (c_BTFD + 2 * wrong_BTD.unsqueeze(-2))).sum((0, 1, 3))
+        wrong_BTD = (gpt.h[layer].mlp(x_BTD) - m.decode(layer, f_BTF, x_BTD)).unsqueeze(-2)
+        shares = (m.contrib(layer, f_BTF, x_BTD, units) for units in every.split(chunk))
+        total = total + torch.cat([(c * (c + 2 * wrong_BTD))[:, 1:].sum((0, 1, 3)) for c in shares])
     return total / (len(rows_RT) * (rows_RT.shape[1] - 1))
 
-def jacobian(f, x_ND):
-    """dy_i / dx_j at each token, (N, D, D), of a map x_ND -> y_ND that treats the tokens one by one."""
-    with torch.enable_grad():
-        x_ND = x_ND.detach().requires_grad_()
-        grads = [torch.autograd.grad(y_N.sum(), x_ND, retain_graph=True)[0] for y_N in f(x_ND).unbind(-1)]
-    return torch.stack(grads, 1)
-
 def jacobian_cosine(m, gpt, layer, rows_RT):
-    """How alike the Jacobians of m and of the MLP are on the clean inputs: the mean over tokens of the cosine of the two
-    as vectors, without tokens where m's is zero (their share is jacobian_zero), and the cosine over all tokens at once.
-    Only for what reads x alone. Memory: 2 D^2 floats a token."""
-    mlp = gpt.h[layer].mlp
-    x_ND = clean(m, gpt, rows_RT, layer)[0][:, 1:].flatten(0, 1)
-    J = jacobian(mlp, x_ND).flatten(1)
-    J_hat = jacobian(lambda x: m.decode(layer, m.encode(layer, x, mlp), x), x_ND).flatten(1)
-    some = J_hat.any(1)
-    return dict(jacobian_cosine=F.cosine_similarity(J, J_hat)[some].mean().item(),
-                jacobian_cosine_pooled=F.cosine_similarity(J.flatten(), J_hat.flatten(), 0).item(),
+    """How alike the Jacobians dy / dx of m and of the MLP are on the clean inputs: the mean over tokens of the cosine
+    of the two as vectors, without the share jacobian_zero of the tokens where m's is zero; and the cosine over all
+    tokens at once. Only for what reads x alone. Costs D backward passes; memory does not grow with them."""
+    mlp, x_BTD = gpt.h[layer].mlp, clean(m, gpt, rows_RT, layer)[0]
+    with torch.enable_grad():
+        x_BTD.requires_grad_()
+        ys = [y_BTD[:, 1:].unbind(-1) for y_BTD in (mlp(x_BTD), m.decode(layer, m.encode(layer, x_BTD, mlp), x_BTD))]
+        dot = own = hat = 0         # per token: of the two Jacobians, of each with itself
+        for y, y_hat in zip(*ys):
+            J, J_hat = (torch.autograd.grad(v.sum(), x_BTD, retain_graph=True)[0][:, 1:] for v in (y, y_hat))
+            dot, own, hat = dot + (J * J_hat).sum(-1), own + (J * J).sum(-1), hat + (J_hat * J_hat).sum(-1)
+    some = hat > 0
+    return dict(jacobian_cosine=(dot / (own * hat).sqrt())[some].mean().item(),
+                jacobian_cosine_pooled=(dot.sum() / (own.sum() * hat.sum()).sqrt()).item(),
                 jacobian_zero=1 - some.float().mean().item())
 
 def replacement(m, gpt, layer, fit, test, names, units="units"):

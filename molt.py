@@ -1,16 +1,16 @@
-"""MOLT, a sparse mixture of linear transforms: what one MLP does, as low-rank linear maps of which few are on at a token.
-    g_t = phi(e_t . x - b_t)     y_hat = sum_t g_t U_t V_t x + b     V_t (r_t, D) reads, U_t (D, r_t) writes
+"""MOLT, a sparse mixture of linear transforms: one MLP as low-rank linear maps of which few are on at a token.
+    y_hat = sum_t g_t U_t V_t x + b,    g_t = phi(e_t . x - b_t)        V_t (r_t, D) reads, U_t (D, r_t) writes
     phi(z) = z 1[z > theta_t] (jumprelu; relu: theta = 0)
     loss = NMSE or KL(clean || spliced) + lam mean_tokens sum_t tanh(c g_t |U_t V_t|_F)
   Lindsey, Chen, Pearce, Hydrie, Conerly 2025, "Sparse mixtures of linear transforms" (transformer-circuits.pub).
-  x is standardised and y centred and scaled by one number in training; at the end the scales go into the weights.
---sum_to_weights: phi(z) = clamp(z, 0, 1), V_t reads [x; 1], and what the sum of the transforms leaves of the MLP without
-  its nonlinearity is a rest whose gate is 0:    sum_t U_t V_t + Delta = W_out [W_in, b_in] = M,    b = b_out,
-    loss + beta |Delta|^2 / |M|^2.
-  Any MLP is such a MOLT, of M rank-one transforms with gates sigma(z) / z. It is the product of the two matrices that is
-  decomposed, not each matrix, and gates without a bound would make the constraint empty.
-Differs from the post: ranks, sizes and rates are for a small model; the jumprelu has one theta per transform, trained with
-  the pseudo-gradient of Rajamanoharan et al. 2024 (arXiv:2407.14435); x is centred, as an SAE centres its input.
+  In training x is standardised and y centred and scaled by one number; at the end the scales go into the weights.
+--sum_to_weights: V_t reads [x; 1], phi(z) = clamp(z, 0, 1), b = b_out, and the transforms and a rest Delta, whose gate
+  is 0, sum to the MLP without its nonlinearity,    sum_t U_t V_t + Delta = W_out [W_in, b_in] = M,
+    loss + beta |Delta|^2 / |M|^2
+  Feasible at no error: an MLP is a MOLT of rank-one transforms, a neuron each, with gates sigma(z) / z. It is the
+  product of the two matrices that is decomposed, not each of them; gates without a bound would make the tie empty.
+Differs from the post: sizes and rates are for a small model; x is centred, as an SAE's input is; a theta per transform,
+  trained by the pseudo-gradient of Rajamanoharan et al. 2024 (arXiv:2407.14435).
 B sequences, T positions, N tokens, D residual width, F transforms, R sum of their ranks
 
     python molt.py              # FIGURES
@@ -20,7 +20,7 @@ import json
 import math
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import activations
 import common
+import curve
 import data
 import evals
 import fused
@@ -55,7 +56,7 @@ class Config:
     lam: float = 1e-3               # sparsity: THE knob, sweep it in log steps first
     c: float = 4.0                  # of the tanh; large ones saturate and kill
     ramp: float = 0.5               # share of the training over which lam rises from 0
-    steps: int = 6000               # training steps
+    steps: int = 4000               # training steps
     N: int = 1024                   # tokens per step (kl: N // T sequences)
     T: int = 128                    # positions per sequence
     lr: float = 2e-3                # Adam's, after 100 steps of warm-up; the last fifth of the steps falls to 0
@@ -65,13 +66,12 @@ class Config:
     save_every: int = 1000          # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
-INIT = 0.3
-SWEEP = (0.1, 0.3, 1, 3, 10)        # times --lam
+SWEEP = (0.1, 0.3, 1, 2, 4)         # times --lam
 FREE = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
 
 class JumpReLU(torch.autograd.Function):
-    """z 1[z > theta]. theta gets -(theta / bw) K((z - theta) / bw), K the rectangle on [-1/2, 1/2]: the kernel looks at z,
-    not at the result, of which the half below theta would be missing."""
+    """z 1[z > theta]. theta gets -(theta / bw) K((z - theta) / bw), K the rectangle on [-1/2, 1/2], of z and not of the
+    result, which lacks the half below theta."""
     @staticmethod
     def forward(ctx, z, theta, bw):
         ctx.save_for_backward(z, theta)
@@ -99,7 +99,7 @@ class Clamp(torch.autograd.Function):
         return torch.where((z >= 0) & (z <= 1), dg, leak), None
 
 class MOLT(nn.Module):
-    """E, b_gate, theta: the gates. V (D, R), U (R, D): all V_t and U_t side by side. M: W_in W_out if they sum to it."""
+    """E, b_gate, theta: the gates; V (D, R), U (R, D): all V_t, U_t side by side; M: what they sum to if tied."""
     def __init__(self, D, cfg, gen, layer=0):
         super().__init__()
         self.cfg, self.tied, self.D, self.layers = cfg, cfg.sum_to_weights, D, [layer]
@@ -111,7 +111,7 @@ class MOLT(nn.Module):
         self.b_gate = nn.Parameter(torch.zeros(F))
         self.theta = nn.Parameter(torch.full((F,), cfg.theta if jump else 0.), requires_grad=jump)
         self.V = nn.Parameter(torch.randn(D + self.tied, R, generator=gen) / D**0.5)
-        self.U = nn.Parameter(torch.randn(R, D, generator=gen) * INIT / R**0.5)
+        self.U = nn.Parameter(torch.randn(R, D, generator=gen) * 0.3 / R**0.5)     # a large map saturates tanh
         self.b = nn.Parameter(torch.zeros(D), requires_grad=not self.tied)
         for name, value in dict(x_mean=torch.zeros(D), x_std=torch.ones(D), y_mean=torch.zeros(D), y_std=torch.ones(()),
                                 M=torch.zeros(D + 1, D), idle_F=torch.zeros(F, dtype=torch.long)).items():
@@ -151,7 +151,7 @@ class MOLT(nn.Module):
 
     @torch.no_grad()
     def standardise(self, x_ND, y_ND, mlp):
-        """Sets the scales, and M in these coordinates."""
+        """Sets the scales, and M in these coordinates. One scale for y: its errors count as they do unscaled."""
         std = x_ND.std(0)
         self.x_mean.copy_(x_ND.mean(0)), self.x_std.copy_(std.clamp(min=0.01 * std.mean()))     # no dead input explodes
         self.y_mean.copy_(y_ND.mean(0)), self.y_std.copy_((y_ND - self.y_mean).square().mean().sqrt())
@@ -199,6 +199,7 @@ def loss_fn(molt, x_ND, distance, cfg, t):
     g_NF = molt.gates(x, training=True)
     fit = distance(molt.write(g_NF, x))
     sparse = (cfg.c * g_NF * molt.norms()).tanh().sum(-1).mean()       # tanh per token: that of a mean is another loss
+    # in standardised coordinates: a direction of the weights counts by how much x varies along it
     rest = molt.rest().square().sum() / molt.M.square().sum() if molt.tied else torch.zeros(())
     total = fit + cfg.lam * min(1, t / cfg.ramp) * sparse + cfg.beta * rest
     return total, dict(loss=total, fit=fit, sparse=sparse, rest=rest), g_NF
@@ -282,42 +283,25 @@ def summarise(cfg, gpt, molt, corpus, seconds):
     layer, dev, R = molt.layers[0], molt.x_mean.device, cfg.eval_tokens // cfg.T
     fit, test = ((corpus[s].rows(cfg.T)[:R].to(dev), corpus[s].labels(cfg.T)[:R]) for s in ("fit", "test"))
     lines, out = evals.replacement(molt, gpt, layer, fit, test, corpus["test"].names, "transforms")
-    rate_F = evals.counts(molt, gpt, *test, (0,))["on"][0] / (test[0].shape[0] * (cfg.T - 1))
-    share_F = evals.benefits(molt, gpt, layer, test[0][:64])
-    share_F = share_F.clamp(min=0) / share_F.clamp(min=0).sum()
-    out |= dict(active_rank=(rate_F @ molt.rank_F.to(rate_F)).item(), parameters=int(molt.params_F.sum()) + len(molt.b),
-                top1_benefit=share_F.max().item(), effective_transforms=1 / share_F.square().sum().item(),
-                seconds=seconds, **evals.jacobian_cosine(molt, gpt, layer, test[0][:4]))
-    own = [f"active rank {out['active_rank']:.1f} of {int(molt.rank_F.sum())}, {out['parameters']:,} parameters",
-           f"benefit: {out['top1_benefit']:.1%} of it from one transform, as if from {out['effective_transforms']:.1f}",
-           f"Jacobian: cosine {out['jacobian_cosine']:.3f} (mean), {out['jacobian_cosine_pooled']:.3f} (pooled)"]
-    if molt.tied:
-        total = molt.M.norm()
-        out |= dict(rest=(molt.rest().norm() / total).item(), rest_alive=(molt.rest(rate_F > 0.01).norm() / total).item())
-        own += [f"|Delta| / |M| {out['rest']:.3f}, over the transforms on at more than 1 % {out['rest_alive']:.3f}"]
-    print(f"\nlayer {layer}, {cfg.groups}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s", *lines[:4], *own, *lines[4:], sep="\n")
+    rate_F = evals.counts(molt, gpt, *test, (0,))["on"][0] / (len(test[0]) * (cfg.T - 1))
+    benefit_F = evals.benefits(molt, gpt, layer, test[0][:64]).clamp(min=1e-12)
+    own = dict(active_rank=(rate_F @ molt.rank_F.to(rate_F)).item(), parameters=int(molt.params_F.sum()) + len(molt.b),
+               top1_benefit=(benefit_F.max() / benefit_F.sum()).item(),
+               effective_transforms=(benefit_F.sum()**2 / benefit_F.square().sum()).item())
+    own |= evals.jacobian_cosine(molt, gpt, layer, test[0][:4])
+    if molt.tied:       # a transform that is never on could hold the rest unpunished
+        own |= {name: (molt.rest(on_F).norm() / molt.M.norm()).item() for name, on_F in
+                dict(rest=rate_F >= 0, rest_alive=rate_F > 0.01).items()}
+    print(f"\nlayer {layer}, {cfg.groups}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s", *lines,
+          "", ", ".join(f"{k} {v:,.4g}" for k, v in own.items()), sep="\n")
+    out |= own | dict(seconds=seconds)
     common.write(Path(cfg.out) / "summary.json", json.dumps(out | common.provenance(cfg, gpt), indent=1).encode())
     return out
 
-def sweep(cfg):
-    """A run at each of 5 values of lam, in folders of their own; the curve as sweep.json and sweep.png."""
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError:
-        common.fail("--sweep needs matplotlib: pip install matplotlib")
-    rows = []
-    for lam in (cfg.lam * k for k in SWEEP):
-        out = Path(cfg.out) / f"lam{lam:g}"
-        one = replace(cfg, lam=lam, out=str(out), sweep=False, resume=cfg.resume and (out / "molt.safetensors").exists())
-        rows.append(dict(lam=lam) | {k: v for k, v in train(one)[1].items() if k in CURVE})
-    rows.sort(key=lambda row: row["l0"])
-    common.write(Path(cfg.out) / "sweep.json", json.dumps(rows, indent=1).encode())
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
-    for ax, key, name in zip(axes, ("l0", "active_rank"), ("transforms on per token (L0)", "sum of their ranks")):
-        for value, style in (("ce_recovered", "ko-"), ("fve", "s--")):
-            ax.plot([row[key] for row in rows], [row[value] for row in rows], style, label=value)
-    return rows
+def main(cfg):
+    if cfg.sweep:
+        return curve.sweep(train, cfg, "lam", [cfg.lam * k for k in SWEEP], ("l0", "active_rank"))
+    return train(cfg)
 
 if __name__ == "__main__":
-    cfg = common.cli(Config)
-    (sweep if cfg.sweep else train)(cfg)
+    main(common.cli(Config))
