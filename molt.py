@@ -51,8 +51,8 @@ class Config:
     bw: float = 1.0                 # jumprelu: width of the window in which the threshold feels a gradient
     objective: Literal["mse", "kl"] = "mse"     # reconstruct y, or keep the model's predictions, through the suffix
     sum_to_weights: bool = False    # the transforms and a rest sum to W_in W_out; gates are clamped to [0, 1]
-    beta: float = 0.3               # --sum_to_weights: of the rest's share of the weights; 0: clamped gates alone
-    alpha: float = 0.01             # --sum_to_weights: slope outside [0, 1] for gradients that lead back inside
+    beta: float = 0.3               # of the rest, with --sum_to_weights; 0: clamped gates and no tie
+    alpha: float = 0.01             # slope of a clamped gate outside [0, 1], for gradients that lead back inside
     lam: float = 1e-3               # sparsity: THE knob, sweep it in log steps first
     c: float = 4.0                  # of the tanh; large ones saturate and kill
     ramp: float = 0.5               # share of the training over which lam rises from 0
