@@ -298,6 +298,7 @@ def test_same_seed_same_losses(cfg, tmp_path):
 
 def test_evaluation_leaves_the_molt_and_the_random_state_alone(cfg):
     m, _ = molt.train(cfg)
+    m.idle_F += 5
     gpt, before, rng = GPT.load(cfg.model), {k: v.clone() for k, v in m.state_dict().items()}, torch.get_rng_state()
     corpus = {split: data.load(cfg.data, split, gpt.vocab) for split in ("fit", "test")}
     molt.summarise(cfg, gpt, m, corpus, 0.)
