@@ -123,6 +123,35 @@ def usage(m, gpt, layer, rows_RT, batch=16):
     return dict(fve=1 - wrong / (y_ND - y_ND.mean(0)).square().sum().item(), l0=l0 / len(y_ND),
                 active_params=params / len(y_ND))
 
+@torch.no_grad()
+def benefits(m, gpt, layer, rows_RT, batch=4, chunk=16):
+    """What each unit is worth at one layer on the clean inputs, (F): how much more squared error per token there is
+    without it, E[|c|^2 + 2 c . (y - y_hat)] for its contribution c. Memory: chunk D floats a token of the batch."""
+    total, every = 0, torch.arange(len(m.params_F), device=rows_RT.device)
+    for idx in rows_RT.split(batch):
+        x_BTD, f_BTF = clean(m, gpt, idx, layer)
+        wrong_BTD = (gpt.h[layer].mlp(x_BTD) - m.decode(layer, f_BTF, x_BTD)).unsqueeze(-2)
+        shares = (m.contrib(layer, f_BTF, x_BTD, units) for units in every.split(chunk))
+        total = total + torch.cat([(c * (c + 2 * wrong_BTD))[:, 1:].sum((0, 1, 3)) for c in shares])
+    return total / (len(rows_RT) * (rows_RT.shape[1] - 1))
+
+def jacobian_cosine(m, gpt, layer, rows_RT):
+    """How alike the Jacobians dy / dx of m and of the MLP are on the clean inputs: the mean over tokens of the cosine
+    of the two as vectors, without the share jacobian_zero of the tokens where m's is zero; and the cosine over all
+    tokens at once. Only for what reads x alone. Costs D backward passes; memory does not grow with them."""
+    mlp, x_BTD = gpt.h[layer].mlp, clean(m, gpt, rows_RT, layer)[0]
+    with torch.enable_grad():
+        x_BTD.requires_grad_()
+        ys = [y_BTD[:, 1:].unbind(-1) for y_BTD in (mlp(x_BTD), m.decode(layer, m.encode(layer, x_BTD, mlp), x_BTD))]
+        dot = own = hat = 0         # per token: of the two Jacobians, of each with itself
+        for y, y_hat in zip(*ys):
+            J, J_hat = (torch.autograd.grad(v.sum(), x_BTD, retain_graph=True)[0][:, 1:] for v in (y, y_hat))
+            dot, own, hat = dot + (J * J_hat).sum(-1), own + (J * J).sum(-1), hat + (J_hat * J_hat).sum(-1)
+    some = hat > 0
+    return dict(jacobian_cosine=(dot / (own * hat).sqrt())[some].mean().item(),
+                jacobian_cosine_pooled=(dot.sum() / (own.sum() * hat.sum()).sqrt()).item(),
+                jacobian_zero=1 - some.float().mean().item())
+
 def replacement(m, gpt, layer, fit, test, names, units="units"):
     """(lines of text, flat dict) about a method that replaces one MLP: CE recovered, FVE, L0, active parameters, dead
     units (on at fewer than ALIVE tokens of fit) and the report on its units. fit, test: (rows, labels)."""
