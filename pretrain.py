@@ -72,8 +72,8 @@ def start_induction(gpt, gen):
     """Starts a fresh model with heads that say again what followed a word (induction, Olsson et al. 2022,
     arXiv:2209.11895): head 0 of layer 0 looks one position back and writes a projection of the word it finds; all heads
     of layer 1 but one look where it wrote the present word, and copy the word they find. Sinusoids for positions make
-    looking back a rotation; nothing else writes to the stream yet, or its noise would drown the words. Raw, it gets 40 %
-    of random words right when they are said again, after 100 steps of `copying` all of them. From a usual start,
+    looking back a rotation; nothing else writes to the stream yet, or its noise would drown the words. Untrained, it
+    gets 40 % of random words right when they are said again; after 100 steps of `copying`, all. From a usual start,
     neither thousands of steps on stories nor on random words taught order: rare words' embeddings became parallel.
     """
     T, D = gpt.wpe.weight.shape
