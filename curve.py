@@ -11,7 +11,7 @@ from pathlib import Path
 import common
 
 SCORES = dict(ce_recovered="CE recovered (mean ablation = 0)", fve="fraction of variance explained")
-BESIDE = ("active_params", "dead_fraction", "seconds")
+BESIDE = ("active_params", "dead_fraction", "concept_matched_fraction", "seconds")
 NAMES = dict(l0="units on per token (L0)", active_rank="sum of the ranks of the units on per token",
              active_params="parameters of the units on per token")
 

@@ -28,6 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 import common
+import curve
 import data
 import evals
 import fused
@@ -40,6 +41,7 @@ class Config:
     layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
     out: str = "runs/spd"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
+    sweep: bool = False             # five runs, c_imp times 1/4 to 4; the curve in sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # of the initialisation, the batches and the masks
     C: int = 256                    # components per matrix; with fewer than min(D, M) V U can't reach W
@@ -77,8 +79,9 @@ class Config:
 
 SITES = ("in", "out")
 TAUS, MAIN = (0, 0.1, 0.5), 1       # a component is on where g > tau; the main threshold is 0.1
+SWEEP = (0.25, 0.5, 1, 2, 4)        # times --c_imp
 PGD = dict(steps=20, size=0.1)      # the evaluation's attack
-FREE = {"model", "out", "resume", "device", "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
+FREE = {"model", "out", "resume", "sweep", "device", "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
 
 class LowerLeaky(torch.autograd.Function):
     """clamp(z, 0, 1), for masks and L0. At z <= 0 only a gradient that wants g up passes, times alpha: with a true
@@ -372,6 +375,10 @@ def summarise(cfg, gpt, spd, corpus, seconds):
     groups = {name: torch.arange(spd.C, device=dev) + i * spd.C for i, name in enumerate(SITES)}
     lines, out = evals.report(spd, gpt, fit, test, corpus["test"].names, groups, TAUS, MAIN)
     out |= evals.score_keys(table) | dict(kl_pgd20=attacked["pgd20"]["kl"], seconds=seconds)
+    l0, alive = (sum(out[f"{key}_{n}"] for n in SITES) for key in ("l0", "alive"))
+    out |= dict(l0=l0, active_params=l0 * sum(spd.Ws[0].shape), dead_fraction=1 - alive / len(spd.params_F))
+    out |= dict(ce_recovered=out[f"ce_recovered_rounded_{TAUS[MAIN]}"],
+                fve=evals.usage(spd, gpt, layer, test[0])["fve"])           # of causal-importance masks
     out |= {f"weight_error_{n}": evals.relative_error(V @ U, W) for n, V, U, W in zip(SITES, spd.V, spd.U, spd.Ws)}
     print(f"\nlayer {layer}, {spd.C} components per matrix, {cfg.steps * cfg.B * cfg.T:,} tokens, {seconds:.0f} s",
           *evals.score_lines(table, table), *evals.score_lines(attacked, ["pgd20"]),
@@ -380,5 +387,8 @@ def summarise(cfg, gpt, spd, corpus, seconds):
     common.write(Path(cfg.out) / "summary.json", json.dumps(out | common.provenance(cfg, gpt), indent=1).encode())
     return out
 
+def main(cfg):
+    return curve.sweep(train, cfg, "c_imp", [cfg.c_imp * k for k in SWEEP]) if cfg.sweep else train(cfg)
+
 if __name__ == "__main__":
-    train(common.cli(Config))
+    main(common.cli(Config))

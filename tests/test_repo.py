@@ -11,10 +11,10 @@ import common
 
 ROOT = Path(__file__).parent.parent
 BUDGET = {"model.py": 220, "data.py": 300, "story.py": 400, "concepts.py": 120, "prompts.py": 100, "pretrain.py": 170,
-          "activations.py": 60, "common.py": 136, "fused.py": 250, "spd.py": 385, "evals.py": 600, "bench.py": 250,
+          "activations.py": 60, "common.py": 136, "fused.py": 250, "spd.py": 395, "evals.py": 600, "bench.py": 250,
           "curve.py": 60, "clt.py": 295, "molt.py": 309}
 # common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %.
-# spd.py: 330 and the four kinds of Gamma, of which the toys need one more than the default, and a second adversary.
+# spd.py: 330 and the four kinds of Gamma, of which the toys need one more than the default, an adversary more, --sweep
 # clt.py: 240, the second way to be sparse, the scales folded back, and the figures of all MLPs at once.
 # molt.py: 240, the transforms that sum to the weights, the second objective, and the scales folded back.
 # pretrain.py: 150, the start of the heads for induction.
