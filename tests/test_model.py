@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import common
+import data
 import model
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, cross_entropy
 from test_common import fails
 
 CFG = GPTConfig(vocab_size=50, n_layer=3, n_embd=24, n_head=3, n_inner=40, n_positions=16)
@@ -286,3 +287,19 @@ def test_generate(gpt):
 def test_line_budget():
     lines = Path(model.__file__).read_text().splitlines()
     assert len(lines) <= 220 and max(map(len, lines)) <= 120
+
+
+def test_the_bundled_target_is_worth_taking_apart():
+    """Close to its text's derivation entropy, right on each phenomenon, and an MLP that matters before the last layer."""
+    gpt = GPT.load(Path(__file__).parent.parent / "target")
+    dev, T = data.load("tinytales", "dev", gpt.vocab), gpt.cfg.n_positions
+    assert 0 < cross_entropy(gpt, dev.rows(T), dev.fresh(T)) - dev.entropy(T) < 0.15
+    asked = data.prompts()
+    for name in ("agreement", "pronoun", "article", "quotes", "tense", "induction"):
+        assert model.accuracy(gpt, asked[name]) >= 0.95, name
+    for name in ("indirect object", "facts"):
+        assert model.accuracy(gpt, asked[name]) >= 0.9, name
+    layer = model.default_layer(gpt)
+    assert 0 < layer < gpt.cfg.n_layer - 1 and gpt.meta["mean_ablation"][layer] >= 0.3
+    rows = dev.rows(T)[:64]
+    assert model.ablation_costs(gpt, rows)[layer][0] == pytest.approx(gpt.meta["mean_ablation"][layer], abs=0.1)
