@@ -1,9 +1,13 @@
 """Metrics of one decomposition against known answers: identity, ablation, a planted unit."""
+import itertools
+import math
+
 import pytest
 import torch
 
 import common
 import evals
+import spd
 from model import GPT, GPTConfig
 
 T, V = 16, 40
@@ -118,3 +122,80 @@ def test_a_method_that_reads_earlier_layers(gpt, rows):
     y = [gpt.h[layer].mlp(gpt.prefix(rows, layer)[0]) for layer in (0, 1)]
     want = gpt(rows, lambda layer, x, mlp: y[0] + y[1] if layer == 1 else mlp(x))
     assert torch.allclose(gpt(rows, evals.splice(Sum())), want, atol=1e-6)
+
+
+def test_three_ways_to_score_agree(gpt, rows):
+    half = evals.splice(Whole(gpt, 0.5))
+    mean, by_row = (f(gpt, rows, {"half": half}, batch=5) for f in (evals.scores, evals.scores_by_row))
+    at = evals.scores_at(gpt, 1, rows, lambda idx, x: {"half": 0.5 * gpt.h[1].mlp(x)}, batch=5)
+    assert at["half"].shape == (len(rows), T - 2, 2) and by_row["half"].shape == (len(rows), 2)
+    for name in mean:
+        assert torch.allclose(at[name].double().mean(1), by_row[name], atol=1e-6)
+        assert by_row[name].mean(0).tolist() == pytest.approx(list(mean[name].values()), abs=1e-6)
+
+
+def test_keeping_the_error_leaves_only_the_edit(gpt, rows):
+    half, off = Whole(gpt, 0.5), lambda layer, f: 0 * f
+    assert torch.allclose(gpt(rows, evals.splice(half, keep_error=True)), gpt(rows), atol=1e-5)
+    assert torch.allclose(gpt(rows, evals.splice(half, off, keep_error=True)), gpt(rows, evals.splice(half)), atol=1e-5)
+
+
+def test_interval_of_a_mean_and_of_a_ratio():
+    x = torch.randn(400, generator=common.generator(0, "x"), dtype=torch.float64)
+    low, high = evals.interval(lambda m: m, x)
+    assert low < x.mean() < high and high - low == pytest.approx(2 * 1.96 * x.std().item() / 20, rel=0.15)
+    assert evals.interval(lambda a, b: a / b, 3 * x.abs(), x.abs()) == pytest.approx([3, 3])    # paired, row by row
+
+
+class Off(Whole):
+    """The MLP with an error added: noise, or along one direction."""
+    def __init__(self, gpt, error):
+        self.mlp, self.error = gpt.h[1].mlp, error
+
+    def decode(self, layer, f_BTF, x_BTD):
+        return self.mlp(x_BTD) + self.error(x_BTD)
+
+
+def test_error_pathology_of_noise_of_a_harmless_direction_and_of_none(gpt, rows):
+    gen = common.generator(0, "noise")
+    noise, many = lambda x: 8 * torch.randn(x.shape, generator=gen), rows.repeat(6, 1)
+    assert evals.error_pathology(Off(gpt, noise), gpt, many, gen, draws=10) == pytest.approx(1, abs=0.1)
+    ones = Off(gpt, lambda x: 2 * torch.ones_like(x))           # LayerNorm takes this direction away
+    assert evals.error_pathology(ones, gpt, rows, gen) == pytest.approx(0, abs=1e-4)
+    assert evals.error_pathology(Whole(gpt), gpt, rows, gen) is None
+
+
+def components(gpt, C, g):
+    """An SPD of layer 1 with V U = W where C allows it, and the causal importance g everywhere."""
+    mlp = gpt.h[1].mlp
+    m = spd.SPD([mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias],
+                spd.Config(C=C, ci_hidden=4), common.generator(0, "components"), 1).requires_grad_(False)
+    for V, U, W in zip(m.V, m.U, m.Ws):
+        left, s, right = torch.linalg.svd(W)
+        V[:, :len(s)], U[:len(s)] = (left[:, :len(s)] * s)[:, :C], right[:len(s)][:C]
+    m.encode = lambda layer, x, mlp: x.new_full((*x.shape[:2], 2 * C), g)
+    return m
+
+
+def test_the_attack_nears_the_worst_corner_and_grows_with_its_budget(gpt, rows):
+    m, few = components(gpt, 2, 0.3), rows[:4]
+    corner = lambda bits: evals.replacing(m, lambda gs: evals.mix(gs, [t.float() for t in bits.split([2, 2, 1, 1])]))
+    worst = max(evals.scores(gpt, few, {"r": corner(torch.tensor(bits))})["r"]["kl"]
+                for bits in itertools.product([0, 1], repeat=6))
+    found = evals.attack(m, gpt, few, common.generator(0, "attack"), budgets=(0, 2, 15))
+    assert found[0] < found[2] <= found[15] <= worst + 1e-6 and found[15] > 0.95 * worst
+    each = evals.attack(m, gpt, few, common.generator(0, "attack"), budgets=(15,), shared=False)
+    assert each[15] > found[15]                             # a source of its own for each position can do more
+
+
+def test_aggregation_of_a_joint_and_of_a_needless_importance(gpt, rows):
+    m, gen = components(gpt, 16, 0.3), common.generator(0, "union")
+    low = evals.scores(gpt, rows, {"ci": evals.replacing(m, lambda gs: evals.mix(gs, [0 * g for g in gs] + [0 * gs[0][
+        ..., :1]] * 2))})["ci"]["kl"]
+    rise = evals.aggregation(m, gpt, rows, gen, ks=(1, 3))  # all are on elsewhere: forced, the sum is W again
+    assert rise[1] == pytest.approx(-low, rel=1e-3) and rise[3] == rise[1] and low > 0.01
+    assert evals.aggregation(components(gpt, 16, 0.05), gpt, rows, gen, ks=(3,))[3] == 0        # none is on: none forced
+
+
+def test_index_bits():
+    assert evals.index_bits(10, 3) == pytest.approx(math.log2(120)) and evals.index_bits(7, 7) == pytest.approx(0)
