@@ -137,6 +137,66 @@ def error_pathology(m, gpt, rows_RT, gen, draws=5):
     noise = sum(row["kl"] for name, row in table.items() if name.startswith("random")) / draws
     return table["spliced"]["kl"] / noise if noise > 1e-9 else None
 
+def completeness(m, gpt, rows_fit_RT, rows_RT):
+    """1 - R_err, R_err = CE recovered by the errors alone, y_err = E_fit[y_hat] + (y - y_hat): 1 = what m leaves out
+    is worth no more than the mean, 0 = m need not be there. None where the MLP is worth too little. Three passes."""
+    layer, = m.layers
+    mean_D, n = 0, rows_fit_RT.shape[0] * (rows_fit_RT.shape[1] - 1)
+    with torch.no_grad():
+        for idx in rows_fit_RT.split(16):
+            x_BTD, f_BTF = clean(m, gpt, idx, layer)
+            mean_D = mean_D + m.decode(layer, f_BTF, x_BTD)[:, 1:].sum((0, 1)) / n
+    def error_alone(l, x_BTD, mlp):
+        y_hat_BTD = splice(m)(l, x_BTD, mlp)
+        return mean_D + mlp(x_BTD) - y_hat_BTD if l == layer else y_hat_BTD
+    r_err = recovered(scores(gpt, rows_RT, ablations(gpt, layer, rows_fit_RT) | {"err": error_alone}), "err")
+    return None if r_err is None else 1 - min(1, max(0, r_err))
+
+def attribution(m, gpt, idx_BT, layer):
+    """x_BTD, f_BTF and a_BTF = f d(CE of the row) / d f through m.decode: to first order, what each unit is worth."""
+    x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
+    with torch.enable_grad():
+        y_BTD, r_BTD = gpt.h[layer].mlp(x_BTD).requires_grad_(), gpt.prefix(idx_BT, layer)[1]
+        logits = gpt.suffix(r_BTD, y_BTD, layer)[:, 1:-1]
+        dy_BTD, = torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), idx_BT[:, 2:].flatten(), reduction="sum"),
+                                      y_BTD)
+        f_BTF = f_BTF.detach().requires_grad_()
+        df_BTF, = torch.autograd.grad((m.decode(layer, f_BTF, x_BTD) * dy_BTD).sum(), f_BTF)
+    return x_BTD, f_BTF.detach(), (f_BTF * df_BTF).detach()
+
+@torch.no_grad()
+def ladder(m, gpt, rows_fit_RT, rows_RT, ks=(1, 2, 5, 10, 20)):
+    """With C = the k units of each token that |attribution| puts first (Marks et al. 2024, arXiv:2403.19647, mean
+    ablation): faith(k) = CE recovered by C alone, without error; comp(k) = CE recovered by all but C, error kept:
+    LOW means that C is what mattered. Means are restored from fit. {"faith": {k: ..}, "comp": {k: ..}, "faith_auc",
+    "comp_auc"}, areas over log k. 4 s + 1 s per k on 64 + 64 rows."""
+    layer, = m.layers
+    mlp = gpt.h[layer].mlp
+    def parts(idx):         # {name: what is written}, means not yet restored
+        x_BTD, f_BTF, a_BTF = attribution(m, gpt, idx, layer)
+        y_BTD, out = mlp(x_BTD), {}
+        for k in ks:
+            kept = torch.zeros_like(f_BTF).scatter_(-1, a_BTF.abs().topk(min(k, f_BTF.shape[-1])).indices, 1.)
+            out["faith", k] = m.decode(layer, f_BTF * kept, x_BTD)
+            out["comp", k] = y_BTD - m.decode(layer, f_BTF, x_BTD) + m.decode(layer, f_BTF * (1 - kept), x_BTD)
+        return y_BTD, out
+    shift, R = dict.fromkeys([(name, k) for name in ("faith", "comp") for k in ks], 0), len(rows_fit_RT)
+    for idx in rows_fit_RT.split(8):
+        y_BTD, out = parts(idx)
+        shift = {key: v + (y_BTD - out[key])[:, 1:].mean((0, 1)) * len(idx) / R for key, v in shift.items()}
+    empty_D = mean_output(gpt, layer, rows_fit_RT)
+    found = scores_at(gpt, layer, rows_RT, lambda idx, x: {"none": empty_D.expand_as(x)} | {
+        key: y + shift[key] for key, y in parts(idx)[1].items()}, batch=8)
+    ce = {key: v[..., 0].mean().item() for key, v in found.items()}
+    if ce["none"] - ce["original"] < 0.05:
+        return None
+    share = lambda key: (ce["none"] - ce[key]) / (ce["none"] - ce["original"])
+    out = {name: {k: share((name, k)) for k in ks} for name in ("faith", "comp")}
+    log_k = torch.tensor(ks, dtype=torch.float64).log()
+    area = lambda curve: (torch.trapezoid(torch.tensor(list(curve.values())).double(), log_k)
+                          / (log_k[-1] - log_k[0])).item()
+    return out | {f"{name}_auc": area(curve) for name, curve in out.items()}
+
 # Masks of a parameter decomposition (spd.py), whose m.site(masks, delta masks) computes the MLP's matrices under them.
 def replacing(m, masks):
     """replace(layer, x, mlp) for the masks that masks(gs) makes of the causal importances of the matrices."""

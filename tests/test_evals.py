@@ -1,4 +1,5 @@
 """Metrics of one decomposition against known answers: identity, ablation, a planted unit."""
+import copy
 import itertools
 import math
 
@@ -199,3 +200,69 @@ def test_aggregation_of_a_joint_and_of_a_needless_importance(gpt, rows):
 
 def test_index_bits():
     assert evals.index_bits(10, 3) == pytest.approx(math.log2(120)) and evals.index_bits(7, 7) == pytest.approx(0)
+
+
+@pytest.fixture(scope="module")
+def loud(gpt):
+    """The same model with 30 times the MLP at layer 1, so that it is worth enough to ask for shares, and its tokens."""
+    big = copy.deepcopy(gpt)
+    big.h[1].mlp.c_proj.weight.mul_(30)
+    idx = torch.randint(0, V, (24, 2), generator=common.generator(0, "first"))
+    while idx.shape[1] < T:                                 # its own most likely tokens: it is good at them
+        idx = torch.cat([idx, big(idx)[:, -1:].argmax(-1)], 1)
+    return big, idx[:12], idx[12:]
+
+
+class Parts(Whole):
+    """The MLP's output in a basis of D directions and their opposites, `keep` of them; f >= 0."""
+    def __init__(self, gpt, keep=16):
+        self.params_F = torch.ones(32)
+        Q, _ = torch.linalg.qr(torch.randn(16, 16, generator=common.generator(0, "basis")))
+        self.mlp, self.W = gpt.h[1].mlp, torch.cat([Q, -Q])
+        self.on = (torch.arange(32) % 16 < keep).float()
+
+    def encode(self, layer, x_BTD, mlp):
+        return (mlp(x_BTD) @ self.W.T).relu() * self.on
+
+    def decode(self, layer, f_BTF, x_BTD):
+        return f_BTF @ self.W
+
+
+def test_completeness_of_identity_constant_and_half(loud):
+    gpt, fit, test = loud
+    assert evals.completeness(Parts(gpt), gpt, fit, test) == pytest.approx(1, abs=1e-5)
+    assert evals.completeness(Parts(gpt, 0), gpt, fit, test) == pytest.approx(0, abs=1e-5)
+    half = evals.completeness(Parts(gpt, 8), gpt, fit, test)
+    assert 0 < half < 0.99                                  # by hand: errors = the other directions, kept means restored
+    m, rest = Parts(gpt, 8), Parts(gpt)
+    rest.on = 1 - m.on
+    y = torch.cat([m.decode(1, m.encode(1, gpt.prefix(r[None], 1)[0], m.mlp), None)[0, 1:] for r in fit]).mean(0)
+    other = lambda l, x, mlp: rest.decode(1, rest.encode(1, x, mlp), x) + y if l == 1 else mlp(x)
+    table = evals.scores(gpt, test, evals.ablations(gpt, 1, fit) | {"by hand": other})
+    assert half == pytest.approx(1 - evals.recovered(table, "by hand"), abs=1e-4)
+
+
+def test_attribution_is_the_slope_of_the_loss(loud):
+    gpt, _, test = loud
+    m, idx = Parts(gpt), test[:1]
+    x, f, a = evals.attribution(m, gpt, idx, 1)
+    ce = lambda f: evals.divergence(idx, *[gpt.suffix(gpt.prefix(idx, 1)[1], m.decode(1, f, x), 1)[:, 1:-1].log_softmax(
+        -1)] * 2)[..., 0].sum()
+    t, u = 5, f[0, 5].argmax()
+    up, down = f.clone(), f.clone()
+    up[0, t, u] *= 1.001
+    down[0, t, u] *= 0.999
+    assert a[0, t, u].item() == pytest.approx((ce(up) - ce(down)).item() / 0.002, rel=0.05)
+    assert (a[f == 0] == 0).all()
+
+
+def test_the_ladder_climbs_to_the_whole_and_down_to_the_error(loud):
+    gpt, fit, test = loud
+    out = evals.ladder(Parts(gpt), gpt, fit, test, ks=(1, 4, 32))
+    assert out["faith"][32] == pytest.approx(1, abs=1e-4) and out["comp"][32] == pytest.approx(0, abs=1e-4)
+    assert out["faith"][1] < out["faith"][4] < 1 and out["comp"][1] > out["comp"][4] > 0
+    assert 0 < out["comp_auc"] < 1 and out["faith_auc"] == pytest.approx(
+        ((out["faith"][1] + out["faith"][4]) / 2 * math.log(4) + (out["faith"][4] + 1) / 2 * math.log(8)) / math.log(32),
+        abs=1e-4)
+    whole = evals.ladder(Parts(gpt, 0), gpt, fit, test, ks=(1, 2))      # nothing explained: C is empty
+    assert whole["faith"][2] == pytest.approx(0, abs=1e-4) and whole["comp"][2] == pytest.approx(1, abs=1e-4)
