@@ -109,7 +109,7 @@ def interval(statistic, *rows, draws=1000, level=0.95, seed=0):
     often a ratio, is taken anew of each draw's means. rows: tensors (R, ...) over the same rows; milliseconds."""
     R, gen = len(rows[0]), torch.Generator().manual_seed(seed)
     pick = torch.randint(R, (draws, R), generator=gen)
-    weight = torch.zeros(draws, R, dtype=torch.float64).scatter_add_(1, pick, torch.ones_like(pick, dtype=torch.float64))
+    weight = torch.zeros(draws, R, dtype=torch.float64).scatter_add_(1, pick, torch.ones(draws, R).double())
     values = statistic(*(torch.tensordot(weight / R, row.double(), 1) for row in rows))
     return torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
 
@@ -263,7 +263,8 @@ def aggregation(m, gpt, rows_RT, gen, ks=(1, 8, 64), tau=0.1):
 @torch.no_grad()
 def usage(m, gpt, layer, rows_RT, batch=16):
     """What m writes at one layer and with how much, on the clean inputs: fve = 1 - E|y - y_hat|^2 / E|y - E y|^2;
-    shrinkage = mean |y_hat| / |y|; l0 and active_params, per token the units that are on (f > 0) and their parameters."""
+    shrinkage = mean |y_hat| / |y|; l0 and active_params, per token the units that are on (f > 0) and
+    their parameters."""
     ys, wrong, l0, params, size = [], 0, 0, 0, 0
     for idx in rows_RT.split(batch):
         x_BTD, f_BTF = clean(m, gpt, idx, layer)

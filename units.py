@@ -57,8 +57,8 @@ class Active:
         n_K, out = label_NK.sum(0), []
         for power in (1, 2):
             v_E = self.value_E ** power
-            true, all_ = self.sums(label_NK, v_E), torch.zeros(self.F, device=v_E.device).index_add_(0, self.unit_E, v_E)
-            out += [true / n_K.clamp(min=1), (all_.unsqueeze(1) - true) / (self.N - n_K).clamp(min=1)]
+            true, total = self.sums(label_NK, v_E), self.sums(torch.ones_like(label_NK[:, :1]), v_E)
+            out += [true / n_K.clamp(min=1), (total - true) / (self.N - n_K).clamp(min=1)]
         return out
 
     def f_at(self, tokens):
@@ -108,8 +108,8 @@ def record(m, gpt, rows_RT, labels_RTK, tau=0., batch=16):
 
 
 def halve(fit, *others, share=0.1):
-    """The same recordings with values >= 0: a unit whose rarer sign holds at more than `share` of its tokens in fit says
-    two things, and becomes two units, the negative ones last."""
+    """The same recordings with values >= 0: a unit whose rarer sign holds at more than `share` of its tokens in fit
+    says two things, and becomes two units, the negative ones last."""
     minus_F = torch.bincount(fit.unit_E[fit.value_E < 0], minlength=fit.F) / fit.on().clamp(min=1)
     two = (torch.minimum(minus_F, 1 - minus_F) > share).nonzero().squeeze(1)
     new_F = torch.arange(fit.F, device=two.device).index_put((two,), fit.F + torch.arange(len(two), device=two.device))
@@ -209,12 +209,11 @@ def d_prime(a):
 
 
 def logistic(X_KNJ, truth_N, l2=1., steps=12):
-    """K logistic regressions by Newton's method: w_KJ1, bias last, for inputs as they are (the penalty l2 |w|^2 / 2 is on
-    inputs of unit variance)."""
+    """K logistic regressions by Newton's method: w_KJ1, bias last, for inputs as they are. The penalty l2 |w|^2 / 2 is on
+    inputs of unit variance."""
     mean, std = X_KNJ.mean(1, keepdim=True), X_KNJ.std(1, keepdim=True).clamp(min=1e-6)
     X = torch.cat([(X_KNJ - mean) / std, torch.ones_like(X_KNJ[..., :1])], -1)
-    w, ridge = X.new_zeros(len(X), X.shape[-1]), X.new_full((X.shape[-1],), l2).index_fill(0, torch.tensor([X.shape[-1] - 1]
-                                                                                      ).to(X.device), 1e-6)
+    w, ridge = X.new_zeros(len(X), X.shape[-1]), X.new_tensor([l2] * (X.shape[-1] - 1) + [1e-6])
     for _ in range(steps):
         p = torch.einsum("knj,kj->kn", X, w).sigmoid()
         slope = torch.einsum("kn,knj->kj", p - truth_N, X) + ridge * w
@@ -277,7 +276,7 @@ def lasso(X_KNJ, truth_N, l1=0.01, steps=100):
 def splits(fit, test, concepts, gen, n=1000, most=10, jump=0.03):
     """Units that a concept is split into (Chanin et al. 2024, arXiv:2409.14507): probes on the k units with the largest
     positive L1 weights; k* is the last k whose F1 beats the best so far by `jump`, stopping at the first that doesn't.
-    {"n": (K), "f1": (K) of the k = 1 probe, without which n says nothing, "units": (K, most)}. Lower is better. 10 s."""
+    {"n": (K), "f1": (K) of the k = 1 probe, without which n says nothing, "units": (K, most)}. Lower n is better. 20 s."""
     candidates = d_prime(fit)[:, concepts].topk(min(32, fit.F), 0).indices.T
     truth = (torch.arange(2 * n, device=candidates.device) < n).float()
     at, at2 = (sample(a.label_NK[:, concepts], n, gen).unsqueeze(2) for a in (fit, test))
