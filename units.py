@@ -209,8 +209,8 @@ def d_prime(a):
 
 
 def logistic(X_KNJ, truth_N, l2=1., steps=12):
-    """K logistic regressions by Newton's method: w_KJ1, bias last, for inputs as they are. The penalty l2 |w|^2 / 2 is on
-    inputs of unit variance."""
+    """K logistic regressions by Newton's method: w_KJ1, bias last, for inputs as they are. The penalty
+    l2 |w|^2 / 2 is on inputs of unit variance."""
     mean, std = X_KNJ.mean(1, keepdim=True), X_KNJ.std(1, keepdim=True).clamp(min=1e-6)
     X = torch.cat([(X_KNJ - mean) / std, torch.ones_like(X_KNJ[..., :1])], -1)
     w, ridge = X.new_zeros(len(X), X.shape[-1]), X.new_tensor([l2] * (X.shape[-1] - 1) + [1e-6])
@@ -276,7 +276,8 @@ def lasso(X_KNJ, truth_N, l1=0.01, steps=100):
 def splits(fit, test, concepts, gen, n=1000, most=10, jump=0.03):
     """Units that a concept is split into (Chanin et al. 2024, arXiv:2409.14507): probes on the k units with the largest
     positive L1 weights; k* is the last k whose F1 beats the best so far by `jump`, stopping at the first that doesn't.
-    {"n": (K), "f1": (K) of the k = 1 probe, without which n says nothing, "units": (K, most)}. Lower n is better. 20 s."""
+    {"n": (K), "f1": (K) of the k = 1 probe, without which n says nothing, "units": (K, most)}. Lower is
+    better. 20 s."""
     candidates = d_prime(fit)[:, concepts].topk(min(32, fit.F), 0).indices.T
     truth = (torch.arange(2 * n, device=candidates.device) < n).float()
     at, at2 = (sample(a.label_NK[:, concepts], n, gen).unsqueeze(2) for a in (fit, test))
