@@ -195,7 +195,7 @@ def test_aggregation_of_a_joint_and_of_a_needless_importance(gpt, rows):
         ..., :1]] * 2))})["ci"]["kl"]
     rise = evals.aggregation(m, gpt, rows, gen, ks=(1, 3))  # all are on elsewhere: forced, the sum is W again
     assert rise[1] == pytest.approx(-low, rel=1e-3) and rise[3] == rise[1] and low > 0.01
-    assert evals.aggregation(components(gpt, 16, 0.05), gpt, rows, gen, ks=(3,))[3] == 0        # none is on: none forced
+    assert evals.aggregation(components(gpt, 16, 0.05), gpt, rows, gen, ks=(3,))[3] == 0
 
 
 def test_index_bits():
@@ -233,7 +233,7 @@ def test_completeness_of_identity_constant_and_half(loud):
     assert evals.completeness(Parts(gpt), gpt, fit, test) == pytest.approx(1, abs=1e-5)
     assert evals.completeness(Parts(gpt, 0), gpt, fit, test) == pytest.approx(0, abs=1e-5)
     half = evals.completeness(Parts(gpt, 8), gpt, fit, test)
-    assert 0 < half < 0.99                                  # by hand: errors = the other directions, kept means restored
+    assert 0 < half < 0.99                                  # by hand: the errors are the other directions
     m, rest = Parts(gpt, 8), Parts(gpt)
     rest.on = 1 - m.on
     y = torch.cat([m.decode(1, m.encode(1, gpt.prefix(r[None], 1)[0], m.mlp), None)[0, 1:] for r in fit]).mean(0)
@@ -261,8 +261,8 @@ def test_the_ladder_climbs_to_the_whole_and_down_to_the_error(loud):
     out = evals.ladder(Parts(gpt), gpt, fit, test, ks=(1, 4, 32))
     assert out["faith"][32] == pytest.approx(1, abs=1e-4) and out["comp"][32] == pytest.approx(0, abs=1e-4)
     assert out["faith"][1] < out["faith"][4] < 1 and out["comp"][1] > out["comp"][4] > 0
-    assert 0 < out["comp_auc"] < 1 and out["faith_auc"] == pytest.approx(
-        ((out["faith"][1] + out["faith"][4]) / 2 * math.log(4) + (out["faith"][4] + 1) / 2 * math.log(8)) / math.log(32),
-        abs=1e-4)
+    (first, second), whole = list(out["faith"].values())[:2], math.log(32)
+    area = ((first + second) / 2 * math.log(4) + (second + 1) / 2 * math.log(8)) / whole
+    assert 0 < out["comp_auc"] < 1 and out["faith_auc"] == pytest.approx(area, abs=1e-4)
     whole = evals.ladder(Parts(gpt, 0), gpt, fit, test, ks=(1, 2))      # nothing explained: C is empty
     assert whole["faith"][2] == pytest.approx(0, abs=1e-4) and whole["comp"][2] == pytest.approx(1, abs=1e-4)

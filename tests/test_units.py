@@ -4,6 +4,7 @@ import torch
 
 import common
 import units
+from evals import ALIVE
 from units import Active, Dense
 
 N = 6000
@@ -150,3 +151,94 @@ def test_splits_counts_the_parts_of_a_concept(world):
         found = units.splits(*(parts(label, 30 + i, n) for i, label in enumerate(world)), last, gen, n=500)
         assert found["n"].item() == n and set(found["units"][0, :n].tolist()) == set(range(n))
     assert found["f1"].item() < 0.8                             # one of three parts detects a third
+
+
+class Linear:
+    """contrib_u = f_u W_u."""
+    layers = [0]
+
+    def __init__(self, W):
+        self.W = W
+
+    def contrib(self, layer, f, x, units):
+        return f[..., units, None] * self.W[units]
+
+
+def test_shares_are_the_contributions_at_a_units_own_tokens():
+    value, W = (random(3, 200, 5) - 0.7).clamp(min=0), torch.randn(5, 4, generator=common.generator(0, "W"))
+    value[3:, 4] = 0
+    a = active(value, torch.zeros(200, 1).bool())
+    c = units.shares(Linear(W), a, each=20, group=2)
+    for u in range(5):
+        assert c[u].isfinite().all(1).sum() == min(20, (value[:, u] > 0).sum())
+        want = value[value[:, u] > 0, u, None] * W[u]
+        assert all(((want - row).abs().sum(1) < 1e-5).any() for row in c[u] if row.isfinite().all())
+        if len(want) > 20:                                      # spread over all of them
+            assert torch.allclose(c[u][-1], want[19 * len(want) // 20])
+    cos = (units.writes(c) * W).sum(1) / W.norm(dim=1)
+    assert torch.allclose(cos[:4], torch.ones(4))
+
+
+def test_effective_rank_of_one_and_of_equal_directions():
+    gen = common.generator(0, "rank")
+    line = torch.randn(300, 1, generator=gen) * torch.randn(8, generator=gen)
+    four = torch.randn(300, 4, generator=gen) @ torch.linalg.qr(torch.randn(8, 8, generator=gen))[0][:4]
+    short = torch.cat([line[:1], torch.full((299, 8), torch.nan)])
+    one, r, none = units.effective_rank(torch.stack([line, four, short])).tolist()
+    assert one == pytest.approx(1, abs=1e-4) and r == pytest.approx(4, rel=0.1) and none != none
+
+
+def test_absorption_of_a_planted_absorber_and_of_none(world):
+    """The concept is e_0. Unit 0 is its own, but leaves 30 % of its tokens to unit 1, which writes e_0 + e_1."""
+    def recorded(label, kind, absorbed):
+        own = label[:, 11] & ~((kind < absorbed) & (kind < 0.3))
+        value = torch.stack([own, label[:, 11] & ~own, label[:, 0]], 1).float()
+        return active(value, label), value @ W
+    W = torch.eye(4)[[0, 0, 2]]
+    W[1, 1] = 1
+    gen, concept = common.generator(0, "absorption"), torch.tensor([11])
+    for absorbed in (1., 0.):
+        (fit, y), (test, y2) = (recorded(label, random(40 + i, N), absorbed) for i, label in enumerate(world))
+        probe = units.dense_probes(y + 0.05 * random(50, N, 4), y2, fit.label_NK, test.label_NK, concept, gen, n=500)
+        split = dict(n=torch.tensor([1]), units=torch.tensor([[0, 1, 2]]))
+        probe["w"][0, :4] = torch.tensor([1., 0, 0, 0])
+        probe["w"][0, 4] = -0.5
+        write = units.writes(units.shares(Linear(W), fit))
+        got = units.absorption(Linear(W), test, y2, probe["w"], write, split, concept, gen, n=400)
+        assert got["full"].item() == pytest.approx(0.3 * absorbed, abs=0.07)
+        assert got["fraction"].item() == pytest.approx(0.3 * absorbed, abs=0.07)
+    both = dict(n=torch.tensor([2]), units=torch.tensor([[0, 1, 2]]))           # split, not absorbed
+    (test, y2) = recorded(world[1], random(41, N), 1.)
+    assert units.absorption(Linear(W), test, y2, probe["w"], write, both, concept, gen)["full"].item() == 0
+
+
+def test_each_kind_of_unit_is_told_from_the_others(world):
+    def four(label, i):
+        noise = random(60 + i, N) < 0.1
+        return active(torch.stack([label[:, 8], label[:, 9] | label[:, 10], label[:, 10] & label[:, 11], noise],
+                                  1).float(), label)
+    fit, test = (four(label, i) for i, label in enumerate(world))
+    for u, kind in enumerate(["atomic", "polysemantic", "composite", "unexplained"]):
+        one = [units.replace(a, unit_E=0 * a.unit_E[a.unit_E == u], token_E=a.token_E[a.unit_E == u],
+                             origin_F=a.origin_F[:1]) for a in (fit, test)]
+        found = units.one_concept(*one, enough=0.3)
+        assert found[kind] == 1, (kind, found)
+    found = units.one_concept(fit, test, enough=0.3)
+    assert [found[k] for k in ("atomic", "polysemantic", "composite", "unexplained")] == [0.25] * 4
+
+
+def test_fragmentation_is_the_mean_size_of_clusters():
+    on = [random(70 + i, N) < 0.05 for i in range(3)]
+    value = torch.stack([on[0]] * 3 + [on[1]] * 2 + [on[2], torch.arange(N) < ALIVE - 1], 1).float()
+    assert units.fragmentation(active(value, torch.zeros(N, 1).bool())) == pytest.approx((9 + 4 + 1) / 6)
+    assert units.fragmentation(active(value[:, 6:], torch.zeros(N, 1).bool())) != 0
+
+
+def test_meta_dictionary_finds_common_atoms_and_nothing_in_random_rows():
+    gen = common.generator(0, "meta")
+    atoms = torch.nn.functional.normalize(torch.randn(8, 32, generator=gen), dim=1)
+    sums = torch.stack([atoms[torch.randperm(8, generator=gen)[:3]].sum(0) for _ in range(128)])
+    planted = units.meta_dictionary(sums, gen, width=8, k=3, steps=300, lr=1e-2, seeds=2)
+    chance = units.meta_dictionary(torch.randn(128, 32, generator=gen), gen, width=8, k=3, steps=300, lr=1e-2, seeds=2)
+    assert planted["excess"] > 0.5 and chance["excess"] == pytest.approx(0, abs=0.05)
+    assert chance["ve"] > 0.3                                  # which is why the plain number says nothing
