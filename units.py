@@ -180,6 +180,21 @@ def alive(a, top_F, counts=(1, ALIVE, 100, 1000)):
     on_FL = torch.bincount(group_E, minlength=a.F * LEVELS).view(a.F, LEVELS).flip(1).cumsum(1).flip(1)
     return {level / LEVELS: [(on_FL[:, level] >= n).sum().item() for n in counts] for level in range(LEVELS)}
 
+def like(fit, units, gen, near=10):
+    """For each of these units another that is on about as often, at random among the `near` nearest: their null."""
+    on_F = fit.on().double().log1p()
+    far = (on_F[units].unsqueeze(-1) - on_F).abs().scatter(-1, units.unsqueeze(-1), torch.inf)
+    choice = far.topk(min(near, fit.F - 1), -1, largest=False).indices
+    pick = torch.randint(choice.shape[-1], (*units.shape, 1), generator=gen).to(units.device)
+    return choice.gather(-1, pick).squeeze(-1)
+
+def difference_of_means(v_ND, label_NK):
+    """(K, D): mean of v where a concept is true less its mean elsewhere, the direction to beat in steering."""
+    label_NK = label_NK.float()
+    n_K = label_NK.sum(0).unsqueeze(1)
+    true = label_NK.T @ v_ND
+    return true / n_K.clamp(min=1) - (v_ND.sum(0) - true) / (len(v_ND) - n_K).clamp(min=1)
+
 # ------------------------------------------------------------------------------------------------------ probes
 def sample(label_NK, n, gen):
     """(K, 2 n) tokens: n at random where each concept is true, then n where it is not."""

@@ -266,3 +266,53 @@ def test_the_ladder_climbs_to_the_whole_and_down_to_the_error(loud):
     assert 0 < out["comp_auc"] < 1 and out["faith_auc"] == pytest.approx(area, abs=1e-4)
     whole = evals.ladder(Parts(gpt, 0), gpt, fit, test, ks=(1, 2))      # nothing explained: C is empty
     assert whole["faith"][2] == pytest.approx(0, abs=1e-4) and whole["comp"][2] == pytest.approx(1, abs=1e-4)
+
+
+def test_ablating_a_concepts_unit_costs_on_the_concepts_tokens(loud):
+    """Unit 0 writes the MLP's output where the previous token is even, unit 1 elsewhere."""
+    gpt, _, rows = loud
+
+    class Halves(Whole):
+        def encode(self, layer, x_BTD, mlp):
+            return torch.stack([even.float(), 1 - even.float()], -1)[:len(x_BTD)]
+
+        def decode(self, layer, f_BTF, x_BTD):
+            return f_BTF.sum(-1, keepdim=True) * self.mlp(x_BTD)
+    even = rows % 2 == 0
+    labels, units = torch.stack([even, ~even, even], -1), torch.tensor([[0], [1], [1]])
+    got = evals.concept_ablation(Halves(gpt), gpt, rows, labels, units)
+    at = evals.scores_at(gpt, 1, rows, lambda idx, x: {"off": gpt.h[1].mlp(x) * ~even[..., None]})
+    cost = (at["off"] - at["original"])[..., 0]
+    assert got["on"][0].item() == pytest.approx(cost[even[:, 1:-1]].mean().item(), rel=1e-3)
+    assert got["off"][0].item() == pytest.approx(cost[~even[:, 1:-1]].mean().item(), rel=1e-3, abs=1e-5)
+    assert got["on"][0] > got["off"][0] and got["on"][1] > got["off"][1] and got["on"][2] < got["off"][2]
+
+
+def test_steering_along_a_tokens_direction_works_and_a_push_of_nothing_does_nothing(loud):
+    gpt, _, rows = loud
+    prompts, target = rows[:6, :5], torch.zeros(2, V, dtype=torch.bool)
+    target[0, 7] = target[1, 9] = True
+    y = torch.zeros(1, 1, 16, requires_grad=True)
+    x, r = gpt.prefix(prompts, 1)
+    good = torch.autograd.grad(gpt.suffix(r, gpt.h[1].mlp(x) + y, 1)[:, -1].log_softmax(-1)[:, 7].sum(), y)[0][0, 0]
+    directions = torch.stack([good, good])                      # right for token 7, wrong for token 9
+    nothing = evals.steer(gpt, 1, prompts, 0 * directions, target, new=4)
+    assert nothing["c"].max() < 1e-6 and nothing["S"].max() < 1e-5
+    assert torch.allclose(nothing["f"], torch.ones(2)) and torch.allclose(nothing["q"], torch.ones(2), atol=1e-5)
+    found = evals.steering(gpt, 1, prompts, rows[6:, :5], directions, target, sizes=(0., .1, .4), new=4)
+    assert found["S"][0] > 0.05 > found["S"][1] and found["M2"][0] > found["M"][0]
+    assert found["spearman"][0] > 0.9 and found["size"][0] > 0
+    harmonic = 3 / sum(1 / found[k][0] for k in "cfq")
+    assert found["S"][0] == pytest.approx(harmonic)
+
+
+def test_steering_samples_with_the_models_probabilities(loud, monkeypatch):
+    """Without a push, after 6,000 copies of a prompt."""
+    gpt, _, rows = loud
+    logp = gpt(rows[:1, :5])[0, -1].log_softmax(-1)
+    many, target = rows[:1, :5].repeat(6000, 1), torch.zeros(1, V, dtype=torch.bool)
+    kept, real = [], evals.F.cross_entropy
+    monkeypatch.setattr(evals.F, "cross_entropy", lambda z, t, **k: kept.append(t) or real(z, t, **k))
+    evals.steer(gpt, 1, many, torch.zeros(1, 16), target, new=1)
+    share = torch.bincount(torch.cat(kept).flatten()[:6000], minlength=V) / 6000
+    assert (share - logp.exp()).abs().max() < 0.03

@@ -242,3 +242,15 @@ def test_meta_dictionary_finds_common_atoms_and_nothing_in_random_rows():
     chance = units.meta_dictionary(torch.randn(128, 32, generator=gen), gen, width=8, k=3, steps=300, lr=1e-2, seeds=2)
     assert planted["excess"] > 0.5 and chance["excess"] == pytest.approx(0, abs=0.05)
     assert chance["ve"] > 0.3                                  # which is why the plain number says nothing
+
+
+def test_like_and_difference_of_means(world):
+    value = torch.stack([random(80 + i, N) < 0.02 * (1 + i // 4) for i in range(40)], 1).float()
+    a, chosen = active(value, world[0]), torch.tensor([[0, 1], [38, 20]])
+    other, on = units.like(a, chosen, common.generator(0, "like"), near=5), a.on().float()
+    assert (other != chosen).all() and (on[other] / on[chosen] - 1).abs().max() < 0.9
+    assert (on[other][1] / on[chosen][1] - 1).abs().max() < 0.2
+    v = random(90, N, 3)
+    label = world[0]
+    got = units.difference_of_means(v, label)
+    assert torch.allclose(got[4], v[label[:, 4]].mean(0) - v[~label[:, 4]].mean(0), atol=1e-5)
