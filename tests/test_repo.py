@@ -11,7 +11,8 @@ import common
 
 ROOT = Path(__file__).parent.parent
 BUDGET = {"model.py": 220, "data.py": 300, "story.py": 400, "concepts.py": 120, "prompts.py": 100, "pretrain.py": 150,
-          "activations.py": 60, "common.py": 136, "fused.py": 250, "spd.py": 391, "evals.py": 600, "units.py": 450, "baselines.py": 150, "bench.py": 250}
+          "activations.py": 60, "common.py": 136, "fused.py": 250, "spd.py": 391, "evals.py": 600, "units.py": 450,
+          "baselines.py": 150, "explain.py": 250, "judge.py": 120, "bench.py": 250}
 # common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %.
 # spd.py: 330 and the four kinds of Gamma, of which the toys need one more than the default, a second adversary and
 # the signed strengths of its units.
