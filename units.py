@@ -437,3 +437,29 @@ def meta_dictionary(write_FD, gen, width, k=4, steps=1000, lr=3e-3, seeds=3):
         ve = 1 - (X - decode(*params)).square().sum((1, 2)) / (X - X.mean(1, keepdim=True)).square().sum((1, 2))
     ve, null = ve.view(2, seeds).mean(1).tolist()
     return dict(ve=ve, ve_null=null, excess=(ve - null) / (1 - null))
+
+# ---------------------------------------------------------------------------------------------------- all of it
+def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
+    """A flat dict of all of the above. fit, test: (rows, labels); parents: columns of the concepts that have others
+    below them, for splitting and absorption. The same of baselines.py are these numbers' nulls; a key that is
+    missing or None would mean nothing here. Two minutes on two cores."""
+    (layer,), (a, b) = m.layers, halve(record(m, gpt, *fit, tau), record(m, gpt, *test, tau))
+    keep, top_F, alive_F, c_FJD = usual(a), top(a), a.on() >= ALIVE, shares(m, a)
+    write_FD, n_alive = writes(c_FJD), int(alive_F.sum())
+    out = dict(units=a.F, halved=a.F - len(m.params_F), alive_curve=alive(a, top_F), fragmentation=fragmentation(a),
+               effective_rank=effective_rank(c_FJD)[alive_F].nanmean().item(),
+               meta_excess=meta_dictionary(write_FD[alive_F], gen, n_alive // 16)["excess"] if n_alive > 64 else None)
+    if len(keep):
+        out |= dict(coverage=coverage(a, b)["coverage"], board=board(a, b))
+        out |= {f"units_{kind}": share for kind, share in one_concept(a, b).items()}
+        out |= {f"probe_auroc_{k}": v.mean().item() for k, v in probes(a, b, keep, gen, n=n)["auroc"].items()}
+    if len(parents := parents[torch.isin(parents, keep)]):
+        y_ND, y2_ND = (gpt.h[layer].mlp(v.x_ND) for v in (a, b))
+        known = dense_probes(y_ND, y2_ND, a.label_NK, b.label_NK, parents, gen, n)
+        split = splits(a, b, parents, gen, n)
+        absorbed = absorption(m, b, y2_ND, known["w"], write_FD, split, parents, gen)
+        sure = known["f1"] > 0.6                                # what y does not know can't be absorbed
+        out |= dict(splits=split["n"].float().mean().item(), parent_f1=split["f1"].mean().item())
+        enough = out["parent_f1"] >= 0.6 and sure.sum() >= 5
+        out |= {f"absorption_{k}": v[sure].nanmean().item() if enough else None for k, v in absorbed.items()}
+    return out

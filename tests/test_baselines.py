@@ -7,6 +7,7 @@ import torch
 import baselines
 import common
 import evals
+import units
 from baselines import RandomWrites
 from model import GPT, GPTConfig
 
@@ -96,3 +97,31 @@ def test_bad_input_ends_in_one_line(gpt, tmp_path, capsys):
             baselines.main(dataclasses.replace(cfg, **change))
         err = capsys.readouterr().err
         assert stop.value.code == 2 and err.count("\n") == 1 and all(f"--{name}" in err for name in change)
+
+
+def test_planted_mlp_every_metric_puts_its_own_detectors_above_the_floors():
+    """An MLP of 40 sparse detectors, whose truth is the concept list: its neurons must win, by a lot."""
+    gen, K = common.generator(0, "planted"), 40
+    gpt = GPT(GPTConfig(V, n_layer=1, n_embd=D, n_head=2, n_inner=K, n_positions=24), gen).eval().requires_grad_(False)
+    gpt.h[0].mlp.c_fc.weight.mul_(4), gpt.h[0].mlp.c_fc.bias.fill_(-6)
+    split = [torch.randint(0, V, (150, 24), generator=gen) for _ in range(2)]
+    truth = lambda rows: gpt.h[0].mlp.c_fc(gpt.prefix(rows, 0)[0]) > 0
+    fit, test = ((rows, truth(rows)) for rows in split)
+    few = baselines.baselines(gpt, 0, fit[0], k=8, F=64, seed=0)
+    few["neurons"].encode = lambda layer, x, mlp: mlp.c_fc(x).relu()    # those that are on, gelu's small minus off
+    few["neurons"].strength = lambda layer, f, x: f
+    out = {name: units.summary(m, gpt, fit, test, torch.arange(K), common.generator(0, "summary"), n=300)
+           for name, m in few.items() if name != "svd"}
+    best = out.pop("neurons")
+    for floor in out.values():
+        for name, gap in dict(coverage=0.3, board=0.3, units_atomic=0.5, units_f1=0.3, parent_f1=0.1).items():
+            assert best[name] > floor[name] + gap, name
+        assert best["probe_auroc_1"] > floor["probe_auroc_1"] + 0.1 and best["splits"] < floor["splits"] - 0.3
+    assert best["effective_rank"] == pytest.approx(1, abs=1e-3) and best["fragmentation"] < 1.2
+    assert best["coverage"] > 0.85 and best["splits"] < 1.1
+    assert best["absorption_fraction"] < 0.1                    # 40 writes share 16 dimensions: not quite 0
+    kinds = [best[f"units_{k}"] for k in ("atomic", "polysemantic", "composite", "unexplained")]
+    assert sum(kinds) == pytest.approx(1)
+    nothing = units.summary(few["pca"], gpt, (fit[0], fit[1][..., :0]), (test[0], test[1][..., :0]),
+                            torch.arange(0), gen)               # a text without concepts
+    assert "coverage" not in nothing and nothing["effective_rank"] == pytest.approx(1, abs=1e-3)
