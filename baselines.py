@@ -35,9 +35,9 @@ class Config:
     eval_tokens: int = 50_000       # tokens of fit and of test
 
 def keep(value, score, k):
-    """value at the k largest positive scores, else 0."""
-    top = score.topk(min(k, score.shape[-1]), -1)
-    return torch.zeros_like(value).scatter_(-1, top.indices, value.gather(-1, top.indices) * (top.values > 0))
+    """value at the k largest scores, else 0."""
+    top = score.topk(min(k, score.shape[-1]), -1).indices
+    return torch.zeros_like(value).scatter_(-1, top, value.gather(-1, top))
 
 class Dictionary:
     """f = TopK(relu((y - mean) R^T)), y_hat = f W + b, for rows R and W of F directions; reads y, as an SAE does."""
@@ -118,7 +118,7 @@ def fit(m, gpt, layer, rows_RT, gain=False):
 def baselines(gpt, layer, rows_RT, k, F, seed):
     """{name: decomposition}, fitted on some rows. 20 s for 50,000 tokens."""
     mlp, (y_ND,) = gpt.h[layer].mlp, torch.cat([at_mlps(gpt, idx, [layer])[1] for idx in rows_RT.split(16)], 1)
-    mean_D, P_DD = y_ND.mean(0), torch.linalg.eigh(torch.cov(y_ND.T)).eigenvectors.flip(1).T
+    mean_D, P_DD = y_ND.mean(0), torch.linalg.eigh(torch.cov(y_ND.T)).eigenvectors.T
     R_FD = torch.randn(F, len(mean_D), generator=common.generator(seed, "directions")).to(mean_D.device)
     pca, random = (Dictionary(layer, R, R, mean_D, k)
                    for R in (torch.cat([P_DD, -P_DD]), nnf.normalize(R_FD, dim=1)))

@@ -187,11 +187,12 @@ def test_an_llm_explains_and_judges(server, tmp_path, world, monkeypatch):
 
 def test_no_key_no_header_and_busy_servers_are_asked_again(server, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    Stub.plan = [429, 503, "hello"]
+    Stub.plan, waits = [429, 503, "hello"], []
+    monkeypatch.setattr(judge.time, "sleep", waits.append)
     ask = [dict(role="user", content="hi")]
     assert client(server, tmp_path).chat(ask) == "hello" and len(Stub.requests) == 3
-    assert Stub.requests[0][1] is None and Stub.requests[0][2] == dict(model="stub", messages=ask, temperature=0,
-                                                                      max_tokens=200)
+    assert waits == [0.01, 0.02] and Stub.requests[0][1] is None
+    assert Stub.requests[0][2] == dict(model="stub", messages=ask, temperature=0, max_tokens=200)
 
 
 @pytest.mark.parametrize("plan, tries", [([401], 1), ([500] * 9, 3)])

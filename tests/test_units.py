@@ -92,6 +92,10 @@ def test_coverage_and_board_of_planted_and_of_shuffled_units(planted, shuffled):
     assert good["coverage"] > 0.95 and good["unit_K"].tolist() == list(range(12)) and good["level"] == 0
     assert bad["coverage"] < 0.25                               # a unit on everywhere has F1 = 2 p / (1 + p), mean 0.22
     assert units.board(*planted) > 0.9 and units.board(*shuffled) < 0.05
+    test = planted[1]                                           # chosen on fit, scored on test: by hand
+    on, label = test.at(torch.arange(12).view(-1, 1), torch.arange(N)) > 0, test.label_NK.T
+    assert torch.allclose(good["f1_K"], 2 * (on & label).sum(1) / (on.sum(1) + label.sum(1)))
+    assert units.board(planted[0], shuffled[1]) < 0.25 < 0.9 < units.board(planted[0], planted[1])
 
 
 def test_what_is_chosen_on_fit_is_scored_on_test(world):
@@ -210,6 +214,11 @@ def test_absorption_of_a_planted_absorber_and_of_none(world):
     both = dict(n=torch.tensor([2]), units=torch.tensor([[0, 1, 2]]))           # split, not absorbed
     (test, y2) = recorded(world[1], random(41, N), 1.)
     assert units.absorption(Linear(W), test, y2, probe["w"], write, both, concept, gen)["full"].item() == 0
+    W = torch.tensor([[1.], [1.], [-1.]]) * torch.eye(4)[0]     # all three write e_0 at all of its tokens, in these shares
+    for size, want in (((.8, .2, 0), 0.), ((.5, .5, 0), 0.5), ((.5, .7, .2), 0.5)):     # under 0.4 it is no absorber
+        value = world[1][:, [11] * 3].float() * torch.tensor(size)
+        found = units.absorption(Linear(W), active(value, world[1]), value @ W, probe["w"], W, split, concept, gen)
+        assert found["fraction"].item() == pytest.approx(want, abs=1e-5) and found["full"].item() == 0
 
 
 def test_each_kind_of_unit_is_told_from_the_others(world):
@@ -223,6 +232,8 @@ def test_each_kind_of_unit_is_told_from_the_others(world):
                              origin_F=a.origin_F[:1]) for a in (fit, test)]
         found = units.one_concept(*one, enough=0.3)
         assert found[kind] == 1, (kind, found)
+        if kind == "polysemantic":              # F1 of "c or c'" is 1, of c 0.74: the overlap counts once
+            assert units.one_concept(*one, enough=0.3, gain=0.23)[kind] == 1
     found = units.one_concept(fit, test, enough=0.3)
     assert [found[k] for k in ("atomic", "polysemantic", "composite", "unexplained")] == [0.25] * 4
 
