@@ -214,11 +214,14 @@ def test_absorption_of_a_planted_absorber_and_of_none(world):
     both = dict(n=torch.tensor([2]), units=torch.tensor([[0, 1, 2]]))           # split, not absorbed
     (test, y2) = recorded(world[1], random(41, N), 1.)
     assert units.absorption(Linear(W), test, y2, probe["w"], write, both, concept, gen)["full"].item() == 0
-    W = torch.tensor([[1.], [1.], [-1.]]) * torch.eye(4)[0]     # all three write e_0 at all of its tokens, in these shares
+    W = torch.tensor([[1.], [1.], [-1.]]) * torch.eye(4)[0]     # all three write e_0 at its tokens, in these shares
     for size, want in (((.8, .2, 0), 0.), ((.5, .5, 0), 0.5), ((.5, .7, .2), 0.5)):     # under 0.4 it is no absorber
         value = world[1][:, [11] * 3].float() * torch.tensor(size)
         found = units.absorption(Linear(W), active(value, world[1]), value @ W, probe["w"], W, split, concept, gen)
         assert found["fraction"].item() == pytest.approx(want, abs=1e-5) and found["full"].item() == 0
+    split["units"] = torch.tensor([[2, 0, 1]])                  # its own unit speaks against it: all is absorbed
+    found = units.absorption(Linear(W), active(value, world[1]), value @ W, probe["w"], W, split, concept, gen)
+    assert found["fraction"].item() == 1
 
 
 def test_each_kind_of_unit_is_told_from_the_others(world):
