@@ -139,8 +139,8 @@ def error_pathology(m, gpt, rows_RT, gen, draws=5):
 
 def completeness(m, gpt, rows_fit_RT, rows_RT):
     """1 - R_err, R_err = CE recovered by the errors alone, y_err = E_fit[y_hat] + (y - y_hat): 1 = what m leaves out
-    is worth no more than the mean, 0 = m need not be there. Errors that do harm score 1 too: read it beside CE recovered.
-    None where the MLP is worth too little. Three passes."""
+    is worth no more than the mean, 0 = m need not be there. Errors that do harm score 1 too: read it beside CE
+    recovered. None where the MLP is worth too little. Three passes."""
     layer, = m.layers
     mean_D, n = 0, rows_fit_RT.shape[0] * (rows_fit_RT.shape[1] - 1)
     with torch.no_grad():
