@@ -8,9 +8,13 @@ The seam that a decomposition m offers (duck-typed):
     m.contrib(layer, f_BTF, x_BTD, units) -> (B, T, units, D)      each named unit's own share of y
     m.reads: list[int]                            MLPs whose encode it needs, in order; without it, m.layers (a CLT's
                                                   encode returns the units of all layers so far: they write here)
+    m.strength(layer, f_BTF, x_BTD) -> a_BTF      what a unit says, signed, where it is on (units.py); without it, f
 x = the MLP's input after LayerNorm, y = its output. Position 0 of a row counts in no metric.
-R rows, B rows of a batch, T positions, D residual width, F units, K concepts, V vocabulary
+Costs are for the bundled target on two cores: a pass of one replace over 50,000 tokens takes about 4 s.
+R rows, B rows of a batch, T positions, S = T - 2 scored positions, D residual width, F units, K concepts, V vocabulary
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -19,11 +23,15 @@ import fused
 RARE, DENSE = 0.002, 0.3    # shares of the tokens between which a concept says something
 ALIVE = 10              # a unit is alive when it is on at this many tokens or more
 
-def splice(m, edit=lambda layer, f_BTF: f_BTF):
-    """The one way a decomposition enters the model: replace for GPT.forward. Ablation and steering are edits of f."""
+def splice(m, edit=lambda layer, f_BTF: f_BTF, keep_error=False):
+    """The one way a decomposition enters the model: replace for GPT.forward. Ablation and steering are edits of f.
+    keep_error: what m does not explain stays, y - decode(f) + decode(edit(f))."""
     def replace(layer, x_BTD, mlp):
         f_BTF = m.encode(layer, x_BTD, mlp) if layer in reads(m) else None
-        return m.decode(layer, edit(layer, f_BTF), x_BTD) if layer in m.layers else mlp(x_BTD)
+        if layer not in m.layers:
+            return mlp(x_BTD)
+        y_BTD = m.decode(layer, edit(layer, f_BTF), x_BTD)
+        return y_BTD + mlp(x_BTD) - m.decode(layer, f_BTF, x_BTD) if keep_error else y_BTD
     return replace
 
 def reads(m):
@@ -53,24 +61,57 @@ def ablations(gpt, layer, rows_fit_RT):
     return {"mean ablation": put(y_D), "zero ablation": put(torch.zeros_like(y_D))}
 
 @torch.no_grad()
-def scores(gpt, rows_RT, replaces, batch=16):
-    """{name: {"ce", "kl"}} in nats per token for the original model and for each replace(layer, x, mlp) -> y;
-    kl = KL(original || spliced). All at the same positions, 1 to T - 2, which have a next token in the row."""
-    total = {name: torch.zeros(2, dtype=torch.float64) for name in ("original", *replaces)}
+def scores_by_row(gpt, rows_RT, replaces, batch=16):
+    """{name: (R, 2)}: mean next-token CE and KL(original || spliced) in nats of each row, for the original model and
+    each replace(layer, x, mlp) -> y. All at the same positions, 1 to T - 2, which have a next token in the row."""
+    out = {name: [] for name in ("original", *replaces)}
     for idx in rows_RT.split(batch):
-        target, logp = idx[:, 2:].unsqueeze(-1), None
+        logp = None
         for name, replace in {"original": None, **replaces}.items():
             logq = F.log_softmax(gpt(idx, replace)[:, 1:-1].float(), -1)
             logp = logq if name == "original" else logp
-            kl = (logp.exp() * (logp - logq)).sum() if name != "original" else logq.new_zeros(())
-            total[name] += torch.stack([-logq.gather(-1, target).sum(), kl]).cpu()
-    n = rows_RT.shape[0] * (rows_RT.shape[1] - 2)
-    return {name: dict(ce=ce / n, kl=kl / n) for name, (ce, kl) in ((k, v.tolist()) for k, v in total.items())}
+            out[name].append(divergence(idx, logp, logq).double().mean(1).cpu())
+    return {name: torch.cat(parts) for name, parts in out.items()}
 
-def recovered(table, name, ablation="mean ablation"):
-    """CE recovered = (CE_ablated - CE) / (CE_ablated - CE_original), or None where the MLP carries under 0.05 nats."""
-    cost = table[ablation]["ce"] - table["original"]["ce"]
-    return (table[ablation]["ce"] - table[name]["ce"]) / cost if cost >= 0.05 else None
+def divergence(idx_BT, logp_BSV, logq_BSV):
+    """(B, S, 2): CE of the next token under q, KL(p || q)."""
+    ce_BS = -logq_BSV.gather(-1, idx_BT[:, 2:].unsqueeze(-1)).squeeze(-1)
+    same = logp_BSV is logq_BSV
+    return torch.stack([ce_BS, 0 * ce_BS if same else (logp_BSV.exp() * (logp_BSV - logq_BSV)).sum(-1)], -1)
+
+def scores(gpt, rows_RT, replaces, batch=16):
+    """{name: {"ce", "kl"}} per token: the means of scores_by_row."""
+    return {name: dict(zip(("ce", "kl"), row.mean(0).tolist()))
+            for name, row in scores_by_row(gpt, rows_RT, replaces, batch).items()}
+
+@torch.no_grad()
+def scores_at(gpt, layer, rows_RT, outputs, batch=16):
+    """{name: (R, S, 2)}: CE and KL at each position for outputs(idx_BT, x_BTD) -> {name: y_BTD}, outputs of one MLP.
+    For many edits of one layer: the prefix runs once for all of them."""
+    out = {}
+    for idx in rows_RT.split(batch):
+        x_BTD, r_BTD = gpt.prefix(idx, layer)
+        logp = F.log_softmax(gpt.suffix(r_BTD, gpt.h[layer].mlp(x_BTD), layer)[:, 1:-1].float(), -1)
+        out.setdefault("original", []).append(divergence(idx, logp, logp))
+        for name, y_BTD in outputs(idx, x_BTD).items():
+            logq = F.log_softmax(gpt.suffix(r_BTD, y_BTD, layer)[:, 1:-1].float(), -1)
+            out.setdefault(name, []).append(divergence(idx, logp, logq))
+    return {name: torch.cat(parts) for name, parts in out.items()}
+
+def recovered(table, name, ablation="mean ablation", of="ce"):
+    """CE recovered = (CE_ablated - CE) / (CE_ablated - CE_original), or None where the MLP carries under 0.05 nats.
+    of="kl": 1 - KL / KL_ablated."""
+    cost = {k: table[ablation][k] - table["original"][k] for k in ("ce", "kl")}
+    return (table[ablation][of] - table[name][of]) / cost[of] if cost["ce"] >= 0.05 else None
+
+def interval(statistic, *rows, draws=1000, level=0.95, seed=0):
+    """Percentile interval of statistic(*means) when whole rows (sequences) are drawn with replacement: the statistic,
+    often a ratio, is taken anew of each draw's means. rows: tensors (R, ...) over the same rows; milliseconds."""
+    R, gen = len(rows[0]), torch.Generator().manual_seed(seed)
+    pick = torch.randint(R, (draws, R), generator=gen)
+    weight = torch.zeros(draws, R, dtype=torch.float64).scatter_add_(1, pick, torch.ones(draws, R).double())
+    values = statistic(*(torch.tensordot(weight / R, row.double(), 1) for row in rows))
+    return torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
 
 def score_lines(table, names):
     """The rows `names` of a table of scores as text."""
@@ -80,9 +121,145 @@ def score_lines(table, names):
                    f"{share(recovered(table, n, 'zero ablation'))}" for n in names]
 
 def score_keys(table):
-    """As a flat dict: kl_NAME, ce_NAME, ce_recovered_NAME and, on the zero-ablation scale, ce_recovered_zero_NAME."""
+    """As a flat dict: kl_NAME, ce_NAME, ce_recovered_NAME, kl_recovered_NAME, and CE on the zero-ablation scale."""
     return {f"{k}_{n.replace(' ', '_')}": v for n in table for k, v in dict(
-        table[n], ce_recovered=recovered(table, n), ce_recovered_zero=recovered(table, n, "zero ablation")).items()}
+        table[n], ce_recovered=recovered(table, n), kl_recovered=recovered(table, n, of="kl"),
+        ce_recovered_zero=recovered(table, n, "zero ablation")).items()}
+
+def error_pathology(m, gpt, rows_RT, gen, draws=5):
+    """KL of the spliced model over its KL when the errors point at random with the same size at each token (Gurnee
+    2024): 1 = as harmless as noise, higher is worse; None without an error. Costs draws + 1 passes."""
+    def random_error(layer, x_BTD, mlp):
+        y_BTD = mlp(x_BTD)
+        error, noise = splice(m)(layer, x_BTD, mlp) - y_BTD, torch.randn(y_BTD.shape, generator=gen).to(y_BTD)
+        return y_BTD + noise * error.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+    table = scores(gpt, rows_RT, {"spliced": splice(m)} | {f"random {i}": random_error for i in range(draws)})
+    noise = sum(row["kl"] for name, row in table.items() if name.startswith("random")) / draws
+    return table["spliced"]["kl"] / noise if noise > 1e-9 else None
+
+def completeness(m, gpt, rows_fit_RT, rows_RT):
+    """1 - R_err, R_err = CE recovered by the errors alone, y_err = E_fit[y_hat] + (y - y_hat): 1 = what m leaves out
+    is worth no more than the mean, 0 = m need not be there. Errors that do harm score 1 too: read it beside CE
+    recovered. None where the MLP is worth too little. Three passes."""
+    layer, = m.layers
+    mean_D, n = 0, rows_fit_RT.shape[0] * (rows_fit_RT.shape[1] - 1)
+    with torch.no_grad():
+        for idx in rows_fit_RT.split(16):
+            x_BTD, f_BTF = clean(m, gpt, idx, layer)
+            mean_D = mean_D + m.decode(layer, f_BTF, x_BTD)[:, 1:].sum((0, 1)) / n
+    def error_alone(l, x_BTD, mlp):
+        y_hat_BTD = splice(m)(l, x_BTD, mlp)
+        return mean_D + mlp(x_BTD) - y_hat_BTD if l == layer else y_hat_BTD
+    r_err = recovered(scores(gpt, rows_RT, ablations(gpt, layer, rows_fit_RT) | {"err": error_alone}), "err")
+    return None if r_err is None else 1 - min(1, max(0, r_err))
+
+def attribution(m, gpt, idx_BT, layer):
+    """x_BTD, f_BTF and a_BTF = f d(CE of the row) / d f through m.decode: to first order, what each unit is worth."""
+    x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
+    with torch.enable_grad():
+        y_BTD, r_BTD = gpt.h[layer].mlp(x_BTD).requires_grad_(), gpt.prefix(idx_BT, layer)[1]
+        logits = gpt.suffix(r_BTD, y_BTD, layer)[:, 1:-1]
+        dy_BTD, = torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), idx_BT[:, 2:].flatten(), reduction="sum"),
+                                      y_BTD)
+        f_BTF = f_BTF.detach().requires_grad_()
+        df_BTF, = torch.autograd.grad((m.decode(layer, f_BTF, x_BTD) * dy_BTD).sum(), f_BTF)
+    return x_BTD, f_BTF.detach(), (f_BTF * df_BTF).detach()
+
+@torch.no_grad()
+def ladder(m, gpt, rows_fit_RT, rows_RT, ks=(1, 2, 5, 10, 20)):
+    """With C = the k units of each token that |attribution| puts first (Marks et al. 2024, arXiv:2403.19647, mean
+    ablation): faith(k) = CE recovered by C alone, without error; comp(k) = CE recovered by all but C, error kept:
+    LOW means that C is what mattered. Means are restored from fit. {"faith": {k: ..}, "comp": {k: ..}, "faith_auc",
+    "comp_auc"}, areas over log k. 4 s + 1 s per k on 64 + 64 rows."""
+    layer, = m.layers
+    mlp = gpt.h[layer].mlp
+    def parts(idx):         # {name: what is written}, means not yet restored
+        x_BTD, f_BTF, a_BTF = attribution(m, gpt, idx, layer)
+        y_BTD, out = mlp(x_BTD), {}
+        for k in ks:
+            kept = torch.zeros_like(f_BTF).scatter_(-1, a_BTF.abs().topk(min(k, f_BTF.shape[-1])).indices, 1.)
+            out["faith", k] = m.decode(layer, f_BTF * kept, x_BTD)
+            out["comp", k] = y_BTD - m.decode(layer, f_BTF, x_BTD) + m.decode(layer, f_BTF * (1 - kept), x_BTD)
+        return y_BTD, out
+    shift, R = dict.fromkeys([(name, k) for name in ("faith", "comp") for k in ks], 0), len(rows_fit_RT)
+    for idx in rows_fit_RT.split(8):
+        y_BTD, out = parts(idx)
+        shift = {key: v + (y_BTD - out[key])[:, 1:].mean((0, 1)) * len(idx) / R for key, v in shift.items()}
+    empty_D = mean_output(gpt, layer, rows_fit_RT)
+    found = scores_at(gpt, layer, rows_RT, lambda idx, x: {"none": empty_D.expand_as(x)} | {
+        key: y + shift[key] for key, y in parts(idx)[1].items()}, batch=8)
+    ce = {key: v[..., 0].mean().item() for key, v in found.items()}
+    if ce["none"] - ce["original"] < 0.05:
+        return None
+    share = lambda key: (ce["none"] - ce[key]) / (ce["none"] - ce["original"])
+    out = {name: {k: share((name, k)) for k in ks} for name in ("faith", "comp")}
+    log_k = torch.tensor(ks, dtype=torch.float64).log()
+    area = lambda curve: (torch.trapezoid(torch.tensor(list(curve.values())).double(), log_k)
+                          / (log_k[-1] - log_k[0])).item()
+    return out | {f"{name}_auc": area(curve) for name, curve in out.items()}
+
+@torch.no_grad()
+def concept_ablation(m, gpt, rows_RT, labels_RTK, units_KU):
+    """Switches off U units of m for each concept, errors kept, and takes what that adds to the CE. {"on": (K) nats at
+    the concept's tokens, "off": (K) at all others}; selectivity = on - off. Its null: other units that are on as often
+    (units.like). 1 s per concept on 32 rows."""
+    layer, = m.layers
+    def outputs(idx, x_BTD):
+        f_BTF = clean(m, gpt, idx, layer)[1]
+        rest_BTD = gpt.h[layer].mlp(x_BTD) - m.decode(layer, f_BTF, x_BTD)
+        return {k: rest_BTD + m.decode(layer, f_BTF.index_fill(-1, off, 0), x_BTD) for k, off in enumerate(units_KU)}
+    found, label_RSK = scores_at(gpt, layer, rows_RT, outputs), torch.as_tensor(labels_RTK)[:, 1:-1].to(rows_RT.device)
+    cost_KRS = torch.stack([found[k][..., 0] - found["original"][..., 0] for k in range(len(units_KU))])
+    where = label_RSK.permute(2, 0, 1).float()
+    mean = lambda w: (cost_KRS * w).sum((1, 2)) / w.sum((1, 2))
+    return dict(on=mean(where), off=mean(1 - where))
+
+def steered(gpt, layer, idx_BT, push_BD):
+    """Logits when every position's stream after one MLP is moved by push, a share of its own length."""
+    x_BTD, r_BTD = gpt.prefix(idx_BT, layer)
+    y_BTD = gpt.h[layer].mlp(x_BTD)
+    return gpt.suffix(r_BTD, y_BTD + (r_BTD + y_BTD).norm(dim=-1, keepdim=True) * push_BD.unsqueeze(1), layer)
+
+@torch.no_grad()
+def steer(gpt, layer, prompts_PT, push_UD, target_UV, new, seed=0):
+    """Pushes of the stream towards sets of tokens, P prompts each, unpushed ones as the yardstick. p = distribution
+    after the prompt, M = probability of the set in it. (U) each:
+      c = (M' - M) / (1 - M), at least 0        success
+      f = exp(-max(0, NLL' - NLL))              fluency: unpushed NLL of `new` tokens sampled with and without the push
+      q = exp(-KL(p || p') off the set)         side effects, both renormalised without the set
+    and S = their harmonic mean (the shape of AxBench, arXiv:2501.17148), M and M'. Both samples use the same dice."""
+    (P, T), U = prompts_PT.shape, len(push_UD)
+    push_BD = torch.cat([torch.zeros_like(push_UD[:1]), push_UD]).repeat_interleave(P, 0)
+    idx = prompts_PT.repeat(U + 1, 1)
+    dice = torch.rand(P, new, generator=torch.Generator().manual_seed(seed)).repeat(U + 1, 1).to(idx.device)
+    for i in range(new):
+        p_BV = torch.cat([steered(gpt, layer, some, push)[:, -1].softmax(-1)
+                          for some, push in zip(idx.split(256), push_BD.split(256))])
+        first = p_BV.view(U + 1, P, -1) if i == 0 else first
+        word = (p_BV.cumsum(-1) < dice[:, i:i + 1]).sum(-1).clamp(max=p_BV.shape[-1] - 1)
+        idx = torch.cat([idx, word.unsqueeze(1)], 1)
+    nll = torch.cat([F.cross_entropy(gpt(some)[:, T - 1:-1].transpose(1, 2), some[:, T:], reduction="none").mean(1)
+                     for some in idx.split(256)]).view(U + 1, P).mean(1)
+    inside = target_UV.unsqueeze(1).float()
+    M, M2 = ((p * inside).sum(-1).mean(1) for p in (first[:1], first[1:]))
+    off, off2 = (F.normalize(p * (1 - inside), p=1, dim=-1).clamp(min=1e-12) for p in (first[:1], first[1:]))
+    c, f = ((M2 - M) / (1 - M)).clamp(0, 1), (nll[0] - nll[1:]).clamp(max=0).exp()
+    q = (-(off * (off / off2).log()).sum(-1).mean(1)).exp()
+    return dict(S=3 / (1 / c + 1 / f + 1 / q), c=c, f=f, q=q, M=M, M2=M2)
+
+def steering(gpt, layer, dev_PT, test_PT, direction_UD, target_UV, sizes=(.02, .05, .1, .2, .4, .8), new=8):
+    """`steer` along unit directions, at each share of the stream's length on the dev prompts, and on the test prompts
+    at the best of them for each direction: all directions are compared at the same norms. Adds size (U) and spearman
+    (U), the rank correlation of M' with the size. 30 directions, 16 + 16 prompts: 50 s."""
+    unit_UD = F.normalize(direction_UD, dim=-1)
+    tried = [steer(gpt, layer, dev_PT, size * unit_UD, target_UV, new) for size in sizes]
+    best = torch.stack([t["S"] for t in tried]).argmax(0)
+    size = torch.tensor(sizes, device=unit_UD.device)[best]
+    rank = lambda v: v.argsort(0).argsort(0).float()
+    ranks_AU = rank(torch.stack([t["M2"] for t in tried]))
+    spearman = torch.corrcoef(torch.cat([ranks_AU, rank(torch.arange(len(sizes))).to(size)[:, None]], 1).T)[-1, :-1]
+    return steer(gpt, layer, test_PT, size.unsqueeze(1) * unit_UD, target_UV, new, seed=1) | dict(size=size,
+                                                                                               spearman=spearman)
 
 # Masks of a parameter decomposition (spd.py), whose m.site(masks, delta masks) computes the MLP's matrices under them.
 def replacing(m, masks):
@@ -108,20 +285,67 @@ def mask_table(m, taus, gen):
             "stochastic": replacing(m, lambda gs: mix(gs, [*map(rand, gs), *(rand(g[..., :1]) for g in gs)])),
             "random": drop(rand)}
 
+def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40), size=0.1, shared=True):
+    """{steps: KL}: the worst sources r found within so many sign steps from a random start (0 steps: its null), the
+    delta's among them. shared: one source per component for all positions of all rows; else one at each position.
+    "size" x steps and the scope are part of the number. One step on 32 rows takes 0.5 s."""
+    layer, = m.layers
+    with torch.no_grad():
+        (x_BTD, r_BTD), mlp = gpt.prefix(rows_RT, layer), gpt.h[layer].mlp
+        logp = F.log_softmax(gpt.suffix(r_BTD, mlp(x_BTD), layer)[:, 1:-1], -1)
+        gs = m.encode(layer, x_BTD, mlp).split(m.C, -1)
+    lead = () if shared else x_BTD.shape[:2]
+    source = [torch.rand(*lead, g.shape[-1] if i < len(gs) else 1, generator=gen, device=g.device)
+              for i, g in enumerate([*gs, *gs])]
+    worst, out = -torch.inf, {}
+    for step in range(max(budgets) + 1):
+        source = [s.requires_grad_() for s in source]
+        site = m.site(*mix(gs, source))
+        y_BTD = site(1, F.gelu(site(0, x_BTD), approximate="tanh"))
+        logq = F.log_softmax(gpt.suffix(r_BTD, y_BTD, layer)[:, 1:-1], -1)
+        kl = (logp.exp() * (logp - logq)).sum(-1).mean()
+        worst = max(worst, kl.item())
+        if step in budgets:
+            out[step] = worst
+        grads = torch.autograd.grad(kl, source)
+        source = [(s.detach() + size * grad.sign()).clamp_(0, 1) for s, grad in zip(source, grads)]
+    return out
+
+def aggregation(m, gpt, rows_RT, gen, ks=(1, 8, 64), tau=0.1):
+    """{k: KL with the components that are on (g > tau) at k random other tokens of the batch forced on, less the KL of
+    the causal importances}. Such masks are permitted: the rise is 0 if importances hold jointly. len(ks) + 1 passes."""
+    def forced(k):
+        def masks(gs):
+            n = gs[0][..., 0].numel()
+            pick = torch.randint(n, (n, k), generator=gen, device=gs[0].device)
+            on = [(g.flatten(0, -2) > tau)[pick].any(1).view_as(g).float() for g in gs]
+            return mix(gs, on + [gs[0].new_zeros(1)] * len(gs))
+        return replacing(m, masks)
+    table = scores(gpt, rows_RT, {k: forced(k) for k in (0, *ks)}, batch=4)
+    return {k: table[k]["kl"] - table[0]["kl"] for k in ks}
+
 @torch.no_grad()
 def usage(m, gpt, layer, rows_RT, batch=16):
     """What m writes at one layer and with how much, on the clean inputs: fve = 1 - E|y - y_hat|^2 / E|y - E y|^2;
-    l0 and active_params, per token the units that are on (f > 0) and their parameters."""
-    ys, wrong, l0, params = [], 0, 0, 0
+    shrinkage = mean |y_hat| / |y|; l0 and active_params, per token the units that are on (f > 0) and
+    their parameters."""
+    ys, wrong, l0, params, size = [], 0, 0, 0, 0
     for idx in rows_RT.split(batch):
         x_BTD, f_BTF = clean(m, gpt, idx, layer)
-        y_BTD, on_BTF = gpt.h[layer].mlp(x_BTD), f_BTF[:, 1:] > 0
+        y_BTD, y_hat_BTD, on_BTF = gpt.h[layer].mlp(x_BTD), m.decode(layer, f_BTF, x_BTD), f_BTF[:, 1:] > 0
         ys.append(y_BTD[:, 1:].flatten(0, 1))
-        wrong += (y_BTD - m.decode(layer, f_BTF, x_BTD))[:, 1:].double().square().sum().item()
+        wrong += (y_BTD - y_hat_BTD)[:, 1:].double().square().sum().item()
+        size += (y_hat_BTD.norm(dim=-1) / y_BTD.norm(dim=-1))[:, 1:].double().sum().item()
         l0, params = l0 + on_BTF.sum().item(), params + (on_BTF * m.params_F.to(on_BTF.device)).sum().item()
     y_ND = torch.cat(ys).double()
-    return dict(fve=1 - wrong / (y_ND - y_ND.mean(0)).square().sum().item(), l0=l0 / len(y_ND),
-                active_params=params / len(y_ND))
+    n = len(y_ND)
+    return dict(fve=1 - wrong / (y_ND - y_ND.mean(0)).square().sum().item(), shrinkage=size / n, l0=l0 / n,
+                active_params=params / n)
+
+def index_bits(n, l0):
+    """log2 of n choose l0: what naming a token's units among the n alive ones costs, for a mean l0 as well."""
+    a, b = torch.tensor([n + 1., l0 + 1, n - l0 + 1], dtype=torch.float64).lgamma().split([1, 2])
+    return (a - b.sum()).item() / math.log(2)
 
 @torch.no_grad()
 def benefits(m, gpt, layer, rows_RT, batch=4, chunk=16):
@@ -162,6 +386,7 @@ def replacement(m, gpt, layer, fit, test, names, units="units"):
     out |= score_keys(table) | used
     out["ce_recovered"] = out.pop("ce_recovered_replaced")
     out["dead_fraction"] = 1 - out[f"alive_{units}"] / len(m.params_F)
+    out["index_bits"] = index_bits(max(out[f"alive_{units}"], used["l0"]), used["l0"])
     head = (f"FVE {used['fve']:.3f}, L0 {used['l0']:.1f}, {used['active_params']:,.0f} active parameters per token, "
             f"{out['dead_fraction']:.1%} of {len(m.params_F)} {units} dead")
     return [*score_lines(table, table), head, *lines], out

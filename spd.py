@@ -172,6 +172,12 @@ class SPD(nn.Module):
     def decode(self, layer, f_BTF, x_BTD):
         return through(self.site(f_BTF.split(self.C, -1), x_BTD.new_zeros(2, 1)), x_BTD)
 
+    def strength(self, layer, f_BTF, x_BTD):
+        """m h_c |U[c]|, signed: what a component passes on, alike for (V, U) and (-V, -U)."""
+        gs = f_BTF.split(self.C, -1)
+        hs = x_BTD @ self.V[0], act(self.site(gs, x_BTD.new_zeros(2, 1))(0, x_BTD)) @ self.V[1]
+        return torch.cat([g * h * U.norm(dim=1) for g, h, U in zip(gs, hs, self.U)], -1)
+
     def contrib(self, layer, f_BTF, x_BTD, units):
         """(B, T, units, D). W_out's: m h_c U[c]. W_in's: y less y without it, through the nonlinearity and W_out."""
         (V, V2), (U, U2), (f, f2) = self.V, self.U, f_BTF.split(self.C, -1)

@@ -1,9 +1,14 @@
 """Metrics of one decomposition against known answers: identity, ablation, a planted unit."""
+import copy
+import itertools
+import math
+
 import pytest
 import torch
 
 import common
 import evals
+import spd
 from model import GPT, GPTConfig
 
 T, V = 16, 40
@@ -118,3 +123,196 @@ def test_a_method_that_reads_earlier_layers(gpt, rows):
     y = [gpt.h[layer].mlp(gpt.prefix(rows, layer)[0]) for layer in (0, 1)]
     want = gpt(rows, lambda layer, x, mlp: y[0] + y[1] if layer == 1 else mlp(x))
     assert torch.allclose(gpt(rows, evals.splice(Sum())), want, atol=1e-6)
+
+
+def test_three_ways_to_score_agree(gpt, rows):
+    half = evals.splice(Whole(gpt, 0.5))
+    mean, by_row = (f(gpt, rows, {"half": half}, batch=5) for f in (evals.scores, evals.scores_by_row))
+    at = evals.scores_at(gpt, 1, rows, lambda idx, x: {"half": 0.5 * gpt.h[1].mlp(x)}, batch=5)
+    assert at["half"].shape == (len(rows), T - 2, 2) and by_row["half"].shape == (len(rows), 2)
+    for name in mean:
+        assert torch.allclose(at[name].double().mean(1), by_row[name], atol=1e-6)
+        assert by_row[name].mean(0).tolist() == pytest.approx(list(mean[name].values()), abs=1e-6)
+
+
+def test_keeping_the_error_leaves_only_the_edit(gpt, rows):
+    half, off = Whole(gpt, 0.5), lambda layer, f: 0 * f
+    assert torch.allclose(gpt(rows, evals.splice(half, keep_error=True)), gpt(rows), atol=1e-5)
+    assert torch.allclose(gpt(rows, evals.splice(half, off, keep_error=True)), gpt(rows, evals.splice(half)), atol=1e-5)
+
+
+def test_interval_of_a_mean_and_of_a_ratio():
+    x = torch.randn(400, generator=common.generator(0, "x"), dtype=torch.float64)
+    low, high = evals.interval(lambda m: m, x)
+    assert low < x.mean() < high and high - low == pytest.approx(2 * 1.96 * x.std().item() / 20, rel=0.15)
+    assert evals.interval(lambda a, b: a / b, 3 * x.abs(), x.abs()) == pytest.approx([3, 3])    # paired, row by row
+
+
+class Off(Whole):
+    """The MLP with an error added: noise, or along one direction."""
+    def __init__(self, gpt, error):
+        self.mlp, self.error = gpt.h[1].mlp, error
+
+    def decode(self, layer, f_BTF, x_BTD):
+        return self.mlp(x_BTD) + self.error(x_BTD)
+
+
+def test_error_pathology_of_noise_of_a_harmless_direction_and_of_none(gpt, rows):
+    gen = common.generator(0, "noise")
+    noise, many = lambda x: 8 * torch.randn(x.shape, generator=gen), rows.repeat(6, 1)
+    assert evals.error_pathology(Off(gpt, noise), gpt, many, gen, draws=10) == pytest.approx(1, abs=0.1)
+    ones = Off(gpt, lambda x: 2 * torch.ones_like(x))           # LayerNorm takes this direction away
+    assert evals.error_pathology(ones, gpt, rows, gen) == pytest.approx(0, abs=1e-4)
+    assert evals.error_pathology(Whole(gpt), gpt, rows, gen) is None
+
+
+def components(gpt, C, g):
+    """An SPD of layer 1 with V U = W where C allows it, and the causal importance g everywhere."""
+    mlp = gpt.h[1].mlp
+    m = spd.SPD([mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias],
+                spd.Config(C=C, ci_hidden=4), common.generator(0, "components"), 1).requires_grad_(False)
+    for V, U, W in zip(m.V, m.U, m.Ws):
+        left, s, right = torch.linalg.svd(W)
+        V[:, :len(s)], U[:len(s)] = (left[:, :len(s)] * s)[:, :C], right[:len(s)][:C]
+    m.encode = lambda layer, x, mlp: x.new_full((*x.shape[:2], 2 * C), g)
+    return m
+
+
+def test_the_attack_nears_the_worst_corner_and_grows_with_its_budget(gpt, rows):
+    m, few = components(gpt, 2, 0.3), rows[:4]
+    corner = lambda bits: evals.replacing(m, lambda gs: evals.mix(gs, [t.float() for t in bits.split([2, 2, 1, 1])]))
+    worst = max(evals.scores(gpt, few, {"r": corner(torch.tensor(bits))})["r"]["kl"]
+                for bits in itertools.product([0, 1], repeat=6))
+    found = evals.attack(m, gpt, few, common.generator(0, "attack"), budgets=(0, 2, 15))
+    assert found[0] < found[2] <= found[15] <= worst + 1e-6 and found[15] > 0.95 * worst
+    each = evals.attack(m, gpt, few, common.generator(0, "attack"), budgets=(15,), shared=False)
+    assert each[15] > found[15]                             # a source of its own for each position can do more
+
+
+def test_aggregation_of_a_joint_and_of_a_needless_importance(gpt, rows):
+    m, gen = components(gpt, 16, 0.3), common.generator(0, "union")
+    low = evals.scores(gpt, rows, {"ci": evals.replacing(m, lambda gs: evals.mix(gs, [0 * g for g in gs] + [0 * gs[0][
+        ..., :1]] * 2))})["ci"]["kl"]
+    rise = evals.aggregation(m, gpt, rows, gen, ks=(1, 3))  # all are on elsewhere: forced, the sum is W again
+    assert rise[1] == pytest.approx(-low, rel=1e-3) and rise[3] == rise[1] and low > 0.01
+    assert evals.aggregation(components(gpt, 16, 0.05), gpt, rows, gen, ks=(3,))[3] == 0
+
+
+def test_index_bits():
+    assert evals.index_bits(10, 3) == pytest.approx(math.log2(120)) and evals.index_bits(7, 7) == pytest.approx(0)
+
+
+@pytest.fixture(scope="module")
+def loud(gpt):
+    """The same model with 30 times the MLP at layer 1, so that it is worth enough to ask for shares, and its tokens."""
+    big = copy.deepcopy(gpt)
+    big.h[1].mlp.c_proj.weight.mul_(30)
+    idx = torch.randint(0, V, (24, 2), generator=common.generator(0, "first"))
+    while idx.shape[1] < T:                                 # its own most likely tokens: it is good at them
+        idx = torch.cat([idx, big(idx)[:, -1:].argmax(-1)], 1)
+    return big, idx[:12], idx[12:]
+
+
+class Parts(Whole):
+    """The MLP's output in a basis of D directions and their opposites, `keep` of them; f >= 0."""
+    def __init__(self, gpt, keep=16):
+        self.params_F = torch.ones(32)
+        Q, _ = torch.linalg.qr(torch.randn(16, 16, generator=common.generator(0, "basis")))
+        self.mlp, self.W = gpt.h[1].mlp, torch.cat([Q, -Q])
+        self.on = (torch.arange(32) % 16 < keep).float()
+
+    def encode(self, layer, x_BTD, mlp):
+        return (mlp(x_BTD) @ self.W.T).relu() * self.on
+
+    def decode(self, layer, f_BTF, x_BTD):
+        return f_BTF @ self.W
+
+
+def test_completeness_of_identity_constant_and_half(loud):
+    gpt, fit, test = loud
+    assert evals.completeness(Parts(gpt), gpt, fit, test) == pytest.approx(1, abs=1e-5)
+    assert evals.completeness(Parts(gpt, 0), gpt, fit, test) == pytest.approx(0, abs=1e-5)
+    half = evals.completeness(Parts(gpt, 8), gpt, fit, test)
+    assert 0 < half < 0.99                                  # by hand: the errors are the other directions
+    m, rest = Parts(gpt, 8), Parts(gpt)
+    rest.on = 1 - m.on
+    y = torch.cat([m.decode(1, m.encode(1, gpt.prefix(r[None], 1)[0], m.mlp), None)[0, 1:] for r in fit]).mean(0)
+    other = lambda l, x, mlp: rest.decode(1, rest.encode(1, x, mlp), x) + y if l == 1 else mlp(x)
+    table = evals.scores(gpt, test, evals.ablations(gpt, 1, fit) | {"by hand": other})
+    assert half == pytest.approx(1 - evals.recovered(table, "by hand"), abs=1e-4)
+
+
+def test_attribution_is_the_slope_of_the_loss(loud):
+    gpt, _, test = loud
+    m, idx = Parts(gpt), test[:1]
+    x, f, a = evals.attribution(m, gpt, idx, 1)
+    ce = lambda f: evals.divergence(idx, *[gpt.suffix(gpt.prefix(idx, 1)[1], m.decode(1, f, x), 1)[:, 1:-1].log_softmax(
+        -1)] * 2)[..., 0].sum()
+    t, u = 5, f[0, 5].argmax()
+    up, down = f.clone(), f.clone()
+    up[0, t, u] *= 1.001
+    down[0, t, u] *= 0.999
+    assert a[0, t, u].item() == pytest.approx((ce(up) - ce(down)).item() / 0.002, rel=0.05)
+    assert (a[f == 0] == 0).all()
+
+
+def test_the_ladder_climbs_to_the_whole_and_down_to_the_error(loud):
+    gpt, fit, test = loud
+    out = evals.ladder(Parts(gpt), gpt, fit, test, ks=(1, 4, 32))
+    assert out["faith"][32] == pytest.approx(1, abs=1e-4) and out["comp"][32] == pytest.approx(0, abs=1e-4)
+    assert out["faith"][1] < out["faith"][4] < 1 and out["comp"][1] > out["comp"][4] > 0
+    (first, second), whole = list(out["faith"].values())[:2], math.log(32)
+    area = ((first + second) / 2 * math.log(4) + (second + 1) / 2 * math.log(8)) / whole
+    assert 0 < out["comp_auc"] < 1 and out["faith_auc"] == pytest.approx(area, abs=1e-4)
+    whole = evals.ladder(Parts(gpt, 0), gpt, fit, test, ks=(1, 2))      # nothing explained: C is empty
+    assert whole["faith"][2] == pytest.approx(0, abs=1e-4) and whole["comp"][2] == pytest.approx(1, abs=1e-4)
+
+
+def test_ablating_a_concepts_unit_costs_on_the_concepts_tokens(loud):
+    """Unit 0 writes the MLP's output where the previous token is even, unit 1 elsewhere."""
+    gpt, _, rows = loud
+
+    class Halves(Whole):
+        def encode(self, layer, x_BTD, mlp):
+            return torch.stack([even.float(), 1 - even.float()], -1)[:len(x_BTD)]
+
+        def decode(self, layer, f_BTF, x_BTD):
+            return f_BTF.sum(-1, keepdim=True) * self.mlp(x_BTD)
+    even = rows % 2 == 0
+    labels, units = torch.stack([even, ~even, even], -1), torch.tensor([[0], [1], [1]])
+    got = evals.concept_ablation(Halves(gpt), gpt, rows, labels, units)
+    at = evals.scores_at(gpt, 1, rows, lambda idx, x: {"off": gpt.h[1].mlp(x) * ~even[..., None]})
+    cost = (at["off"] - at["original"])[..., 0]
+    assert got["on"][0].item() == pytest.approx(cost[even[:, 1:-1]].mean().item(), rel=1e-3)
+    assert got["off"][0].item() == pytest.approx(cost[~even[:, 1:-1]].mean().item(), rel=1e-3, abs=1e-5)
+    assert got["on"][0] > got["off"][0] and got["on"][1] > got["off"][1] and got["on"][2] < got["off"][2]
+
+
+def test_steering_along_a_tokens_direction_works_and_a_push_of_nothing_does_nothing(loud):
+    gpt, _, rows = loud
+    prompts, target = rows[:6, :5], torch.zeros(2, V, dtype=torch.bool)
+    target[0, 7] = target[1, 9] = True
+    y = torch.zeros(1, 1, 16, requires_grad=True)
+    x, r = gpt.prefix(prompts, 1)
+    good = torch.autograd.grad(gpt.suffix(r, gpt.h[1].mlp(x) + y, 1)[:, -1].log_softmax(-1)[:, 7].sum(), y)[0][0, 0]
+    directions = torch.stack([good, good])                      # right for token 7, wrong for token 9
+    nothing = evals.steer(gpt, 1, prompts, 0 * directions, target, new=4)
+    assert nothing["c"].max() < 1e-6 and nothing["S"].max() < 1e-5
+    assert torch.allclose(nothing["f"], torch.ones(2)) and torch.allclose(nothing["q"], torch.ones(2), atol=1e-5)
+    found = evals.steering(gpt, 1, prompts, rows[6:, :5], directions, target, sizes=(0., .1, .4), new=4)
+    assert found["S"][0] > 0.05 > found["S"][1] and found["M2"][0] > found["M"][0]
+    assert found["spearman"][0] > 0.9 and found["size"][0] > 0
+    harmonic = 3 / sum(1 / found[k][0] for k in "cfq")
+    assert found["S"][0] == pytest.approx(harmonic)
+
+
+def test_steering_samples_with_the_models_probabilities(loud, monkeypatch):
+    """Without a push, after 6,000 copies of a prompt."""
+    gpt, _, rows = loud
+    logp = gpt(rows[:1, :5])[0, -1].log_softmax(-1)
+    many, target = rows[:1, :5].repeat(6000, 1), torch.zeros(1, V, dtype=torch.bool)
+    kept, real = [], evals.F.cross_entropy
+    monkeypatch.setattr(evals.F, "cross_entropy", lambda z, t, **k: kept.append(t) or real(z, t, **k))
+    evals.steer(gpt, 1, many, torch.zeros(1, 16), target, new=1)
+    share = torch.bincount(torch.cat(kept).flatten()[:6000], minlength=V) / 6000
+    assert (share - logp.exp()).abs().max() < 0.03

@@ -77,6 +77,16 @@ def test_sites_equal_the_sum_of_materialised_rank_one_matrices(built):
         assert torch.allclose(m.masked(gs, source)(i, x), y, atol=1e-5)
 
 
+def test_strength_is_the_size_of_the_contribution_signed_by_the_inner_activation(built):
+    gpt, m, idx, xs, run, gs = built
+    f = torch.cat(gs, -1)
+    a, c = m.strength(1, f, xs[0]), m.contrib(1, f, xs[0], torch.arange(2 * m.C))
+    assert torch.allclose(a[..., m.C:].abs(), c[..., m.C:, :].norm(dim=-1), atol=1e-5)
+    assert torch.allclose(a[..., :m.C], gs[0] * (xs[0] @ m.V[0]) * m.U[0].norm(dim=1), atol=1e-5) and (a < 0).any()
+    sign = (c[..., m.C:, :] * m.U[1]).sum(-1).sign()
+    assert torch.equal(a[..., m.C:].sign(), sign) and (sign < 0).any()
+
+
 def test_kl_through_the_suffix_equals_kl_of_full_forwards(built):
     gpt, m, idx, xs, run, gs = built
     sources = [spd.stochastic(gs, torch.Generator().manual_seed(s)) for s in (3, 4)]
