@@ -123,6 +123,13 @@ def usage(m, gpt, layer, rows_RT, batch=16):
     return dict(fve=1 - wrong / (y_ND - y_ND.mean(0)).square().sum().item(), l0=l0 / len(y_ND),
                 active_params=params / len(y_ND))
 
+@torch.no_grad()
+def explained(pairs):
+    """FVE over batches (a, a_hat) of any activations: 1 - E|a - a_hat|^2 / E|a - E a|^2."""
+    a, wrong = zip(*((a.flatten(0, -2).double(), (a - a_hat).double().square().sum()) for a, a_hat in pairs))
+    a_ND = torch.cat(a)
+    return 1 - (sum(wrong) / (a_ND - a_ND.mean(0)).square().sum()).item()
+
 def replacement(m, gpt, layer, fit, test, names, units="units"):
     """(lines of text, flat dict) about a method that replaces one MLP: CE recovered, FVE, L0, active parameters, dead
     units (on at fewer than ALIVE tokens of fit) and the report on its units. fit, test: (rows, labels)."""

@@ -7,12 +7,12 @@
     stochastic  f = relu(pre) m, m = g + (1 - g) r, r ~ U(0, 1), g = clamp(W_gate (a - b_dec) + b_gate, 0, 1); later:
                 f = relu(pre) g 1[g > tau]; penalty sum_f s_f (1 + w_freq log2(1 + freq_a s_f)), s_f = E phi(g_f),
                 phi(g) = g^2 / (g^2 + gamma^2): SPD's masks and penalty (spd.py) on an SAE; --no-noise has r = 0
-    loss = NMSE + c_aux AuxK + lambda penalty,  NMSE = E|a - a_hat|^2 / E|a - E a|^2     (--objective kl: KL of the logits)
+    loss = NMSE + c_aux AuxK + lambda penalty,  NMSE = E|a - a_hat|^2 / E|a - E a|^2  (--objective kl: KL of the logits)
     AuxK = |e - e_hat|^2 / |e - E e|^2, e = a - a_hat, e_hat from the D / 2 largest dead units, which it so revives
-Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0, so that
-  every variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
---site mlp_in: a is the MLP's input, and what enters the model is the MLP of a_hat; resid: a is the residual stream after
-  the MLP, which a_hat replaces.
+Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0: every
+  variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
+--site mlp_in: a is the MLP's input, and what enters the model is the MLP of a_hat; resid: a is the residual stream
+  after the MLP, which a_hat replaces.
 N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a top-k keeps
 
     python sae.py --F 1024 --k 16
@@ -53,7 +53,7 @@ class Config:
     F: int = 1024                   # units
     k: int = 16                     # units on per token
     sweep: bool = False             # train at k / 4, k / 2, k, 2 k and 4 k: the curve, in sweep.json and sweep.png
-    steps: int = 4000               # training steps
+    steps: int = 2000               # training steps
     N: int = 2048                   # tokens per step
     T: int = 128                    # positions per sequence
     lr: float = 2e-3                # warmed up over the first 5 % of the steps, falling to 0 over the last 20 %
@@ -61,13 +61,14 @@ class Config:
     c_aux: float = 1 / 32           # AuxK
     dead: float = 0.05              # a unit is dead when silent for this share of the run's tokens
     beta: float = 0.99              # batchtopk: of the running mean of the smallest activation kept, the threshold
-    theta: float = 0.1              # jumprelu: first threshold
+    theta: float = 1.0              # jumprelu: first threshold
     bandwidth: float = 0.5          # jumprelu: width of the kernel that lets thresholds learn
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
-    c_first: float = 1e-3           # relu, stochastic: first lambda
-    follow: float = 0.01            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / k - 1))
+    c_first: float = 1e-4           # relu, stochastic: first lambda
+    follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / k - 1))
+    c_faith: float = 1.0            # stochastic: NMSE with every mask at 1, as SPD's faithfulness
     noise: bool = True              # stochastic: r ~ U(0, 1); without, r = 0
-    alpha: float = 0.01             # stochastic: slope of the leaky hard sigmoids
+    alpha: float = 0.1              # stochastic: slope of the leaky hard sigmoids
     gamma_end: float = 0.1          # stochastic: gamma falls from 1 to this over the first 90 % of the steps
     w_freq: float = 0.5             # stochastic: frequency term relative to importance
     freq_a: float = 1024            # stochastic: a of the frequency term
@@ -98,26 +99,27 @@ class JumpReLU(torch.autograd.Function):
 class SAE(nn.Module):
     def __init__(self, cfg, D, gen, layer=0):
         super().__init__()
-        self.cfg, self.layers, self.params_F = cfg, [layer], torch.full((cfg.F,), D * (2 + (cfg.variant == "stochastic")))
+        self.cfg, self.layers = cfg, [layer]
+        self.params_F = torch.full((cfg.F,), (3 if cfg.variant == "stochastic" else 2) * D)
         W_FD = F.normalize(torch.randn(cfg.F, D, generator=gen), dim=-1)
         self.W_enc, self.b_enc = nn.Parameter(W_FD.clone()), nn.Parameter(torch.zeros(cfg.F))
         self.W_dec, self.b_dec = nn.Parameter(W_FD), nn.Parameter(torch.zeros(D))
-        if cfg.variant == "jumprelu":
-            self.theta = nn.Parameter(torch.full((cfg.F,), cfg.theta))
+        self.theta = nn.Parameter(torch.full((cfg.F,), cfg.theta)) if cfg.variant == "jumprelu" else 0
         if cfg.variant == "stochastic":
             self.W_gate, self.b_gate = nn.Parameter(W_FD / 4), nn.Parameter(torch.full((cfg.F,), 0.5))
         state = dict(scale=1., variance=1., threshold=0., lam=cfg.c_first)
         for name, value in state.items():
             self.register_buffer(name, torch.tensor(value))
-        self.register_buffer("idle", torch.zeros(cfg.F))            # tokens since a unit was last on
+        self.register_buffer("idle", torch.zeros(cfg.F, dtype=torch.long))  # tokens since a unit was last on
+        self.stream = 0             # --site resid: the residual stream at the MLP in the current forward pass
 
-    # A site: what is read off the model, from the MLP's input x, its output y and the stream r that y is added to; and
-    # the y that a reconstruction of it amounts to.
-    def read(self, x, y, r):
-        return {"mlp_in": x, "mlp_out": y, "resid": y if r is None else r + y}[self.cfg.site]
+    # A site: what is read off the model, from the MLP's input x, its output y and the stream r that y is added to (it
+    # may be in y already); and the y that a reconstruction of it amounts to.
+    def read(self, x, y, r=0):
+        return x if self.cfg.site == "mlp_in" else r + y if self.cfg.site == "resid" else y
 
     def write(self, a_hat, mlp, r):
-        return {"mlp_in": mlp, "mlp_out": lambda a_hat: a_hat, "resid": lambda a_hat: a_hat - r}[self.cfg.site](a_hat)
+        return mlp(a_hat) if self.cfg.site == "mlp_in" else a_hat - r if self.cfg.site == "resid" else a_hat
 
     @torch.no_grad()
     def start(self, a_ND):
@@ -129,51 +131,66 @@ class SAE(nn.Module):
     @torch.no_grad()
     def fold(self):
         """From now on raw activations: pre, and so f and all that is measured in its unit, shrinks by the scale."""
-        for t in (self.b_enc, self.b_dec, self.threshold, getattr(self, "theta", self.scale.clone())):
+        for t in (self.b_enc, self.b_dec, self.threshold, *[self.theta] * (self.cfg.variant == "jumprelu")):
             t.div_(self.scale)
         if self.cfg.variant == "stochastic":            # gates have no unit: the same from a smaller input
             self.W_gate.mul_(self.scale)
         self.variance.div_(self.scale.square()), self.scale.fill_(1)
 
     def biases(self):
-        """Of pre and of the gates, when both read a itself: W (a - b_dec) + b = W a + (b - W b_dec)."""
-        return self.b_enc - self.W_enc @ self.b_dec, self.cfg.variant == "stochastic" and self.b_gate - self.W_gate @ self.b_dec
+        """Of pre and of the gates when they read a itself: W (a - b_dec) + b = W a + (b - W b_dec)."""
+        gated = self.cfg.variant == "stochastic"
+        return self.b_enc - self.W_enc @ self.b_dec, self.b_gate - self.W_gate @ self.b_dec if gated else None
+
+    def codes(self, a):
+        """f once trained: what a token gets does not depend on the others."""
+        cfg, a, (b_pre, b_gate) = self.cfg, a * self.scale, self.biases()
+        f = F.linear(a, self.W_enc, b_pre).relu()
+        if cfg.variant == "topk":
+            top = f.topk(cfg.k)
+            return torch.zeros_like(f).scatter(-1, top.indices, top.values)
+        if cfg.variant == "stochastic":
+            g = F.linear(a, self.W_gate, b_gate).clamp(0, 1)
+            return f * g * (g > cfg.tau)
+        return f * (f > {"batchtopk": self.threshold, "jumprelu": self.theta, "relu": 0}[cfg.variant])
+
+    def rebuild(self, f):
+        return (f @ self.W_dec + self.b_dec) / self.scale
 
     # The seam (evals.py)
     def encode(self, layer, x_BTD, mlp):
-        cfg, self.mlp = self.cfg, (mlp,)
-        a = self.read(x_BTD, mlp(x_BTD), getattr(self, "stream", None)) * self.scale
-        b_pre, b_gate = self.biases()
-        pre = F.linear(a, self.W_enc, b_pre)
-        if cfg.variant == "topk":
-            top = pre.relu().topk(cfg.k)
-            return torch.zeros_like(pre).scatter(-1, top.indices, top.values)
-        if cfg.variant == "stochastic":
-            g = F.linear(a, self.W_gate, b_gate).clamp(0, 1)
-            return pre.relu() * g * (g > cfg.tau)
-        return pre.relu() * (pre > {"batchtopk": self.threshold, "jumprelu": getattr(self, "theta", 0), "relu": 0}[cfg.variant])
+        self.mlp = (mlp,)           # for decode; in a tuple, or its weights would become the SAE's
+        return self.codes(self.read(x_BTD, mlp(x_BTD), self.stream))
 
     def decode(self, layer, f_BTF, x_BTD):
-        a_hat = (f_BTF @ self.W_dec + self.b_dec) / self.scale
-        return self.write(a_hat, self.mlp[0], getattr(self, "stream", None))
+        return self.write(self.rebuild(f_BTF), self.mlp[0], self.stream)
 
     def contrib(self, layer, f_BTF, x_BTD, units):
         own = f_BTF[..., units, None] * self.W_dec[units] / self.scale
         if self.cfg.site != "mlp_in":
             return own
-        a_hat = ((f_BTF @ self.W_dec + self.b_dec) / self.scale).unsqueeze(-2)
+        a_hat = self.rebuild(f_BTF).unsqueeze(-2)
         return self.mlp[0](a_hat) - self.mlp[0](a_hat - own)
 
+def stochastic(z_NF, cfg, t, gen):
+    """(g, masks m, importance penalty) of the gate logits z; t in [0, 1]: share of the training done."""
+    g, gamma = LowerLeaky.apply(z_NF, cfg.alpha), 1 + (cfg.gamma_end - 1) * min(1, t / 0.9)
+    r = torch.rand(g.shape, generator=gen, device=g.device) if cfg.noise else torch.zeros_like(g)
+    r[::2] = r[::2, :1]     # half of the tokens: one r for all units, or what many leave open together averages out
+    g2 = UpperLeaky.apply(z_NF, cfg.alpha).square()
+    s_F = (g2 / (g2 + gamma**2)).mean(0)
+    return g, torch.lerp(g, g.new_ones(()), r), (s_F * (1 + cfg.w_freq * torch.log2(1 + cfg.freq_a * s_F))).sum()
+
 def loss_fn(sae, a_ND, kl, t, gen):
-    """(total, its terms, which units fired) on one batch. kl(a_hat_ND): the KL that it costs the model, or None for the
-    NMSE; t in [0, 1]: share of the training done."""
-    cfg, a_ND, N = sae.cfg, a_ND * sae.scale, len(a_ND)
-    (b_pre, b_gate), W_dec = sae.biases(), sae.W_dec
-    terms, lam, penalty = {}, 0, 0
+    """(total, its terms, what `remember` wants to know) on one batch. kl(a_hat_ND): what that reconstruction costs the
+    model, or None for the NMSE; t in [0, 1]: share of the training done."""
+    cfg, a_ND, (b_pre, b_gate), W_dec = sae.cfg, a_ND * sae.scale, sae.biases(), sae.W_dec
+    nmse = lambda a_hat_ND: (a_ND - a_hat_ND).square().sum(-1).mean() / sae.variance
+    lam, penalty, faith, aux, lowest = 0, a_ND.new_zeros(()), a_ND.new_zeros(()), a_ND.new_zeros(()), sae.threshold
     if cfg.variant in ("topk", "batchtopk"):
-        a_hat, _, unit_H, f_H = fused.topk(a_ND, sae.W_enc, b_pre, W_dec, cfg.k, cfg.variant == "batchtopk")
-        on_H = f_H > 0
-        l0, fired, terms["lowest"] = on_H.sum() / N, torch.bincount(unit_H[on_H], minlength=cfg.F) > 0, f_H[on_H].min()
+        y_ND, _, unit_H, f_H = fused.topk(a_ND, sae.W_enc, b_pre, W_dec, cfg.k, cfg.variant == "batchtopk")
+        unit_H, f_H = unit_H[f_H > 0], f_H[f_H > 0]
+        l0, fired_F, lowest = a_ND.new_tensor(len(f_H) / len(a_ND)), torch.bincount(unit_H, minlength=cfg.F) > 0, f_H
     else:
         pre = F.linear(a_ND, sae.W_enc, b_pre)
         if cfg.variant == "jumprelu":
@@ -181,26 +198,22 @@ def loss_fn(sae, a_ND, kl, t, gen):
             lam, penalty = cfg.c_l0 * min(1, 2 * t), (on.sum(-1).mean() / cfg.k - 1).square()
         elif cfg.variant == "relu":
             f = pre.relu()
-            on, lam, penalty = f > 0, sae.lam, f.sum(-1).mean()
+            on, lam, penalty = f.detach() > 0, sae.lam, f.sum(-1).mean()
         else:
-            z = F.linear(a_ND, sae.W_gate, b_gate)
-            g, gamma = LowerLeaky.apply(z, cfg.alpha), 1 + (cfg.gamma_end - 1) * min(1, t / 0.9)
-            r = torch.rand(g.shape, generator=gen, device=g.device) if cfg.noise else 0
-            f = pre.relu() * (g + (1 - g) * r)
-            g2 = UpperLeaky.apply(z, cfg.alpha).square()
-            s_F = (g2 / (g2 + gamma**2)).mean(0)
-            on, lam, penalty = (g > cfg.tau) & (pre > 0), sae.lam, (s_F * (1 + cfg.w_freq * torch.log2(1 + cfg.freq_a * s_F))).sum()
-        l0, fired, a_hat = on.sum(-1, dtype=a_ND.dtype).mean(), on.any(0), f @ W_dec
-    a_hat = a_hat + sae.b_dec
-    e_ND = a_ND - a_hat.detach()
-    rec = kl(a_hat / sae.scale) if kl else (a_ND - a_hat).square().sum(-1).mean() / sae.variance
-    aux, dead = a_ND.new_zeros(()), (sae.idle >= cfg.dead * cfg.steps * cfg.N).nonzero().squeeze(1)
-    if cfg.c_aux and len(dead):
-        k_aux = min(e_ND.shape[1] // 2, len(dead))
+            v = pre.relu()
+            g, m, penalty = stochastic(F.linear(a_ND, sae.W_gate, b_gate), cfg, t, gen)
+            f, on, lam, faith = v * m, (g > cfg.tau) & (v > 0), sae.lam, nmse(v @ W_dec + sae.b_dec)
+        y_ND, l0, fired_F = f @ W_dec, on.detach().sum(-1).float().mean(), on.any(0)
+    a_hat = y_ND + sae.b_dec
+    rec = kl(a_hat / sae.scale) if kl else nmse(a_hat)
+    dead = (sae.idle >= cfg.dead * cfg.steps * cfg.N).nonzero().squeeze(1)
+    if len(dead):
+        e_ND, k_aux = (a_ND - a_hat).detach(), min(a_ND.shape[1] // 2, len(dead))
         e_hat = fused.topk(a_ND, sae.W_enc[dead], b_pre[dead], W_dec[dead], k_aux)[0]
         aux = (e_ND - e_hat).square().sum() / (e_ND - e_ND.mean(0)).square().sum()
-    total = rec + cfg.c_aux * aux + lam * penalty
-    return total, terms | dict(loss=total, rec=rec, aux=aux, penalty=lam * penalty, l0=l0, dead=len(dead)), fired
+    total = rec + cfg.c_aux * aux + cfg.c_faith * faith + lam * penalty
+    terms = dict(loss=total, rec=rec, aux=aux, faith=faith, penalty=lam * penalty, l0=l0, dead=torch.tensor(len(dead)))
+    return total, {k: v.detach() for k, v in terms.items()}, (fired_F, l0, lowest)
 
 def update(sae, opt, loss, t):
     """One step of Adam; the rows of W_dec keep norm 1: no gradient along them, and norm 1 again after the step."""
@@ -218,14 +231,13 @@ def update(sae, opt, loss, t):
     return norm
 
 @torch.no_grad()
-def remember(sae, terms, fired, N):
-    """The state beside the weights: silence of each unit, the threshold of batchtopk, the lambda that follows L0."""
+def remember(sae, fired_F, l0, lowest):
+    """The state beside the weights: silence of each unit, threshold of batchtopk, lambda of relu and stochastic."""
     cfg = sae.cfg
-    sae.idle.add_(N).masked_fill_(fired, 0)
-    if "lowest" in terms:
-        low = terms.pop("lowest")
-        sae.threshold.copy_(torch.lerp(low, sae.threshold, cfg.beta) if sae.threshold > 0 else low)
-    sae.lam.mul_((cfg.follow * (terms["l0"] / cfg.k - 1).clamp(-1, 1)).exp())
+    sae.idle.add_(cfg.N).masked_fill_(fired_F, 0)
+    if cfg.variant == "batchtopk" and lowest.numel():
+        sae.threshold.copy_(torch.lerp(lowest.min(), sae.threshold, cfg.beta if sae.threshold > 0 else 0))
+    sae.lam.mul_((cfg.follow * (l0 / cfg.k - 1).clamp(-1, 1)).exp())
 
 def examples(cfg, gpt, sae, corpus, start):
     """Training batches from step `start` on: shuffled a_ND and None, or all tokens but the first of some rows, and
@@ -234,7 +246,7 @@ def examples(cfg, gpt, sae, corpus, start):
     mlp = gpt.h[layer].mlp
     if cfg.objective == "mse":
         for x, y in activations.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start, cfg.site == "resid"):
-            yield sae.read(x[0], y[0], None), None
+            yield sae.read(x[0], y[0]), None
     for step in range(start, cfg.steps):
         with torch.no_grad():
             x, r = gpt.prefix(corpus.batch(step, max(1, cfg.N // (cfg.T - 1)), cfg.T, cfg.seed).to(W_VD.device), layer)
@@ -249,8 +261,8 @@ def examples(cfg, gpt, sae, corpus, start):
 def build(cfg, gpt):
     """A fresh SAE at the MLP that cfg names, after checking cfg against the target."""
     layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
-    limits = dict(layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf), k=(1, cfg.F),
-                  N=(1, activations.ROWS * (cfg.T - 1)))
+    limits = dict(layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf),
+                  k=(1, cfg.F), N=(1, activations.ROWS * (cfg.T - 1)))
     for name in ("F", "steps", "log_every", "save_every", *limits):
         low, high = limits.get(name, (1, math.inf))
         if not low <= (value := layer if name == "layer" else getattr(cfg, name)) <= high:
@@ -262,7 +274,7 @@ def build(cfg, gpt):
 
 def train(cfg):
     if cfg.sweep:
-        return sweep(train, cfg, "k")
+        return sweep(train, cfg, "k", cfg.F)
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     sae = build(cfg, gpt)
@@ -280,12 +292,12 @@ def train(cfg):
         t, last = step / cfg.steps, step + 1 == cfg.steps
         if not step:
             sae.start(a_ND)
-        loss, terms, fired = loss_fn(sae, a_ND, kl, t, gen)
+        loss, terms, seen = loss_fn(sae, a_ND, kl, t, gen)
         norm = update(sae, opt, loss, t)
-        remember(sae, terms, fired, len(a_ND))
+        remember(sae, *seen)
         save = last or (step + 1) % cfg.save_every == 0
         if save or step % cfg.log_every == 0:
-            row = {k: float(v) for k, v in terms.items()}
+            row = {k: v.item() for k, v in terms.items()}
             common.finite(row["loss"] + norm.item(), step, path)
             log(step=step, **row, norm=norm.item())
             bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
@@ -302,8 +314,11 @@ def summarise(cfg, gpt, sae, corpus, seconds):
     fit, test = ((corpus[s].rows(cfg.T)[:R].to(sae.b_dec.device), corpus[s].labels(cfg.T)[:R])
                  for R in [cfg.eval_tokens // cfg.T] for s in ("fit", "test"))
     lines, out = evals.replacement(sae, gpt, sae.layers[0], fit, test, corpus["test"].names, "latents")
-    out |= dict(seconds=seconds, variant=cfg.variant)
-    print(f"\nlayer {sae.layers[0]}, {cfg.site}, {cfg.variant}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s", *lines, sep="\n")
+    mlp, ends = gpt.h[sae.layers[0]].mlp, (gpt.prefix(idx_BT, sae.layers[0]) for idx_BT in test[0].split(16))
+    a_BTD = (sae.read(x, mlp(x), r)[:, 1:] for x, r in ends)
+    out |= dict(fve_site=evals.explained((a, sae.rebuild(sae.codes(a))) for a in a_BTD), seconds=seconds)
+    print(f"\nlayer {sae.layers[0]}, {cfg.variant}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s; FVE of {cfg.site} "
+          f"itself {out['fve_site']:.3f}", *lines, sep="\n")
     common.write(Path(cfg.out) / "summary.json", json.dumps(out | common.provenance(cfg, gpt), indent=1).encode())
     return out
 
