@@ -9,8 +9,8 @@
                 phi(g) = g^2 / (g^2 + gamma^2): SPD's masks and penalty (spd.py) on an SAE; --no-noise has r = 0
     loss = NMSE + c_aux AuxK + lambda penalty,  NMSE = E|a - a_hat|^2 / E|a - E a|^2  (--objective kl: KL of the logits)
     AuxK = |e - e_hat|^2 / |e - E e|^2, e = a - a_hat, e_hat from the D / 2 largest dead units, which it so revives
-Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0: every
-  variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
+Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0, whose
+  goal falls from F to k: every variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
 --site mlp_in: a is the MLP's input, and what enters the model is the MLP of a_hat; resid: a is the residual stream
   after the MLP, which a_hat replaces.
 N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a top-k keeps
@@ -64,8 +64,8 @@ class Config:
     theta: float = 1.0              # jumprelu: first threshold
     bandwidth: float = 0.5          # jumprelu: width of the kernel that lets thresholds learn
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
-    c_first: float = 1e-4           # relu, stochastic: first lambda
-    follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / k - 1))
+    c_first: float = 1e-3           # relu, stochastic: first lambda
+    follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / goal - 1))
     c_faith: float = 1.0            # stochastic: NMSE with every mask at 1, as SPD's faithfulness
     noise: bool = True              # stochastic: r ~ U(0, 1); without, r = 0
     alpha: float = 0.1              # stochastic: slope of the leaky hard sigmoids
@@ -231,13 +231,14 @@ def update(sae, opt, loss, t):
     return norm
 
 @torch.no_grad()
-def remember(sae, fired_F, l0, lowest):
+def remember(sae, t, fired_F, l0, lowest):
     """The state beside the weights: silence of each unit, threshold of batchtopk, lambda of relu and stochastic."""
     cfg = sae.cfg
     sae.idle.add_(cfg.N).masked_fill_(fired_F, 0)
     if cfg.variant == "batchtopk" and lowest.numel():
         sae.threshold.copy_(torch.lerp(lowest.min(), sae.threshold, cfg.beta if sae.threshold > 0 else 0))
-    sae.lam.mul_((cfg.follow * (l0 / cfg.k - 1).clamp(-1, 1)).exp())
+    goal = cfg.k * (cfg.F / cfg.k) ** max(0, 1 - 2 * t)         # from all units to k in the first half of the steps
+    sae.lam.mul_((cfg.follow * (l0 / goal - 1).clamp(-1, 1)).exp())
 
 def examples(cfg, gpt, sae, corpus, start):
     """Training batches from step `start` on: shuffled a_ND and None, or all tokens but the first of some rows, and
@@ -294,7 +295,7 @@ def train(cfg):
             sae.start(a_ND)
         loss, terms, seen = loss_fn(sae, a_ND, kl, t, gen)
         norm = update(sae, opt, loss, t)
-        remember(sae, *seen)
+        remember(sae, t, *seen)
         save = last or (step + 1) % cfg.save_every == 0
         if save or step % cfg.log_every == 0:
             row = {k: v.item() for k, v in terms.items()}

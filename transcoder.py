@@ -10,8 +10,8 @@
     loss = NMSE + c_aux AuxK + lambda penalty,  NMSE = E|y - y_hat|^2 / E|y - E y|^2  (--objective kl: KL of the logits)
     AuxK = |e - e_hat|^2 / |e - E e|^2, e = y - y_hat, e_hat from the D / 2 largest dead units, which it so revives
 --skip adds the affine map W_skip, from 0 on (Paulo, Shabalin, Belrose 2025, arXiv:2501.18823).
-Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0: every
-  variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
+Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0, whose
+  goal falls from F to k: every variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
 N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a top-k keeps
 
     python transcoder.py --F 1024 --k 32
@@ -63,8 +63,8 @@ class Config:
     theta: float = 1.0              # jumprelu: first threshold
     bandwidth: float = 0.5          # jumprelu: width of the kernel that lets thresholds learn
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
-    c_first: float = 1e-4           # relu, stochastic: first lambda
-    follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / k - 1))
+    c_first: float = 1e-3           # relu, stochastic: first lambda
+    follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / goal - 1))
     c_faith: float = 1.0            # stochastic: NMSE with every mask at 1, as SPD's faithfulness
     noise: bool = True              # stochastic: r ~ U(0, 1); without, r = 0
     alpha: float = 0.1              # stochastic: slope of the leaky hard sigmoids
@@ -222,13 +222,14 @@ def update(tc, opt, loss, t):
     return norm
 
 @torch.no_grad()
-def remember(tc, fired_F, l0, lowest):
+def remember(tc, t, fired_F, l0, lowest):
     """The state beside the weights: silence of each unit, threshold of batchtopk, lambda of relu and stochastic."""
     cfg = tc.cfg
     tc.idle.add_(cfg.N).masked_fill_(fired_F, 0)
     if cfg.variant == "batchtopk" and lowest.numel():
         tc.threshold.copy_(torch.lerp(lowest.min(), tc.threshold, cfg.beta if tc.threshold > 0 else 0))
-    tc.lam.mul_((cfg.follow * (l0 / cfg.k - 1).clamp(-1, 1)).exp())
+    goal = cfg.k * (cfg.F / cfg.k) ** max(0, 1 - 2 * t)         # from all units to k in the first half of the steps
+    tc.lam.mul_((cfg.follow * (l0 / goal - 1).clamp(-1, 1)).exp())
 
 def examples(cfg, gpt, tc, corpus, start):
     """Training batches from step `start` on: shuffled x_ND, y_ND, None, or all tokens but the first of some rows and
@@ -281,7 +282,7 @@ def train(cfg):
             tc.start(x_ND, y_ND)
         loss, terms, seen = loss_fn(tc, x_ND, y_ND, kl, t, gen)
         norm = update(tc, opt, loss, t)
-        remember(tc, *seen)
+        remember(tc, t, *seen)
         save = last or (step + 1) % cfg.save_every == 0
         if save or step % cfg.log_every == 0:
             row = {k: v.item() for k, v in terms.items()}

@@ -67,7 +67,7 @@ def fit(m, batches, steps):
             m.start(a)
         loss, terms, seen = sae.loss_fn(m, a, None, step / steps, gen)
         sae.update(m, opt, loss, step / steps)
-        sae.remember(m, *seen)
+        sae.remember(m, step / steps, *seen)
     return terms
 
 
@@ -191,7 +191,7 @@ def test_a_silent_unit_is_counted_and_revived(cfg):
     for step in range(2):
         loss, terms, seen = sae.loss_fn(m, a, None, 0, None)
         assert not seen[0][5] and terms["dead"] == 0 and m.idle[5] == 100 * step
-        sae.remember(m, *seen)
+        sae.remember(m, 0, *seen)
     loss, terms, seen = sae.loss_fn(m, a, None, 0, None)
     loss.backward()
     assert terms["dead"] == (m.idle >= 200).sum() > 0 and terms["aux"] > 0

@@ -65,7 +65,7 @@ def fit(m, batches, steps):
         x, y = batches(step)
         loss, terms, seen = transcoder.loss_fn(m, x, y, None, step / steps, gen)
         transcoder.update(m, opt, loss, step / steps)
-        transcoder.remember(m, *seen)
+        transcoder.remember(m, step / steps, *seen)
     return terms
 
 
@@ -188,7 +188,7 @@ def test_a_silent_unit_is_counted_and_revived(cfg):
     for step in range(2):
         loss, terms, seen = transcoder.loss_fn(m, a, a.roll(1, 1), None, 0, None)
         assert not seen[0][5] and terms["dead"] == 0 and m.idle[5] == 100 * step
-        transcoder.remember(m, *seen)
+        transcoder.remember(m, 0, *seen)
     loss, terms, seen = transcoder.loss_fn(m, a, a.roll(1, 1), None, 0, None)
     loss.backward()
     assert terms["dead"] == (m.idle >= 200).sum() > 0 and terms["aux"] > 0
