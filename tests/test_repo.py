@@ -11,9 +11,12 @@ import common
 
 ROOT = Path(__file__).parent.parent
 BUDGET = {"model.py": 220, "data.py": 300, "story.py": 400, "concepts.py": 120, "prompts.py": 100, "pretrain.py": 150,
-          "activations.py": 60, "common.py": 136, "fused.py": 250, "spd.py": 385, "evals.py": 600, "bench.py": 250}
+          "activations.py": 60, "common.py": 136, "fused.py": 250, "spd.py": 385, "evals.py": 600, "bench.py": 400,
+          "sae.py": 340, "transcoder.py": 320, "sweep.py": 60}
 # common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %.
 # spd.py: 330 and the four kinds of Gamma, of which the toys need one more than the default, and a second adversary.
+# bench.py: 250, and the activation-space methods beside public trainers.
+# sae.py and transcoder.py: 220 was for one variant; each has five, two objectives, and sae.py three sites.
 # story.py, concepts.py and prompts.py are what data.py would hold if it were one file
 TABLES = {"tinytales.py"}                                        # words and sentences, no code
 SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if p.name not in TABLES]
