@@ -56,13 +56,14 @@ class Config:
     steps: int = 2000               # training steps
     N: int = 2048                   # tokens per step
     T: int = 128                    # positions per sequence
-    lr: float = 2e-3                # warmed up over the first 5 % of the steps, falling to 0 over the last 20 %
+    lr: float = 4e-3                # warmed up over the first 5 % of the steps, falling to 0 over the last 20 %
+    enc: float = 0.5                # norm of the rows of W_enc at the start; at 1 they turn too slowly
     clip: float = 1.0               # gradient norm
     c_aux: float = 1 / 32           # AuxK
     dead: float = 0.05              # a unit is dead when silent for this share of the run's tokens
     beta: float = 0.99              # batchtopk: of the running mean of the smallest activation kept, the threshold
-    theta: float = 1.0              # jumprelu: first threshold
-    bandwidth: float = 0.5          # jumprelu: width of the kernel that lets thresholds learn
+    theta: float = 0.5              # jumprelu: first threshold
+    bandwidth: float = 0.2          # jumprelu: width of the kernel that lets thresholds learn
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
     c_first: float = 1e-3           # relu, stochastic: first lambda
     follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / goal - 1))
@@ -102,7 +103,7 @@ class SAE(nn.Module):
         self.cfg, self.layers = cfg, [layer]
         self.params_F = torch.full((cfg.F,), (3 if cfg.variant == "stochastic" else 2) * D)
         W_FD = F.normalize(torch.randn(cfg.F, D, generator=gen), dim=-1)
-        self.W_enc, self.b_enc = nn.Parameter(W_FD.clone()), nn.Parameter(torch.zeros(cfg.F))
+        self.W_enc, self.b_enc = nn.Parameter(cfg.enc * W_FD), nn.Parameter(torch.zeros(cfg.F))
         self.W_dec, self.b_dec = nn.Parameter(W_FD), nn.Parameter(torch.zeros(D))
         self.theta = nn.Parameter(torch.full((cfg.F,), cfg.theta)) if cfg.variant == "jumprelu" else 0
         if cfg.variant == "stochastic":

@@ -250,7 +250,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
     cfg = dataclasses.replace(cfg, **change)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     transcoder.train(whole)
-    code = (f"import os, activations, common, sae\nsave, activations.ROWS = common.save, 8\n"
+    code = (f"import os, activations, common, transcoder\nsave, activations.ROWS = common.save, 8\n"
             f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n"
             f"    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
             f"common.save = stop\ntranscoder.train(transcoder.Config(**{vars(cfg)!r}))")
