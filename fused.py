@@ -89,7 +89,7 @@ def kl_unembed(clean, h, W) -> Tensor:
     h_clean, lse_clean, mean_clean = clean
     return log_partition(h, W)[0] - lse_clean - ((h - h_clean) * mean_clean).sum(-1)
 
-def select(x_ND, W_FD, b_F, k, rows=128) -> tuple[Tensor, Tensor]:
+def select(x_ND, W_FD, b_F, k, rows=256) -> tuple[Tensor, Tensor]:
     """Units and values, (N, k) each in no order, of the k largest of x W^T + b at each position, without gradients.
 
     `rows` positions at a time in one buffer that stays in the cache: the (N, F) matrix is never in memory as a whole.

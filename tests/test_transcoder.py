@@ -260,7 +260,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
         transcoder.train(dataclasses.replace(cfg, resume=True))
         (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "transcoder.safetensors") for c in (whole, cfg))
         assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()
-        assert all(torch.equal(a[k], b[k]) for k in a)
+        assert all(torch.equal(a[k], b[k]) for k in a) and a["tc.scale"] == 1      # saved folded
         assert (Path(whole.out) / "log.jsonl").read_text() == (Path(cfg.out) / "log.jsonl").read_text()
 
 
