@@ -130,14 +130,14 @@ def select_batch(x_ND, W_FD, b_F, k) -> tuple[Tensor, Tensor, Tensor]:
 
 class _TopK(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, W_enc, b_enc, W_dec, k, batch):
+    def forward(ctx, x, W_enc, b_enc, W_dec, k, batch, relu):
         if batch:
             token, unit, f = select_batch(x, W_enc, b_enc, k)
         else:
             unit, f = (t.flatten() for t in select(x, W_enc, b_enc, k))
             token = torch.arange(len(x)).repeat_interleave(k)
-        f.relu_()
-        ctx.start = _starts(token, len(x))
+        f = f.relu_() if relu else f
+        ctx.relu, ctx.start = relu, _starts(token, len(x))
         ctx.save_for_backward(x, W_enc, W_dec, token, unit, f)
         ctx.mark_non_differentiable(token, unit)
         return _bags(unit, W_dec, ctx.start, f), token, unit, f
@@ -148,12 +148,12 @@ class _TopK(torch.autograd.Function):
         with torch.enable_grad():           # each hit's share of df is dy[token] . W_dec[unit]: embedding_bag's own
             weight = torch.ones_like(f).requires_grad_()
             dots, = torch.autograd.grad(_bags(unit, W_dec, ctx.start, weight), weight, dy)
-        dpre = (dots + df) * (f > 0)
+        dpre = (dots + df) * (f > 0) if ctx.relu else dots + df
         order = unit.argsort(stable=True)   # sorted once, the hits of a unit are a bag: both gradients cost H, not N F
         start, token_s = _starts(unit, len(W_enc)), token[order]
         dW_enc, dW_dec = _bags(token_s, x, start, dpre[order]), _bags(token_s, dy, start, f[order])
         dx = _bags(unit, W_enc, ctx.start, dpre) if ctx.needs_input_grad[0] else None
-        return dx, dW_enc, dpre.new_zeros(len(W_enc)).index_add_(0, unit, dpre), dW_dec, None, None
+        return dx, dW_enc, dpre.new_zeros(len(W_enc)).index_add_(0, unit, dpre), dW_dec, None, None, None
 
 def _starts(bag, n):    # where each of n bags begins among hits sorted by bag
     count = torch.bincount(bag, minlength=n)
@@ -162,20 +162,21 @@ def _starts(bag, n):    # where each of n bags begins among hits sorted by bag
 def _bags(row_H, W, start, weight_H):   # (bags, D): the weighted sum of the rows of W in each bag
     return embedding_bag(row_H, W, start, mode="sum", per_sample_weights=weight_H)
 
-def topk(x, W_enc, b_enc, W_dec, k, batch=False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def topk(x, W_enc, b_enc, W_dec, k, batch=False, relu=True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y = f W_dec (N, D_out), and f as its H = N k hits, in the order of the positions: position, unit, value (H) each.
 
     f keeps the k largest of relu(x W_enc^T + b_enc) at each position (so f.view(N, k)); batch: the N k largest of the
-    whole batch. x (N, D), W_enc (F, D), W_dec (F, D_out). What is not kept costs no product but the encoder's."""
+    whole batch. x (N, D), W_enc (F, D), W_dec (F, D_out). What is not kept costs no product but the encoder's. Without
+    relu values stay as they are, negative ones too."""
     if x.is_cuda:                           # there dense products and torch.topk beat bags and sorting
-        return _dense_topk(x, W_enc, b_enc, W_dec, k, batch)
-    return _TopK.apply(x, W_enc, b_enc, W_dec, k, batch)
+        return _dense_topk(x, W_enc, b_enc, W_dec, k, batch, relu)
+    return _TopK.apply(x, W_enc, b_enc, W_dec, k, batch, relu)
 
-def _dense_topk(x, W_enc, b_enc, W_dec, k, batch):
-    pre = (x @ W_enc.T + b_enc).relu()
+def _dense_topk(x, W_enc, b_enc, W_dec, k, batch, relu=True):
+    pre = x @ W_enc.T + b_enc
     hits = (pre.flatten() if batch else pre).topk(len(x) * k if batch else k, sorted=False).indices
     hits = hits if batch else hits + torch.arange(len(x), device=x.device).unsqueeze(1) * len(W_enc)
     hits = hits.flatten().sort().values
     token, unit = hits // len(W_enc), hits % len(W_enc)
-    f = pre[token, unit]
+    f = pre[token, unit].relu() if relu else pre[token, unit]
     return torch.zeros_like(pre).index_put((token, unit), f) @ W_dec, token, unit, f

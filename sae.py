@@ -60,7 +60,7 @@ class Config:
     enc: float = 0.5                # norm of the rows of W_enc at the start; at 1 they turn too slowly
     clip: float = 1.0               # gradient norm
     c_aux: float = 1 / 32           # AuxK
-    dead: float = 0.05              # a unit is dead when silent for this share of the run's tokens
+    dead: int = 20_000              # a unit silent for this many tokens is dead (evals.py: on at 2 of 10,000 is alive)
     beta: float = 0.99              # batchtopk: of the running mean of the smallest activation kept, the threshold
     theta: float = 0.5              # jumprelu: first threshold
     bandwidth: float = 0.2          # jumprelu: width of the kernel that lets thresholds learn
@@ -207,10 +207,10 @@ def loss_fn(sae, a_ND, kl, t, gen):
         y_ND, l0, fired_F = f @ W_dec, on.detach().sum(-1).float().mean(), on.any(0)
     a_hat = y_ND + sae.b_dec
     rec = kl(a_hat / sae.scale) if kl else nmse(a_hat)
-    dead = (sae.idle >= cfg.dead * cfg.steps * cfg.N).nonzero().squeeze(1)
+    dead = (sae.idle >= cfg.dead).nonzero().squeeze(1)
     if len(dead):
         e_ND, k_aux = (a_ND - a_hat).detach(), min(a_ND.shape[1] // 2, len(dead))
-        e_hat = fused.topk(a_ND, sae.W_enc[dead], b_pre[dead], W_dec[dead], k_aux)[0]
+        e_hat = fused.topk(a_ND, sae.W_enc[dead], b_pre[dead], W_dec[dead], k_aux, relu=False)[0]
         aux = (e_ND - e_hat).square().sum() / (e_ND - e_ND.mean(0)).square().sum()
     total = rec + cfg.c_aux * aux + cfg.c_faith * faith + lam * penalty
     terms = dict(loss=total, rec=rec, aux=aux, faith=faith, penalty=lam * penalty, l0=l0, dead=torch.tensor(len(dead)))

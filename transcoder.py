@@ -59,7 +59,7 @@ class Config:
     enc: float = 0.5                # norm of the rows of W_enc at the start; at 1 they turn too slowly
     clip: float = 1.0               # gradient norm
     c_aux: float = 1 / 32           # AuxK
-    dead: float = 0.05              # a unit is dead when silent for this share of the run's tokens
+    dead: int = 20_000              # a unit silent for this many tokens is dead (evals.py: on at 2 of 10,000 is alive)
     beta: float = 0.99              # batchtopk: of the running mean of the smallest activation kept, the threshold
     theta: float = 0.5              # jumprelu: first threshold
     bandwidth: float = 0.2          # jumprelu: width of the kernel that lets thresholds learn
@@ -198,10 +198,10 @@ def loss_fn(tc, x_ND, y_ND, kl, t, gen):
         y_hat, l0, fired_F = f @ W_dec, on.detach().sum(-1).float().mean(), on.any(0)
     y_hat = y_hat + tc.affine(x_ND)
     rec = kl(y_hat / tc.scale) if kl else nmse(y_hat)
-    dead = (tc.idle >= cfg.dead * cfg.steps * cfg.N).nonzero().squeeze(1)
+    dead = (tc.idle >= cfg.dead).nonzero().squeeze(1)
     if len(dead):
         e_ND, k_aux = (y_ND - y_hat).detach(), min(y_ND.shape[1] // 2, len(dead))
-        e_hat = fused.topk(x_ND, tc.W_enc[dead], tc.b_enc[dead], W_dec[dead], k_aux)[0]
+        e_hat = fused.topk(x_ND, tc.W_enc[dead], tc.b_enc[dead], W_dec[dead], k_aux, relu=False)[0]
         aux = (e_ND - e_hat).square().sum() / (e_ND - e_ND.mean(0)).square().sum()
     total = rec + cfg.c_aux * aux + cfg.c_faith * faith + lam * penalty
     terms = dict(loss=total, rec=rec, aux=aux, faith=faith, penalty=lam * penalty, l0=l0, dead=torch.tensor(len(dead)))

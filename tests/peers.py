@@ -1,8 +1,8 @@
 """Our SAEs against public trainers: TopK and JumpReLU of dictionary-learning, TopK of eai-sparsify, on one file of this
 target's activations, with the same width, sparsity, batches, schedule and learning rates to choose from. Prints the FVE
 of each on held-out tokens; exit code 1 if ours is more than 0.005 below one of theirs.
-Each trainer is used as its own documentation has it: dictionary-learning's on activations of mean square norm 1, the
-warm-up, decay and rule for dead units set to ours; sparsify's SparseCoder in the loop of its Trainer, with Adam and AuxK.
+Each trainer is used as its own code has it: dictionary-learning's on activations of mean square norm 1, sparsify's
+SparseCoder in the loop of its Trainer, with Adam and AuxK; warm-up, decay and the rule for dead units are ours for all.
 A package that is not installed is named, and its rows are left out.
 
     python -m venv venv-peers && venv-peers/bin/pip install -r requirements.txt dictionary-learning eai-sparsify
@@ -37,7 +37,8 @@ class Config:
     seed: int = 0                   # of every trainer
 
 
-AUX, WARM, DECAY, DEAD = 1 / 32, 0.05, 0.8, 0.05    # shares of the run, as in sae.py
+AUX, DEAD = sae.Config.c_aux, sae.Config.dead
+WARM, DECAY = 0.05, 0.8         # the schedule of sae.update, in shares of the run
 MARGIN = 0.005
 
 
@@ -62,7 +63,7 @@ def dictionary_learning_topk(a_ND, F, k, steps, lr, seed):
     trainer = TopKTrainer(steps=steps, activation_dim=a_ND.shape[1], dict_size=F, k=k, layer=0, lm_name="", lr=lr,
                           auxk_alpha=AUX, warmup_steps=max(1, int(WARM * steps)), decay_start=int(DECAY * steps),
                           seed=seed, device="cpu")
-    trainer.dead_feature_threshold = DEAD * steps * len(a_ND)
+    trainer.dead_feature_threshold = DEAD
     scale = a_ND.square().sum(-1).mean() ** -0.5
     return (lambda step, a: trainer.update(step, a * scale), lambda a: trainer.ae(a * scale) / scale,
             lambda a: trainer.ae.encode(a * scale))
@@ -90,7 +91,7 @@ def sparsify_topk(a_ND, F, k, steps, lr, seed):
 
     def update(step, a):
         m.set_decoder_norm_to_unit_norm()
-        out = m(a, dead_mask=idle > DEAD * steps * len(a))
+        out = m(a, dead_mask=idle > DEAD)
         (out.fvu + AUX * out.auxk_loss).backward()
         m.remove_gradient_parallel_to_decoder_directions()
         opt.step(), opt.zero_grad(), plan.step()

@@ -78,9 +78,9 @@ def test_kl_unembed():
     assert fused.kl_unembed(clean, h_clean, W).abs().max() < 1e-12
 
 
-def naive_topk(x, W_enc, b_enc, W_dec, k, batch):
+def naive_topk(x, W_enc, b_enc, W_dec, k, batch, relu):
     """Dense, with python's sorted as the selector: y, and f (N, F)."""
-    pre = (x @ W_enc.T + b_enc).relu()
+    pre = (x @ W_enc.T + b_enc).relu() if relu else x @ W_enc.T + b_enc
     rows = [pre.flatten()] if batch else pre
     largest = lambda row, n: sorted(range(len(row)), key=lambda i: -row[i].item())[:n]
     kept = torch.stack([torch.zeros_like(row).index_fill(0, torch.tensor(largest(row, k * len(x) // len(rows))), 1)
@@ -95,12 +95,12 @@ def put(shape, token, unit, f):
     return torch.zeros(shape, dtype=f.dtype).index_put((token, unit), f)
 
 
-@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("batch, relu", [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("N, F, k", [(5, 12, 1), (7, 24, 3), (300, 32, 2), (3, 13, 4), (4, 6, 6), (6, 64, 2)])
-def test_topk_equals_sorted_values_and_gradients(N, F, k, batch):
+def test_topk_equals_sorted_values_and_gradients(N, F, k, batch, relu):
     inputs = rand(N, 4), rand(F, 4), rand(F), rand(F, 5)
-    y, *hits = fused.topk(*inputs, k, batch)
-    twin, f_twin = naive_topk(*inputs, k, batch)
+    y, *hits = fused.topk(*inputs, k, batch, relu)
+    twin, f_twin = naive_topk(*inputs, k, batch, relu)
     assert [len(t) for t in hits] == [N * k] * 3
     f_NF = put((N, F), *hits)
     assert torch.allclose(f_NF, f_twin) and torch.allclose(y, twin)
@@ -108,7 +108,7 @@ def test_topk_equals_sorted_values_and_gradients(N, F, k, batch):
     got = torch.autograd.grad((y * cot).sum() + (f_NF * cot_f).sum(), inputs)
     want = torch.autograd.grad((twin * cot).sum() + (f_twin * cot_f).sum(), inputs)
     assert all(torch.allclose(a, b, atol=1e-5, rtol=0) for a, b in zip(got, want))
-    y_dense, *hits = fused._dense_topk(*inputs, k, batch)           # what a GPU gets
+    y_dense, *hits = fused._dense_topk(*inputs, k, batch, relu)           # what a GPU gets
     assert torch.allclose(y_dense, y) and torch.allclose(put((N, F), *hits), f_NF)
 
 

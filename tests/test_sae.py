@@ -16,6 +16,7 @@ import activations
 import common
 import evals
 import sae
+import sweep
 from model import GPT, GPTConfig
 from sae import SAE, Config
 
@@ -40,7 +41,7 @@ def target(tmp_path_factory):
 def cfg(target, tmp_path, monkeypatch):
     monkeypatch.setattr(activations, "ROWS", 8)
     return Config(model=str(target), data=str(target / "x.bin"), out=str(tmp_path / "run"), device="cpu", F=24, k=3,
-                  N=40, T=T, steps=6, lr=1e-2, dead=0.3, log_every=1, save_every=2, eval_tokens=120)
+                  N=40, T=T, steps=6, lr=1e-2, dead=72, log_every=1, save_every=2, eval_tokens=120)
 
 
 def started(cfg, a, k=3, **change):
@@ -131,6 +132,8 @@ def test_folded_it_reads_raw_activations_and_does_the_same(cfg, target, variant,
     idx = torch.randint(0, V, (3, T), generator=torch.Generator().manual_seed(0))
     m.start(5 * rand(100, D))
     m.threshold.fill_(0.2)
+    for p in (m.b_enc, *([m.b_gate] if variant == "stochastic" else [])):
+        p.data += 0.1 * rand(m.cfg.F)
     x, before = evals.clean(m, gpt, idx, 1)
     y, scale = m.decode(1, before, x), m.scale.item()
     m.fold()
@@ -185,7 +188,7 @@ def test_decoder_rows_have_norm_one_after_each_step(cfg, variant):
 
 def test_a_silent_unit_is_counted_and_revived(cfg):
     a = rand(100, D)
-    m = started(cfg, a, steps=10, N=100, dead=0.2, F=12, k=2)
+    m = started(cfg, a, steps=10, N=100, dead=200, F=12, k=2)
     m.W_enc.data[5] *= 0.01                                     # positive now and then, never among the k largest
     m.b_enc.data[5] = m.W_enc.data[5] @ m.b_dec.data
     for step in range(2):
@@ -263,7 +266,7 @@ def test_evaluation_touches_neither_state_nor_random_numbers(cfg, target, varian
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-@pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=0.2), dict(variant="stochastic", site="resid"),
+@pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=40), dict(variant="stochastic", site="resid"),
                                     dict(variant="jumprelu", objective="kl", site="mlp_in")])
 def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
     cfg = dataclasses.replace(cfg, **change)
@@ -298,6 +301,12 @@ def test_sweep_saves_data_and_picture(cfg):
     assert [run["k"] for run in runs] == [1, 2, 4, 8, 16]
     assert json.loads((Path(cfg.out) / "sweep.json").read_text()) == json.loads(json.dumps(runs))
     assert (Path(cfg.out) / "sweep.png").stat().st_size > 1000
+
+
+def test_sweep_sorts_by_l0_and_takes_a_value_that_is_missing(tmp_path):
+    runs = sweep.sweep(lambda cfg: (None, dict(l0=100 / cfg.k, ce_recovered=None, fve=.5, dead_fraction=0.)),
+                       Config(k=8, out=str(tmp_path)), "k")
+    assert [run["k"] for run in runs] == [32, 16, 8, 4, 2] and (tmp_path / "sweep.png").exists()
 
 
 def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):

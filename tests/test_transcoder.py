@@ -40,7 +40,7 @@ def target(tmp_path_factory):
 def cfg(target, tmp_path, monkeypatch):
     monkeypatch.setattr(activations, "ROWS", 8)
     return Config(model=str(target), data=str(target / "x.bin"), out=str(tmp_path / "run"), device="cpu", F=24, k=3,
-                  N=40, T=T, steps=6, lr=1e-2, dead=0.3, log_every=1, save_every=2, eval_tokens=120)
+                  N=40, T=T, steps=6, lr=1e-2, dead=72, log_every=1, save_every=2, eval_tokens=120)
 
 
 def started(cfg, x, y, k=3, **change):
@@ -139,6 +139,14 @@ def test_skip_alone_fits_a_linear_map(cfg):
     assert (y - (x @ A + b)).norm() < 0.05 * (x @ A + b).norm()
 
 
+def test_pre_and_output_start_centred(cfg):
+    x, y = 3 + rand(100, D), 5 + rand(100, D, seed=1)
+    m = Transcoder(cfg, D, torch.Generator())
+    m.start(x, y)
+    assert torch.allclose(F.linear(x * m.scale_in, m.W_enc, m.b_enc).mean(0), torch.zeros(cfg.F), atol=1e-5)
+    assert torch.allclose(m.b_dec / m.scale, y.mean(0), atol=1e-5)
+
+
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_folded_it_reads_raw_activations_and_does_the_same(cfg, variant, skip):
@@ -182,7 +190,7 @@ def test_decoder_rows_have_norm_one_after_each_step(cfg, variant):
 
 def test_a_silent_unit_is_counted_and_revived(cfg):
     a = rand(100, D)
-    m = started(cfg, a, a.roll(1, 1), steps=10, N=100, dead=0.2, F=12, k=2)
+    m = started(cfg, a, a.roll(1, 1), steps=10, N=100, dead=200, F=12, k=2)
     m.W_enc.data[5] *= 0.01                                     # positive now and then, never among the k largest
     m.b_enc.data[5] = 0
     for step in range(2):
@@ -244,7 +252,7 @@ def test_evaluation_touches_neither_state_nor_random_numbers(cfg, target, varian
     assert torch.equal(torch.get_rng_state(), rng)
 
 
-@pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=0.2), dict(variant="stochastic", skip=True),
+@pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=40), dict(variant="stochastic", skip=True),
                                     dict(variant="jumprelu", objective="kl")])
 def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
     cfg = dataclasses.replace(cfg, **change)
