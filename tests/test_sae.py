@@ -189,8 +189,7 @@ def test_decoder_rows_have_norm_one_after_each_step(cfg, variant):
 def test_a_silent_unit_is_counted_and_revived(cfg):
     a = rand(100, D)
     m = started(cfg, a, steps=10, N=100, dead=200, F=12, k=2)
-    m.W_enc.data[5] *= 0.01                                     # positive now and then, never among the k largest
-    m.b_enc.data[5] = m.W_enc.data[5] @ m.b_dec.data
+    m.b_enc.data[5] = -20                                       # negative everywhere, and revived all the same
     for step in range(2):
         loss, terms, seen = sae.loss_fn(m, a, None, 0, None)
         assert not seen[0][5] and terms["dead"] == 0 and m.idle[5] == 100 * step

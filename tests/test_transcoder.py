@@ -191,8 +191,7 @@ def test_decoder_rows_have_norm_one_after_each_step(cfg, variant):
 def test_a_silent_unit_is_counted_and_revived(cfg):
     a = rand(100, D)
     m = started(cfg, a, a.roll(1, 1), steps=10, N=100, dead=200, F=12, k=2)
-    m.W_enc.data[5] *= 0.01                                     # positive now and then, never among the k largest
-    m.b_enc.data[5] = 0
+    m.b_enc.data[5] = -20                                       # negative everywhere, and revived all the same
     for step in range(2):
         loss, terms, seen = transcoder.loss_fn(m, a, a.roll(1, 1), None, 0, None)
         assert not seen[0][5] and terms["dead"] == 0 and m.idle[5] == 100 * step
