@@ -7,20 +7,22 @@
     stochastic  f = relu(pre) m, m = g + (1 - g) r, r ~ U(0, 1), g = clamp(W_gate (a - b_dec) + b_gate, 0, 1); later:
                 f = relu(pre) g 1[g > tau]; penalty sum_f s_f (1 + w_freq log2(1 + freq_a s_f)), s_f = E phi(g_f),
                 phi(g) = g^2 / (g^2 + gamma^2): SPD's masks and penalty (spd.py) on an SAE; --no-noise has r = 0
-    loss = NMSE + c_aux AuxK + lambda penalty,  NMSE = E|a - a_hat|^2 / E|a - E a|^2  (--objective kl: KL of the logits)
-    AuxK = |e - e_hat|^2 / |e - E e|^2, e = a - a_hat, e_hat from the D / 2 largest dead units, which it so revives
+                half of the tokens share one r among all units, or the many that it leaves half open average out
+    loss = NMSE + c_aux AuxK + lambda penalty (+ c_faith NMSE at m = 1: stochastic), --objective kl: KL for the first
+    NMSE = E|a - a_hat|^2 / E|a - E a|^2
+    AuxK = |e - e_hat|^2 / |e - E e|^2, e = a - a_hat, e_hat from the D / 2 largest pre of dead units: it revives them
 Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0, whose
   goal falls from F to k: every variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
 --site mlp_in: a is the MLP's input, and what enters the model is the MLP of a_hat; resid: a is the residual stream
   after the MLP, which a_hat replaces.
 N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a top-k keeps
 
-    python sae.py --F 1024 --k 16
+    python sae.py --F 1024 --k 16       # 55 s on one core: CE recovered 0.996, FVE 0.963 at L0 16, no unit dead
 """
 import json
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -177,7 +179,7 @@ def stochastic(z_NF, cfg, t, gen):
     """(g, masks m, importance penalty) of the gate logits z; t in [0, 1]: share of the training done."""
     g, gamma = LowerLeaky.apply(z_NF, cfg.alpha), 1 + (cfg.gamma_end - 1) * min(1, t / 0.9)
     r = torch.rand(g.shape, generator=gen, device=g.device) if cfg.noise else torch.zeros_like(g)
-    r[::2] = r[::2, :1]     # half of the tokens: one r for all units, or what many leave open together averages out
+    r[::2] = r[::2, :1]     # one r for all units: independent ones never switch many off together
     g2 = UpperLeaky.apply(z_NF, cfg.alpha).square()
     s_F = (g2 / (g2 + gamma**2)).mean(0)
     return g, torch.lerp(g, g.new_ones(()), r), (s_F * (1 + cfg.w_freq * torch.log2(1 + cfg.freq_a * s_F))).sum()

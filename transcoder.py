@@ -7,8 +7,10 @@
     stochastic  f = relu(pre) m, m = g + (1 - g) r, r ~ U(0, 1), g = clamp(W_gate x + b_gate, 0, 1); later:
                 f = relu(pre) g 1[g > tau]; penalty sum_f s_f (1 + w_freq log2(1 + freq_a s_f)), s_f = E phi(g_f),
                 phi(g) = g^2 / (g^2 + gamma^2): SPD's masks and penalty (spd.py) on a transcoder; --no-noise has r = 0
-    loss = NMSE + c_aux AuxK + lambda penalty,  NMSE = E|y - y_hat|^2 / E|y - E y|^2  (--objective kl: KL of the logits)
-    AuxK = |e - e_hat|^2 / |e - E e|^2, e = y - y_hat, e_hat from the D / 2 largest dead units, which it so revives
+                half of the tokens share one r among all units, or the many that it leaves half open average out
+    loss = NMSE + c_aux AuxK + lambda penalty (+ c_faith NMSE at m = 1: stochastic), --objective kl: KL for the first
+    NMSE = E|y - y_hat|^2 / E|y - E y|^2
+    AuxK = |e - e_hat|^2 / |e - E e|^2, e = y - y_hat, e_hat from the D / 2 largest pre of dead units: it revives them
 --skip adds the affine map W_skip, from 0 on (Paulo, Shabalin, Belrose 2025, arXiv:2501.18823).
 Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0, whose
   goal falls from F to k: every variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
@@ -19,7 +21,7 @@ N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a to
 import json
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +44,7 @@ class Config:
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
-    out: str = "runs/transcoder"           # folder for the checkpoint, log.jsonl and summary.json
+    out: str = "runs/transcoder"    # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # of the initialisation, the batches and the noise
@@ -150,16 +152,15 @@ class Transcoder(nn.Module):
         return f * (f > {"batchtopk": self.threshold, "jumprelu": self.theta, "relu": 0}[cfg.variant])
 
     def affine(self, x):
-        """What y_hat has beside the units; x in its scale."""
-        return self.b_dec if self.W_skip is None else torch.addmm(self.b_dec, x, self.W_skip)
+        """What y_hat has beside the units."""
+        return self.b_dec if self.W_skip is None else self.b_dec + x @ self.W_skip
 
     # The seam (evals.py)
     def encode(self, layer, x_BTD, mlp):
         return self.codes(x_BTD)
 
     def decode(self, layer, f_BTF, x_BTD):
-        rest = self.affine((x_BTD * self.scale_in).flatten(0, -2))
-        return (f_BTF @ self.W_dec + (rest if self.W_skip is None else rest.view_as(x_BTD))) / self.scale
+        return (f_BTF @ self.W_dec + self.affine(x_BTD * self.scale_in)) / self.scale
 
     def contrib(self, layer, f_BTF, x_BTD, units):
         return f_BTF[..., units, None] * self.W_dec[units] / self.scale
@@ -168,7 +169,7 @@ def stochastic(z_NF, cfg, t, gen):
     """(g, masks m, importance penalty) of the gate logits z; t in [0, 1]: share of the training done."""
     g, gamma = LowerLeaky.apply(z_NF, cfg.alpha), 1 + (cfg.gamma_end - 1) * min(1, t / 0.9)
     r = torch.rand(g.shape, generator=gen, device=g.device) if cfg.noise else torch.zeros_like(g)
-    r[::2] = r[::2, :1]     # half of the tokens: one r for all units, or what many leave open together averages out
+    r[::2] = r[::2, :1]     # one r for all units: independent ones never switch many off together
     g2 = UpperLeaky.apply(z_NF, cfg.alpha).square()
     s_F = (g2 / (g2 + gamma**2)).mean(0)
     return g, torch.lerp(g, g.new_ones(()), r), (s_F * (1 + cfg.w_freq * torch.log2(1 + cfg.freq_a * s_F))).sum()
