@@ -1,6 +1,7 @@
 """The target's activations at its MLPs, as the activation-space methods train on them: one token, one example.
 
-    x = the MLP's input after LayerNorm, y = its output, at every token but the first of a row
+    x = the MLP's input after LayerNorm, y = its output, at every token but the first of a row; stream: y is the
+    residual stream that the output is added to, after the addition
 B sequences, T positions, N tokens of a batch, L layers, D residual width
 """
 import torch
@@ -11,20 +12,21 @@ ROWS = 512          # sequences whose tokens are shuffled together; 127 tokens e
 
 
 @torch.no_grad()
-def at_mlps(gpt, idx_BT, layers):
+def at_mlps(gpt, idx_BT, layers, stream=False):
     """Input x and output y of the MLPs of `layers` (ascending) at every token but the first of a row, one clean pass
     without the unembedding: two of shape (L, B (T - 1), D)."""
     (x_BTD, r_BTD), xs, ys = gpt.prefix(idx_BT, layers[0]), [], []
     for layer in range(layers[0], layers[-1] + 1):
         y_BTD = gpt.h[layer].mlp(x_BTD)
         if layer in layers:
-            xs.append(x_BTD[:, 1:].flatten(0, 1)), ys.append(y_BTD[:, 1:].flatten(0, 1))
+            out_BTD = r_BTD + y_BTD if stream else y_BTD
+            xs.append(x_BTD[:, 1:].flatten(0, 1)), ys.append(out_BTD[:, 1:].flatten(0, 1))
         if layer < layers[-1]:
             x_BTD, r_BTD = gpt.h[layer + 1].to_mlp(r_BTD + y_BTD)
     return torch.stack(xs), torch.stack(ys)
 
 
-def batches(gpt, corpus, layers, T, N, seed, start=0):
+def batches(gpt, corpus, layers, T, N, seed, start=0, stream=False):
     """Endless training batches (x_LND, y_LND) from step `start` on: tokens of ROWS sequences of the corpus at a time,
     in random order, each token once an epoch but for less than N at the end of each shuffle. What step s gets depends
     on the arguments and s alone: a resumed run sees what the killed one would have. Memory: 2 L ROWS T D floats.
@@ -36,7 +38,7 @@ def batches(gpt, corpus, layers, T, N, seed, start=0):
     while True:
         turn = step // steps
         idx_RT = corpus.batch(turn, ROWS, T, seed).to(device)
-        parts = [at_mlps(gpt, idx_BT, layers) for idx_BT in idx_RT.split(16)]
+        parts = [at_mlps(gpt, idx_BT, layers, stream) for idx_BT in idx_RT.split(16)]
         x_LND, y_LND = (torch.cat(part, 1) for part in zip(*parts))
         order = torch.randperm(x_LND.shape[1], generator=common.generator(seed, f"shuffle {turn}")).to(device)
         for step in range(step, (turn + 1) * steps):

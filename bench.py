@@ -8,6 +8,9 @@ B sequences, T positions, D residual width, M MLP hidden width, C components of 
 
     python bench.py spd                 # the default job of spd.py, and what each of its savings is worth
     python bench.py spd --yardstick     # the shapes on which a public implementation was timed, beside plain code
+    python bench.py sae                 # a step of each variant at two widths; transcoder likewise
+    python bench.py sae --peers         # beside dictionary-learning's and eai-sparsify's (tests/peers.py says how to
+                                        # install them), on the same activations
 """
 import functools, subprocess, sys, time, torch, torch.nn.functional as F
 from contextlib import contextmanager, nullcontext
@@ -15,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from torch.utils.flop_counter import FlopCounterMode
-import common, data, fused, spd
+import common, data, fused, sae, spd, transcoder
 from model import GPT, GPTConfig, default_layer
 
 @dataclass
@@ -23,6 +26,7 @@ class Config:
     model: str = "target"       # folder of the GPT-2 whose MLP is taken apart
     rounds: int = 9             # measurements of everything; the medians are printed
     yardstick: bool = False     # the public implementation's shapes and losses, instead of the default job
+    peers: bool = False         # sae: public trainers beside ours
     device: str = "auto"        # auto, cpu, cuda
 
 PUBLIC_MS = 755                 # a step of the public implementation in the yardstick's job, with 2 threads
@@ -82,13 +86,14 @@ def as_installed(memory=True):
         switch.fp32_precision = was
         common.keep_memory()
 
-def peak_gib(cfg) -> float:
-    """Peak memory of a fresh process that takes four steps of the default job. To be asked before anything large is
-    done here: Linux lets a process inherit its parent's peak."""
+def peak_gib(cfg, step="bench.stepper(*bench.default_job(cfg), bench.losses)") -> float:
+    """Peak memory of a fresh process that takes four of these steps. To be asked before anything large is done here:
+    Linux lets a process inherit its parent's peak."""
     code = f"""import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import bench
-step = bench.stepper(*bench.default_job(bench.Config(model={cfg.model!r}, device={cfg.device!r})), bench.losses)
+cfg = bench.{cfg}
+step = {step}
 [step() for _ in range(4)]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"""
     out = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
@@ -236,7 +241,84 @@ def bench_yardstick(cfg):
     fixed[f"the products of spd.py alone: {flops / 1e9:.1f} GFLOP at {best / 1e9:.0f} GFLOP/s"] = flops / best
     show(seconds | {name: [s] * cfg.rounds for name, s in fixed.items()})
 
-JOBS = {"spd": lambda cfg: (bench_yardstick if cfg.yardstick else bench_spd)(cfg)}
+# The activation-space methods. STEPS names for each a function that builds step(), one training step on random
+# activations of width D with the given fields of its Config, and its variants.
+def sae_step(device, D=128, **fields):
+    m = sae.SAE(sae.Config(**fields), D, common.generator(0, "init")).to(device)
+    m.start(a_ND := torch.randn(m.cfg.N, D, device=device))
+    return act_step(sae, m, [a_ND])
+
+def transcoder_step(device, D=128, **fields):
+    m = transcoder.Transcoder(transcoder.Config(**fields), D, common.generator(0, "init")).to(device)
+    m.start(x_ND := torch.randn(m.cfg.N, D, device=device), y_ND := torch.randn(m.cfg.N, D, device=device))
+    return act_step(transcoder, m, [x_ND, y_ND])
+
+def act_step(method, m, batch):
+    opt, gen = torch.optim.Adam(m.parameters(), fused=True), common.generator(0, "noise", batch[0].device)
+    def step():
+        loss, terms, seen = method.loss_fn(m, *batch, None, HALFWAY, gen)
+        method.update(m, opt, loss, HALFWAY)
+        method.remember(m, HALFWAY, *seen)
+        return terms
+    return step
+
+VARIANTS_ACT = ("topk", "batchtopk", "jumprelu", "relu", "stochastic")
+STEPS = {"sae": (sae_step, VARIANTS_ACT), "transcoder": (transcoder_step, VARIANTS_ACT)}
+WIDTHS = (1024, 16384)
+
+def bench_act(name, cfg):
+    """A step of each variant of one method at each width; memory of the first."""
+    if cfg.peers:
+        return bench_peers(cfg) if name == "sae" else common.fail(f"bench.py {name} --peers: only sae has peers")
+    (build, variants), device = STEPS[name], common.device(cfg.device)
+    memory = [peak_gib(cfg, f"bench.{build.__name__}(cfg.device, F={F})") for F in WIDTHS]
+    steps = {(v, F): build(device, F=F, variant=v) for F in WIDTHS for v in variants}
+    flops = {key: arithmetic(step) for key, step in steps.items()}
+    seconds, rates = measured(cfg, random_gpt(64, device), steps, SQUARES)
+    best = max(rates.values())
+    print(f"\n{name}: a step of the default Config on random activations, {torch.get_num_threads()} threads, medians of"
+          f" {cfg.rounds} rounds\nfloat32 products of this machine: {best / 1e9:.0f} GFLOP/s")
+    for (v, F), own in seconds.items():
+        print(f"  {v:12} F {F:6} {1e3 * median(own):9.1f} ms   {flops[v, F] / 1e9:7.2f} GFLOP of products, "
+              f"{flops[v, F] / median(own) / best:5.1%} of that rate")
+    print(*(f"  peak memory of {variants[0]} at F {F}: {gib:.2f} GiB" for gib, F in zip(memory, WIDTHS)), sep="\n")
+
+GOALS = {("topk", "dictionary_learning_topk"): (4, 7), ("topk", "sparsify_topk"): (2.5, 2.5),
+         ("jumprelu", "dictionary_learning_jumprelu"): (2, 2)}          # times ours, at each of these widths:
+PEER_WIDTHS, PEER_JOB = (2048, 16384), dict(k=32, N=4096, steps=1000)
+
+def bench_peers(cfg):
+    """Our steps and those of public trainers on the same activations; theirs with PyTorch as installed."""
+    sys.path.insert(0, str(Path(__file__).parent / "tests"))
+    import peers
+    steps, job, device = {}, PEER_JOB, common.device("cpu")
+    a_ND = torch.randn(job["N"], 128)
+    for F in PEER_WIDTHS:
+        for variant in ("topk", "jumprelu"):
+            steps[variant, F] = sae_step(device, F=F, variant=variant, **job)
+        for build in (getattr(peers, name) for _, name in GOALS):
+            try:
+                update, *_ = build(a_ND, F, job["k"], job["steps"], 1e-3, 0)
+            except ImportError as e:
+                common.fail(f"bench.py sae --peers: {e}; tests/peers.py says how to install the peers")
+            def theirs(update=update, count=iter(range(job["steps"]))):
+                with as_installed():
+                    update(next(count), a_ND)
+            steps[build.__name__, F] = theirs
+    seconds = interleaved(cfg.rounds, steps)
+    print(f"\npeers: {job['N']} activations a step, D 128, k {job['k']}, {torch.get_num_threads()} threads, medians of "
+          f"{cfg.rounds} rounds; theirs with PyTorch and glibc as installed")
+    for (name, F), own in seconds.items():
+        print(f"  {name:32} F {F:6} {1e3 * median(own):9.1f} ms")
+    for (variant, name), goals in GOALS.items():
+        for F, goal in zip(PEER_WIDTHS, goals):
+            times = median(b / a for a, b in zip(seconds[variant, F], seconds[name, F]))
+            print(f"  {name} takes {times:.1f} x our {variant} at F {F} (goal: {goal} x)")
+    grows = median(b / a for a, b in zip(*(seconds["topk", F] for F in PEER_WIDTHS)))
+    print(f"  our topk takes {grows:.1f} x as long at F {PEER_WIDTHS[1]} as at {PEER_WIDTHS[0]} (goal: at most 5 x)")
+
+JOBS = {"spd": lambda cfg: (bench_yardstick if cfg.yardstick else bench_spd)(cfg),
+        **{name: functools.partial(bench_act, name) for name in STEPS}}
 
 def main(job=None, *argv):
     if job not in JOBS:

@@ -376,6 +376,13 @@ def jacobian_cosine(m, gpt, layer, rows_RT):
                 jacobian_cosine_pooled=(dot.sum() / (own.sum() * hat.sum()).sqrt()).item(),
                 jacobian_zero=1 - some.float().mean().item())
 
+@torch.no_grad()
+def explained(pairs):
+    """FVE over batches (a, a_hat) of any activations: 1 - E|a - a_hat|^2 / E|a - E a|^2."""
+    a, wrong = zip(*((a.flatten(0, -2).double(), (a - a_hat).double().square().sum()) for a, a_hat in pairs))
+    a_ND = torch.cat(a)
+    return 1 - (sum(wrong) / (a_ND - a_ND.mean(0)).square().sum()).item()
+
 def replacement(m, gpt, layer, fit, test, names, units="units"):
     """(lines of text, flat dict) about a method that replaces one MLP: CE recovered, FVE, L0, active parameters, dead
     units (on at fewer than ALIVE tokens of fit) and the report on its units. fit, test: (rows, labels)."""

@@ -90,7 +90,7 @@ def start_induction(gpt, gen):
     back_DD = torch.block_diag(*(torch.tensor([[c, s], [-s, c]]) for c, s in zip(w.cos().tolist(), w.sin().tolist())))
     some = (2 * torch.randperm(D // 2, generator=gen)[:K // 2].unsqueeze(1) + torch.arange(2)).flatten()
     P_DD, Q_DD = (torch.linalg.qr(torch.randn(D, D, generator=gen))[0] for _ in range(2))
-    here, first, second = P_DD[:, :K], gpt.h[0].attn, gpt.h[1].attn                 # first writes to Q's first K columns
+    here, first, second = P_DD[:, :K], gpt.h[0].attn, gpt.h[1].attn        # first writes to Q's first K columns
     for i, qkv in enumerate((3 * back_DD[:, some], 3 * torch.eye(D)[:, some], here)):
         first.c_attn.weight[:, i * D:i * D + K] = qkv
     first.c_proj.weight[:K] = 0.2 * Q_DD[:, :K].T

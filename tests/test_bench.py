@@ -1,6 +1,8 @@
 """bench.py: the arithmetic against a closed form, every variant against the others, its figures on a tiny model."""
 import dataclasses
+import functools
 import re
+import sys
 
 import pytest
 import torch
@@ -108,13 +110,60 @@ def test_prints_every_figure(small, flags, monkeypatch, capsys):
     assert not re.search(r"\bnan\b|\binf\b", out)
 
 
+@pytest.mark.parametrize("name", list(bench.STEPS))
+def test_activation_methods_print_every_variant_at_every_width(name, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "WIDTHS", (32, 64))
+    monkeypatch.setattr(bench, "peak_gib", lambda cfg, step: 0.5)
+    monkeypatch.setattr(bench, "SQUARES", [(64, 64, 64)])
+    build, variants = bench.STEPS[name]
+    small = functools.partial(build, D=16, N=64, k=4)
+    small.__name__ = build.__name__
+    monkeypatch.setitem(bench.STEPS, name, (small, variants))
+    bench.main(name, "--rounds", "1", "--device", "cpu")
+    out = capsys.readouterr().out
+    assert all(re.search(rf"{v} +F +{F} .* ms", out) for v in variants for F in (32, 64))
+    assert out.count("0.50 GiB") == 2 and not re.search(r"\bnan\b|\binf\b", out)
+
+
+def test_arithmetic_of_a_sparse_step_and_of_a_dense_one():
+    """topk: the encoder's product alone, what it keeps is gathered; relu: encoder, decoder and three gradients."""
+    N, D, F = 64, 16, 96
+    count = lambda variant: bench.arithmetic(bench.sae_step("cpu", D=D, N=N, F=F, k=4, variant=variant))
+    assert count("topk") == 2 * N * D * F and count("relu") == 5 * 2 * N * D * F
+
+
+def test_peers_that_are_not_installed_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "PEER_WIDTHS", (64, 64))
+    monkeypatch.setattr(bench, "PEER_JOB", dict(k=4, N=64, steps=10))
+    monkeypatch.setitem(sys.modules, "dictionary_learning.trainers.top_k", None)
+    with pytest.raises(SystemExit) as e:
+        bench.main("sae", "--peers", "--rounds", "1")
+    assert e.value.code == 2 and "tests/peers.py" in capsys.readouterr().err
+
+
+def test_peers_are_timed_and_compared(monkeypatch, capsys):
+    """With stand-ins for the packages: each row and each ratio is printed."""
+    monkeypatch.syspath_prepend(str(bench.Path(bench.__file__).parent / "tests"))
+    import peers
+    for _, name in bench.GOALS:
+        fake = lambda a, F, k, steps, lr, seed: (lambda step, a: a @ a.T, None, None)
+        fake.__name__ = name
+        monkeypatch.setattr(peers, name, fake)
+    monkeypatch.setattr(bench, "PEER_WIDTHS", (32, 64))
+    monkeypatch.setattr(bench, "PEER_JOB", dict(k=4, N=64, steps=10))
+    bench.main("sae", "--peers", "--rounds", "1")
+    out = capsys.readouterr().out
+    assert out.count(" x our ") == 6 and out.count(" ms") == 10 and "as long at F 64 as at 32" in out
+
+
 def test_peak_memory_of_the_default_job():
     assert 0.1 < bench.peak_gib(bench.Config(device="cpu")) < 1.5
 
 
 @pytest.mark.parametrize("argv, says", [
-    ([], "one of: spd"), (["sdp"], "one of: spd"), (["--rounds", "3"], "one of: spd"),
-    (["spd", "--rounds", "0"], "--rounds 0"), (["spd", "--round", "3"], "--round")])
+    ([], "one of: spd, sae"), (["sdp"], "one of: spd, sae"), (["--rounds", "3"], "one of: spd, sae"),
+    (["spd", "--rounds", "0"], "--rounds 0"), (["spd", "--round", "3"], "--round"),
+    (["transcoder", "--peers"], "only sae")])
 def test_bad_input_ends_in_one_line(argv, says, capsys):
     with pytest.raises(SystemExit) as e:
         bench.main(*argv)

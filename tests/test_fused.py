@@ -76,3 +76,64 @@ def test_kl_unembed():
     same(lambda h: fused.kl_unembed(clean, h, W), lambda h: naive_kl(h_clean, h, W), many)
     assert torch.autograd.gradcheck(lambda h: fused.kl_unembed(clean, h, W), (rand(2, 5, 3),))
     assert fused.kl_unembed(clean, h_clean, W).abs().max() < 1e-12
+
+
+def naive_topk(x, W_enc, b_enc, W_dec, k, batch, relu):
+    """Dense, with python's sorted as the selector: y, and f (N, F)."""
+    pre = (x @ W_enc.T + b_enc).relu() if relu else x @ W_enc.T + b_enc
+    rows = [pre.flatten()] if batch else pre
+    largest = lambda row, n: sorted(range(len(row)), key=lambda i: -row[i].item())[:n]
+    kept = torch.stack([torch.zeros_like(row).index_fill(0, torch.tensor(largest(row, k * len(x) // len(rows))), 1)
+                        for row in rows])
+    f = pre * kept.view_as(pre)
+    return f @ W_dec, f
+
+
+def put(shape, token, unit, f):
+    """f (N, F) from its hits, each of which is there once."""
+    assert len(set(zip(token.tolist(), unit.tolist()))) == len(f) and (token.diff() >= 0).all()
+    return torch.zeros(shape, dtype=f.dtype).index_put((token, unit), f)
+
+
+@pytest.mark.parametrize("batch, relu", [(False, True), (True, True), (False, False)])
+@pytest.mark.parametrize("N, F, k", [(5, 12, 1), (7, 24, 3), (300, 32, 2), (3, 13, 4), (4, 6, 6), (6, 64, 2)])
+def test_topk_equals_sorted_values_and_gradients(N, F, k, batch, relu):
+    inputs = rand(N, 4), rand(F, 4), rand(F), rand(F, 5)
+    y, *hits = fused.topk(*inputs, k, batch, relu)
+    twin, f_twin = naive_topk(*inputs, k, batch, relu)
+    assert [len(t) for t in hits] == [N * k] * 3
+    f_NF = put((N, F), *hits)
+    assert torch.allclose(f_NF, f_twin) and torch.allclose(y, twin)
+    cot, cot_f = rand(*y.shape).detach(), rand(N, F).detach()       # the codes take part in losses too
+    got = torch.autograd.grad((y * cot).sum() + (f_NF * cot_f).sum(), inputs)
+    want = torch.autograd.grad((twin * cot).sum() + (f_twin * cot_f).sum(), inputs)
+    assert all(torch.allclose(a, b, atol=1e-5, rtol=0) for a, b in zip(got, want))
+    y_dense, *hits = fused._dense_topk(*inputs, k, batch, relu)           # what a GPU gets
+    assert torch.allclose(y_dense, y) and torch.allclose(put((N, F), *hits), f_NF)
+
+
+def test_topk_of_ties_negatives_and_zeros():
+    """Integers: many equal values, at the border too; whichever is kept, the values are those of torch.topk."""
+    x = torch.randint(-2, 3, (200, 3), generator=rand.gen).double()
+    W, b = torch.randint(-2, 3, (48, 3), generator=rand.gen).double(), torch.full((48,), -3.0).double()
+    for k in (1, 5, 48):
+        unit, value = fused.select(x, W, b, k)
+        pre = x @ W.T + b
+        assert torch.equal(value.sort(descending=True).values, pre.topk(k).values)
+        assert torch.equal(pre.gather(1, unit), value) and (unit.sort().values.diff(dim=1) > 0).all()
+        f = fused.topk(x, W, b, W, k)[3]
+        assert f.min() == 0 and torch.equal(f.view(200, k).sum(1), pre.topk(k).values.relu().sum(1))
+
+
+def test_batch_topk_where_one_position_takes_nearly_all():
+    x, W, b = torch.ones(20, 1), torch.linspace(1, 2, 64).unsqueeze(1), torch.zeros(64)
+    x[3] = 100                                              # its 64 units beat all others, more than 4 k candidates
+    f = fused.topk(x, W, b, W, 3, batch=True)[3]
+    assert torch.equal(f.sort().values, (x @ W.T).flatten().sort().values[-60:])
+
+
+def test_topk_computes_only_the_gradients_asked_for():
+    inputs = [rand(6, 4), rand(12, 4), rand(12), rand(12, 4)]
+    want = torch.autograd.grad(fused.topk(*inputs, 3)[0].square().sum(), inputs)
+    got = torch.autograd.grad(fused.topk(inputs[0].detach(), *inputs[1:], 3)[0].square().sum(), inputs[1:])
+    assert all(torch.equal(a, b) for a, b in zip(got, want[1:]))

@@ -1,0 +1,320 @@
+"""Oracles of transcoder.py: known answers and a second way to each number, on tiny random models."""
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import activations
+import common
+import evals
+import transcoder
+from model import GPT, GPTConfig
+from transcoder import Config, Transcoder
+
+ROOT = Path(transcoder.__file__).parent
+D, M, V, T = 8, 16, 30, 12
+VARIANTS = ["topk", "batchtopk", "jumprelu", "stochastic", "relu"]
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """Folder with a random 3-layer GPT and a .bin of tokens."""
+    folder, gen = tmp_path_factory.mktemp("target"), torch.Generator().manual_seed(0)
+    gpt = GPT(GPTConfig(V, n_layer=3, n_embd=D, n_head=2, n_inner=M, n_positions=T), gen)
+    for p in gpt.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=gen)
+    gpt.save(folder, [f"w{i}" for i in range(V)], {"layer": 1})
+    np.random.default_rng(0).integers(0, V, 20_000).astype(np.uint16).tofile(folder / "x.bin")
+    return folder
+
+
+@pytest.fixture
+def cfg(target, tmp_path, monkeypatch):
+    monkeypatch.setattr(activations, "ROWS", 8)
+    return Config(model=str(target), data=str(target / "x.bin"), out=str(tmp_path / "run"), device="cpu", F=24, k=3,
+                  N=40, T=T, steps=6, lr=1e-2, dead=72, log_every=1, save_every=2, eval_tokens=120)
+
+
+def started(cfg, x, y, k=3, **change):
+    """A transcoder of x to y, its biases and gates stirred."""
+    m = Transcoder(dataclasses.replace(cfg, k=k, **change), x.shape[1], torch.Generator().manual_seed(0), 1)
+    m.start(x, y)
+    for name, p in m.named_parameters():
+        if name.startswith("b_"):
+            p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    m.threshold.fill_(0.4)
+    return m
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def fit(m, batches, steps):
+    """The loop of transcoder.train without the model around it -> terms of the last step."""
+    opt, gen = torch.optim.Adam(m.parameters(), m.cfg.lr), torch.Generator().manual_seed(0)
+    for step in range(steps):
+        x, y = batches(step)
+        loss, terms, seen = transcoder.loss_fn(m, x, y, None, step / steps, gen)
+        transcoder.update(m, opt, loss, step / steps)
+        transcoder.remember(m, step / steps, *seen)
+    return terms
+
+
+def test_topk_keeps_the_k_largest_by_sorting(cfg):
+    x = 3 + rand(20, D)
+    m = started(cfg, x, x)
+    pre = x * m.scale_in @ m.W_enc.T + m.b_enc
+    for f, row in zip(m.codes(x), pre):
+        assert torch.allclose(f[f > 0].sort().values, torch.tensor(sorted(row.tolist())[-3:]))
+        assert torch.equal(f > 0, row >= sorted(row)[-3])
+
+
+def test_jumprelu_pseudo_gradients_are_the_numerical_ones_of_the_smoothed_loss():
+    """Averaged over many pre-activations, the loss is smooth in theta; its difference quotient over the window is the
+    pseudo-gradient. The weights of the loss differ from unit to unit."""
+    bw, n = 0.4, 40_001
+    pre = torch.linspace(-1, 3, n).double().unsqueeze(1).expand(n, 3)
+    theta, w_f, w_on = (torch.tensor(v).double() for v in ([0.3, 1.0, 2.0], [2.0, -1.0, 0.5], [0.0, 3.0, 1.0]))
+
+    def loss(pre, theta):
+        f, on = transcoder.JumpReLU.apply(pre, theta, bw)
+        return (w_f * f + w_on * on).sum()
+    theta.requires_grad_(), pre.requires_grad_()
+    got, dpre = torch.autograd.grad(loss(pre, theta), (theta, pre))
+    for i, h in enumerate(torch.eye(3).double() * bw / 2):
+        numerical = (loss(pre, theta + h) - loss(pre, theta - h)) / bw
+        assert got[i].item() == pytest.approx(numerical.item(), rel=1e-3)
+    assert torch.equal(dpre, w_f * (pre > theta))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_token_alone_equals_the_token_in_a_batch(cfg, variant):
+    a = rand(50, D)
+    m = started(cfg, a, rand(50, D, seed=1), variant=variant)
+    assert torch.allclose(torch.cat([m.codes(row) for row in a.split(1)]), m.codes(a), atol=1e-6)
+    assert (m.codes(a) > 0).any(1).float().mean() > .5
+
+
+def relu_mlp(seed=0):
+    """Weights and the function of an MLP with ReLUs: W_in (D, M), b_in, W_out (M, D), b_out."""
+    ws = rand(D, M, seed=seed), rand(M, seed=seed + 1), rand(M, D, seed=seed + 2), rand(D, seed=seed + 3)
+    return ws, lambda x: (x @ ws[0] + ws[1]).relu() @ ws[2] + ws[3]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_built_from_the_weights_of_a_relu_mlp_it_is_exact(cfg, variant):
+    (W_in, b_in, W_out, b_out), mlp = relu_mlp()
+    m = Transcoder(dataclasses.replace(cfg, variant=variant, F=M, k=M, theta=0.), D, torch.Generator())
+    m.W_enc.data, m.b_enc.data, m.W_dec.data, m.b_dec.data = W_in.T.clone(), b_in.clone(), W_out.clone(), b_out.clone()
+    if variant == "stochastic":
+        m.b_gate.data += 100                                    # gates wide open: no noise, nothing rounded
+    x = rand(4, 7, D, seed=9)
+    f = m.encode(1, x, mlp)
+    assert torch.allclose(m.decode(1, f, x), mlp(x), atol=1e-4)
+    flat = x.flatten(0, 1)
+    assert transcoder.loss_fn(m, flat, mlp(flat), None, 0, torch.Generator())[1]["rec"] < 1e-9
+    shares = m.contrib(1, f, x, torch.arange(M)).sum(-2) + m.b_dec
+    assert torch.allclose(shares, mlp(x), atol=1e-4)
+
+
+def test_skip_alone_fits_a_linear_map(cfg):
+    A, b = rand(D, D), rand(D, seed=1)
+    m = started(cfg, rand(60, D, seed=2), rand(60, D, seed=2) @ A + b, skip=True, steps=800, lr=2e-2)
+    with torch.no_grad():
+        m.W_enc.zero_(), m.b_enc.fill_(-1)                      # no unit is ever on
+    batches = lambda step: (rand(60, D, seed=step), rand(60, D, seed=step) @ A + b)
+    fit(m, batches, 800)
+    m.fold()
+    x = rand(3, 5, D, seed=77)
+    y = m.decode(1, m.encode(1, x, None), x)
+    assert (y - (x @ A + b)).norm() < 0.05 * (x @ A + b).norm()
+
+
+def test_pre_and_output_start_centred(cfg):
+    x, y = 3 + rand(100, D), 5 + rand(100, D, seed=1)
+    m = Transcoder(cfg, D, torch.Generator())
+    m.start(x, y)
+    assert torch.allclose(F.linear(x * m.scale_in, m.W_enc, m.b_enc).mean(0), torch.zeros(cfg.F), atol=1e-5)
+    assert torch.allclose(m.b_dec / m.scale, y.mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_folded_it_reads_raw_activations_and_does_the_same(cfg, variant, skip):
+    x, y = 3 * rand(100, D), 5 + rand(100, D, seed=1)
+    m = started(cfg, x, y, variant=variant, skip=skip, theta=.1)
+    if skip:
+        m.W_skip.data += rand(D, D, seed=2)
+    x_BTD = x.view(4, 25, D)
+    before = m.encode(1, x_BTD, None)
+    out, scale = m.decode(1, before, x_BTD), m.scale.item()
+    m.fold()
+    after = m.encode(1, x_BTD, None)
+    assert m.scale == m.scale_in == 1 and scale != 1 and (before > 0).any()
+    assert torch.allclose(after * scale, before, atol=1e-4)
+    assert torch.allclose(m.decode(1, after, x_BTD), out, atol=1e-4)
+
+
+def test_kl_through_the_suffix_equals_kl_of_full_forwards(cfg, target):
+    cfg, gpt = dataclasses.replace(cfg, objective="kl", N=2 * (T - 1)), GPT.load(target)
+    m, corpus = transcoder.build(cfg, gpt), transcoder.data.load(cfg.data, "train", gpt.vocab)
+    x, y, kl = next(transcoder.examples(cfg, gpt, m, corpus, 0))
+    idx = corpus.batch(0, 2, T, cfg.seed)
+    noise = rand(2, T, D)
+    noise[:, 0] = 0                                             # the first token of a row is left alone
+    replace = lambda layer, x, mlp: mlp(x) + noise if layer == 1 else mlp(x)
+    logp, logq = F.log_softmax(gpt(idx), -1), F.log_softmax(gpt(idx, replace), -1)
+    want = (logp.exp() * (logp - logq)).sum(-1)[:, 1:].mean()
+    assert x.shape == y.shape == (2 * (T - 1), D) and want > 1e-3 and torch.equal(gpt.h[1].mlp(x), y)
+    assert torch.allclose(kl(y + noise[:, 1:].flatten(0, 1)), want, atol=1e-5) and kl(y).abs() < 1e-5
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decoder_rows_have_norm_one_after_each_step(cfg, variant):
+    m = started(cfg, rand(60, D), rand(60, D, seed=1), variant=variant)
+    first = m.W_dec.detach().clone()
+    for steps in (1, 5):
+        fit(m, lambda step: (rand(60, D, seed=step), rand(60, D, seed=step + 1)), steps)
+        assert torch.allclose(m.W_dec.norm(dim=1), torch.ones(m.cfg.F), atol=1e-6)
+    assert not torch.allclose(m.W_dec, first, atol=1e-3)
+
+
+def test_a_silent_unit_is_counted_and_revived(cfg):
+    a = rand(100, D)
+    m = started(cfg, a, a.roll(1, 1), steps=10, N=100, dead=200, F=12, k=2)
+    m.b_enc.data[5] = -20                                       # negative everywhere, and revived all the same
+    for step in range(2):
+        loss, terms, seen = transcoder.loss_fn(m, a, a.roll(1, 1), None, 0, None)
+        assert not seen[0][5] and terms["dead"] == 0 and m.idle[5] == 100 * step
+        transcoder.remember(m, 0, *seen)
+    loss, terms, seen = transcoder.loss_fn(m, a, a.roll(1, 1), None, 0, None)
+    loss.backward()
+    assert terms["dead"] == (m.idle >= 200).sum() > 0 and terms["aux"] > 0
+    assert m.W_enc.grad[5].norm() > 0 and m.W_dec.grad[5].norm() > 0 and "idle" in m.state_dict()
+
+
+def test_noise_fills_what_the_gate_leaves_open_and_only_that(cfg):
+    x, y = rand(4000, D), rand(4000, D, seed=1)
+    quiet, noisy = (started(cfg, x, y, variant="stochastic", noise=noise) for noise in (False, True))
+    rec = lambda m, seed: transcoder.loss_fn(m, x, y, None, 1, torch.Generator().manual_seed(seed))[1]["rec"].item()
+    assert rec(quiet, 0) == rec(quiet, 1) and rec(noisy, 0) != rec(noisy, 1)
+    for m in (quiet, noisy):
+        m.b_gate.data += 100
+    assert rec(quiet, 0) == pytest.approx(rec(noisy, 0))        # g = 1 pins the mask
+    m.b_gate.data -= 200                                        # g = 0: the mask is r, half open on average
+    with torch.no_grad():
+        v = F.linear(x * m.scale_in, m.W_enc, m.b_enc).relu()
+        mean = y * m.scale - m.b_dec - v @ m.W_dec / 2
+        spread = v.square().sum(-1) / 12                        # the variance of r v along rows of norm 1: one r each,
+        spread[::2] = (v @ m.W_dec)[::2].square().sum(-1) / 12  # or one for all
+    want = (mean.square().sum(-1) + spread).mean() / m.variance
+    assert rec(noisy, 0) == pytest.approx(want.item(), rel=.02)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_overfits_one_batch(cfg, variant):
+    x, y = rand(12, D), rand(12, D, seed=1)
+    m = started(cfg, x, y, variant=variant, F=48, k=6, steps=400, N=12, theta=.1, c_l0=0., follow=0.,
+                c_first=0.)
+    first = transcoder.loss_fn(m, x, y, None, 0, torch.Generator())[1]["rec"]
+    assert fit(m, lambda step: (x, y), 400)["rec"] < 0.02 * first
+
+
+def losses(cfg):
+    transcoder.train(cfg)
+    return [json.loads(line)["loss"] for line in (Path(cfg.out) / "log.jsonl").read_text().splitlines()]
+
+
+def test_same_seed_same_losses(cfg, tmp_path):
+    first, *others = [losses(dataclasses.replace(cfg, variant="stochastic", seed=seed, out=str(tmp_path / f"{i}")))
+                      for i, seed in enumerate((0, 0, 1))]
+    assert first == others[0] != others[1] and len(first) == cfg.steps
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_evaluation_touches_neither_state_nor_random_numbers(cfg, target, variant):
+    gpt = GPT.load(target)
+    m = transcoder.build(dataclasses.replace(cfg, variant=variant), gpt)
+    before, rng = {k: v.clone() for k, v in m.state_dict().items()}, torch.get_rng_state()
+    idx = torch.randint(0, V, (3, T), generator=torch.Generator().manual_seed(0))
+    gpt(idx, evals.splice(m))
+    assert all(torch.equal(v, before[k]) for k, v in m.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=40), dict(variant="stochastic", skip=True),
+                                    dict(variant="jumprelu", objective="kl")])
+def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
+    cfg = dataclasses.replace(cfg, **change)
+    whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
+    transcoder.train(whole)
+    code = (f"import os, activations, common, transcoder\nsave, activations.ROWS = common.save, 8\n"
+            f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n"
+            f"    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
+            f"common.save = stop\ntranscoder.train(transcoder.Config(**{vars(cfg)!r}))")
+    dead = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
+    for _ in range(2):                                          # the second finds it finished, and folded once
+        transcoder.train(dataclasses.replace(cfg, resume=True))
+        (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "transcoder.safetensors") for c in (whole, cfg))
+        assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a) and a["tc.scale"] == 1      # saved folded
+        assert (Path(whole.out) / "log.jsonl").read_text() == (Path(cfg.out) / "log.jsonl").read_text()
+
+
+def test_summary_has_the_promised_keys(cfg):
+    transcoder.train(cfg)
+    on_disk = json.loads((Path(cfg.out) / "summary.json").read_text())
+    promised = {"ce_recovered", "fve", "l0", "active_params", "dead_fraction", "seconds", "config"}
+    assert promised <= on_disk.keys() and on_disk["config"]["k"] == 3 and on_disk["l0"] <= 3
+    assert on_disk["active_params"] == pytest.approx(on_disk["l0"] * 2 * D)
+
+
+def test_sweep_saves_data_and_picture(cfg):
+    runs = transcoder.main(dataclasses.replace(cfg, sweep=True, k=4, steps=2))
+    assert [run["k"] for run in runs] == [1, 2, 4, 8, 16]
+    assert json.loads((Path(cfg.out) / "sweep.json").read_text())["rows"] == json.loads(json.dumps(runs))
+    assert (Path(cfg.out) / "sweep.png").stat().st_size > 1000
+
+
+def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
+    real = transcoder.loss_fn
+    sick = lambda m, x, y, kl, t, gen: real(m, x, y * (math.nan if t > .5 else 1), kl, t, gen)
+    monkeypatch.setattr(transcoder, "loss_fn", sick)
+    with pytest.raises(SystemExit) as stop:
+        transcoder.train(cfg)
+    assert stop.value.code == 1 and "step 4" in capsys.readouterr().err
+    assert common.load(Path(cfg.out) / "transcoder.safetensors")[1]["step"] == 4       # the last good one
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(layer=7), "--layer 7"), (dict(layer=-2), "--layer -2"), (dict(F=0), "--F 0"), (dict(T=T + 1), f"--T {T + 1}"),
+    (dict(k=25), "--k 25"), (dict(k=0), "--k 0"), (dict(N=0), "--N 0"), (dict(N=89), "--N 89"),
+    (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"),
+    (dict(sweep=True, k=3), "--sweep"), (dict(resume=True), "no such file"), (dict(device="tpu"), "--device tpu")])
+def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
+    with pytest.raises(SystemExit) as stop:
+        transcoder.main(dataclasses.replace(cfg, **change))
+    err = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and words in err and "\n" not in err
+    assert not Path(cfg.out).exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(cfg, capsys):
+    transcoder.train(cfg)
+    path = Path(cfg.out) / "transcoder.safetensors"
+    kept = path.read_bytes()
+    for change in (dict(k=4), dict(seed=5), dict(variant="relu")):
+        with pytest.raises(SystemExit) as stop:
+            transcoder.train(dataclasses.replace(cfg, resume=True, **change))
+        assert stop.value.code == 2 and "does not fit this run" in capsys.readouterr().err
+    assert path.read_bytes() == kept
