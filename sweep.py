@@ -41,6 +41,7 @@ def plot(runs, path):
     fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     for key, label, style in (("ce_recovered", "CE recovered (0: mean ablation)", "ko-"), ("fve", "FVE", "k^--")):
         ax.plot(*zip(*((run["l0"], math.nan if run[key] is None else run[key]) for run in runs)), style, label=label)
-    ax.set(xscale="log", xlabel="L0: units on per token", ylabel="share of the MLP recovered")
+    ax.set_xscale("log", base=2), ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel="L0: units on per token", ylabel="share of the MLP recovered")
     ax.legend(), ax.grid(alpha=.3)
     fig.savefig(path, dpi=120), plt.close(fig)
