@@ -37,7 +37,8 @@ def sweep(train, cfg, knob, values, axes=("l0",)):
     for ax, axis in zip(figure.subplots(1, len(axes), sharey=True, squeeze=False)[0], axes):
         for score, style in zip(rises, ("ko-", "s--")):
             ax.plot([row[axis] for row in rows], [row[score] for row in rows], style, mfc="w", label=SCORES[score])
-        ax.set(xlabel=NAMES[axis], xscale="log", ylabel="share" if axis == axes[0] else None)
+        ax.set_xscale("log", base=2), ax.xaxis.set_major_formatter("{x:g}")
+        ax.set(xlabel=NAMES[axis], ylabel="share" if axis == axes[0] else None)
         ax.grid(alpha=0.3)
     ax.legend()
     figure.suptitle(f"{Path(cfg.out).name}: {knob} from {min(values):g} to {max(values):g}")
