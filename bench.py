@@ -8,7 +8,7 @@ B sequences, T positions, D residual width, M MLP hidden width, C components of 
 
     python bench.py spd                 # the default job of spd.py, and what each of its savings is worth
     python bench.py spd --yardstick     # the shapes on which a public implementation was timed, beside plain code
-    python bench.py sae                 # a step of each variant at two widths; transcoder likewise
+    python bench.py sae                 # a step at two widths; transcoder, clt and molt likewise
     python bench.py sae --peers         # beside dictionary-learning's and eai-sparsify's (tests/peers.py says how to
                                         # install them), on the same activations
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from torch.utils.flop_counter import FlopCounterMode
-import common, data, fused, sae, spd, transcoder
+import clt, common, data, fused, molt, sae, spd, transcoder
 from model import GPT, GPTConfig, default_layer
 
 @dataclass
@@ -262,8 +262,33 @@ def act_step(method, m, batch):
         return terms
     return step
 
+def clt_step(device, D=128, F=1024, L=4, **fields):
+    """F features in all, an L-th of them at each of L layers."""
+    cfg = clt.Config(F=F // L, **fields)
+    m = clt.CLT(L, D, cfg, common.generator(0, "init"), [L - 1]).to(device)
+    opt, batch = torch.optim.Adam(m.parameters(), fused=True), torch.randn(2, L, cfg.N, D, device=device)
+    def step():
+        loss, terms, f_LNF, least_L = clt.loss_fn(m, *batch, cfg, HALFWAY)
+        clt.update(m, opt, loss, f_LNF, least_L, cfg, HALFWAY)
+        return terms
+    return step
+
+def molt_step(device, D=128, F=1024, variant="jumprelu", **fields):
+    """Transforms of rank 8 whose ranks sum to F; variant: the gate."""
+    m = molt.MOLT(D, molt.Config(groups=f"{F // 8}@8", gate=variant, **fields), common.generator(0, "init")).to(device)
+    opt, (x_ND, y_ND) = torch.optim.Adam(m.parameters(), fused=True), torch.randn(2, m.cfg.N, D, device=device)
+    def step():
+        loss, terms, _ = molt.loss_fn(m, x_ND, lambda y_hat: (y_ND - y_hat).square().mean(), m.cfg, HALFWAY)
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(m.parameters(), m.cfg.clip)
+        opt.step()
+        return terms
+    return step
+
 VARIANTS_ACT = ("topk", "batchtopk", "jumprelu", "relu", "stochastic")
-STEPS = {"sae": (sae_step, VARIANTS_ACT), "transcoder": (transcoder_step, VARIANTS_ACT)}
+STEPS = {"sae": (sae_step, VARIANTS_ACT), "transcoder": (transcoder_step, VARIANTS_ACT),
+         "clt": (clt_step, ("batchtopk", "jumprelu")), "molt": (molt_step, ("jumprelu", "relu"))}
 WIDTHS = (1024, 16384)
 
 def bench_act(name, cfg):

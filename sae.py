@@ -17,7 +17,7 @@ Differs from the papers: theta is raw and clamped, its kernel wide; in relu and 
   after the MLP, which a_hat replaces.
 N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a top-k keeps
 
-    python sae.py --F 1024 --k 16       # 55 s on one core: CE recovered 0.996, FVE 0.963 at L0 16, no unit dead
+    python sae.py --F 1024 --k 16       # 55 s on one core: CE recovered 0.997, FVE 0.943 at L0 16, no unit dead
 """
 import json
 import math

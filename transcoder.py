@@ -16,7 +16,7 @@ Differs from the papers: theta is raw and clamped, its kernel wide; in relu and 
   goal falls from F to k: every variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
 N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a top-k keeps
 
-    python transcoder.py --F 1024 --k 32       # 85 s on one core: CE recovered 0.998, FVE 0.978 at L0 32, 0.1 % dead
+    python transcoder.py --F 1024 --k 32       # 66 s on one core: CE recovered 0.998, FVE 0.970 at L0 32, no unit dead
 """
 import json
 import math
