@@ -238,8 +238,14 @@ def jaccard(a, b, matches):
 # ------------------------------------------------------------------------------------------------ over all seeds
 def mean(values):
     """Of those that are numbers; None if none is."""
-    values = [v for v in values if v is not None and not math.isnan(v)]
+    values = [v for v in values if v is not None and math.isfinite(v)]
     return sum(values) / len(values) if values else None
+
+def written(m, a):
+    """How much each unit of a recording writes in all: its mean |contribution| where it is on, times how often."""
+    if not len(a.unit_E):
+        return torch.zeros(a.F, device=a.x_ND.device)
+    return units.shares(m, a).norm(dim=-1).nanmean(1).nan_to_num() * a.on()
 
 def told(pairs, on_SF, weight_SF):
     """What Matches say. pairs: {(s, t): Matches of s's units with t's}, all s != t; on_SF: tokens at which each unit of
@@ -305,9 +311,10 @@ def function_agreement(ms, gpt, rows_RT, batch=16):
         n += y_SND.shape[1]
     apart = gram.diagonal().unsqueeze(1) + gram.diagonal() - 2 * gram           # |a - b|^2, the last one is y
     spread, error = gram.diagonal() - total.square().sum(1) / n, apart[:S, S]
+    spread = torch.where(spread > 1e-9 * gram.diagonal(), spread, math.nan)     # nothing is said of a constant
     dot = (error.unsqueeze(1) + error - apart[:S, :S]) / 2
     off = ~torch.eye(S, dtype=torch.bool, device=gram.device)
-    take = lambda table: table[off].mean().item()
+    take = lambda table: mean(table[off].tolist())
     return dict(fve=take(1 - apart[:S, :S] / spread[:S].unsqueeze(1)),
                 fve_independent=take(1 - (error.unsqueeze(1) + error) / spread[:S].unsqueeze(1)),
                 error_cosine=take(dot / (error.unsqueeze(1) * error).sqrt().clamp(min=1e-12)))
@@ -315,7 +322,7 @@ def function_agreement(ms, gpt, rows_RT, batch=16):
 @torch.no_grad()
 def stability(ms, gpt, rows_RT, gen, tau=0.):
     """A flat dict of all of the above for two or more seeds of one method at one MLP; a unit is on where f > tau.
-      weights_.., activations_..      `with_null`; of one of several blocks alone: weights_W_in_.., weights_layer0_..
+      weights_.., activations_..      `with_null`; of one of several blocks alone: weights_in_.., weights_layer0_..
       weights_writes, weights_same_mate     `alone`
       activations_jaccard_0.5         share of alive units with a mate that is on at the same tokens, Jaccard >= 0.5
       activations_shared_if_weights   of the units shared in weights, those shared in activations with the same mate: to
@@ -325,7 +332,7 @@ def stability(ms, gpt, rows_RT, gen, tau=0.):
     (R, T), no_labels, found, extra = rows_RT.shape, rows_RT.new_zeros(*rows_RT.shape, 0), {}, {}
     seen, every = [units.record(m, gpt, rows_RT, no_labels, tau) for m in ms], [blocks(m) for m in ms]
     on_SF = [a.on() for a in seen]
-    weight_SF = [units.shares(m, a).norm(dim=-1).nanmean(1).nan_to_num() * a.on() for m, a in zip(ms, seen)]
+    weight_SF = [written(m, a) for m, a in zip(ms, seen)]
     living = lambda Bs, on_F: [b.where((on_F >= ALIVE)[b.unit_n]) for b in Bs]
 
     for s, t in itertools.combinations(range(len(ms)), 2):
