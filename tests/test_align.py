@@ -151,6 +151,7 @@ def test_a_permuted_copy_is_found_again(gpt, rows, name):
     assert name == "molt" or found["weights_writes"] == pytest.approx(1, abs=1e-5)
     for key in ("fve", "error_cosine"):
         assert found[f"function_{key}"] == pytest.approx(1, abs=1e-5)
+        assert found[f"function_{key}_se"] == pytest.approx(0, abs=1e-5) == found["activations_jaccard_0.5_se"]
     assert found["function_fve_independent"] < 0.9999
     by_w = align.weight_matches(align.blocks(m), align.blocks(n))
     assert torch.equal(by_w.mate(len(went)), went)
