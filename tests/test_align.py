@@ -49,8 +49,9 @@ def make(name, gpt, seed=0):
         return transcoder.Transcoder(transcoder.Config(F=40, k=6), D, gen, 1).requires_grad_(False)
     if name == "clt":
         return clt.CLT(3, D, clt.Config(F=24, variant="jumprelu", theta=0.2), gen, [1]).requires_grad_(False)
-    if name == "molt":
-        return molt.MOLT(D, molt.Config(groups="9@2,7@3,8@1", theta=0.1), gen, 1).requires_grad_(False)
+    if name in ("molt", "tied"):
+        cfg = molt.Config(groups="9@2,7@3,8@1", theta=0.1, sum_to_weights=name == "tied")
+        return molt.MOLT(D, cfg, gen, 1).requires_grad_(False)
     return baselines.SVD(1, gpt.h[1].mlp, 6)           # an SPD whose causal importances follow its components
 
 
@@ -107,7 +108,7 @@ def test_hungarian_is_the_best_of_all_assignments():
     assert align.hungarian(np.zeros((0, 3))).tolist() == [] and align.hungarian(np.zeros((2, 0))).tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS + ["tied"])
 def test_similarity_is_that_of_the_explicit_matrices(gpt, name):
     m, n = make(name, gpt), make(name, gpt, seed=1) if name != "svd" else permuted(make(name, gpt))[0]
 
@@ -115,16 +116,16 @@ def test_similarity_is_that_of_the_explicit_matrices(gpt, name):
         """What each unit reads and writes, or its map, flat; a list per block."""
         if name == "clt":
             return [(m.W_enc_LDF[i].T, torch.cat([m.W_dec[l][i] for l in range(i, 3)], 1)) for i in (0, 1)]
-        if name == "molt":
+        if name in ("molt", "tied"):                    # a tied one's V also reads a constant 1
             ends = m.rank_F.cumsum(0).tolist()
-            return [torch.stack([(m.V[:, e - r:e] @ m.U[e - r:e]).flatten() for e, r in zip(ends, m.rank_F.tolist())])]
+            return [torch.stack([(m.V[:D, e - r:e] @ m.U[e - r:e]).flatten() for e, r in zip(ends, m.rank_F.tolist())])]
         if name == "svd":
             return [torch.einsum("ic,co->cio", V, U).flatten(1) for V, U in zip(m.V, m.U)]
         return [(m.W_enc, m.W_dec)]
     every = lambda a, b: cosine_similarity(a.unsqueeze(1), b.unsqueeze(0), dim=-1)
     for a, b, one, other in zip(align.blocks(m), align.blocks(n), explicit(m), explicit(n), strict=True):
         S, least = align.similarity(a, b)
-        if name in ("molt", "svd"):
+        if name in ("molt", "tied", "svd"):
             assert torch.allclose(S, every(one, other), atol=1e-5)
             assert name == "svd" or torch.equal(S, least)
             assert (least.abs() >= S.abs() - 1e-5).all() and (least.sign() == S.sign()).all()
@@ -157,6 +158,26 @@ def test_a_permuted_copy_is_found_again(gpt, rows, name):
     assert torch.equal(by_w.mate(len(went)), went)
     for block in align.blocks(m) * (len(align.blocks(m)) > 1):
         assert found[f"weights_{block.name}_shared_0.7"] == 1 and found[f"activations_{block.name}_shared_0.7"] == 1
+
+
+def test_each_matrix_of_its_own_is_told(gpt, rows):
+    m = make("svd", gpt)
+    n = copy.deepcopy(m)
+    n.V[1].data, n.U[1].data = randn("V", M, m.C), randn("U", m.C, D)
+    found = align.stability([m, n], gpt, rows, common.generator(0, "align"))
+    assert found["weights_in_shared_0.7"] == 1 and found["weights_out_shared_0.7"] == 0
+    assert found["weights_shared_0.7"] == 0.5 and found["weights_out_similarity"] < 0.5 < found["weights_similarity"]
+    m.requires_grad_(True)                              # as it is after training
+    assert not align.weight_matches(align.blocks(m), align.blocks(n)).value_P.requires_grad
+
+
+def test_written_is_the_sum_of_all_contributions(gpt, rows):
+    m = make("sae", gpt)
+    a = units.record(m, gpt, rows, rows.new_zeros(*rows.shape, 0))
+    x, f = evals.clean(m, gpt, rows, 1)
+    want = m.contrib(1, f, x, torch.arange(40))[:, 1:].norm(dim=-1).sum((0, 1))
+    got, few = align.written(m, a), a.on() <= 64        # of more tokens, 64 are looked at
+    assert few.any() and torch.allclose(got[few], want[few], rtol=1e-4) and torch.allclose(got, want, rtol=0.3)
 
 
 def block(read, write, kind="dictionary"):
@@ -259,6 +280,12 @@ def test_survival_and_jackknife():
     assert found["similarity_corrected"] == 0 and "survival_1_se" not in found
 
 
+def test_over_pairs_leaves_out_seeds():
+    got = align.over_pairs(dict(a={(0, 1): 1., (0, 2): 2., (1, 2): 6.}, b={(0, 1): 1., (0, 2): None, (1, 2): 3.}), 3)
+    assert got["a"] == 3 and got["a_se"] == pytest.approx(math.sqrt(2 / 3 * (4 + 1 + 9)))
+    assert got["b"] == 2 and "b_se" not in got
+
+
 def recording(value_NF):
     unit, token = value_NF.T.nonzero(as_tuple=True)
     value = value_NF[token, unit]
@@ -339,11 +366,14 @@ def test_function_agreement_against_plain_arithmetic(gpt, rows):
 
 def test_nothing_alive_is_no_number(gpt, rows):
     m, n = make("sae", gpt), make("sae", gpt, 1)
-    n.b_enc.data.fill_(-1e9)
+    n.b_enc.data.fill_(-1e9), n.b_dec.data.fill_(0.7)
+    y_hat = m.decode(1, *evals.clean(m, gpt, rows, 1)[::-1])[:, 1:].double()
+    fve = 1 - (y_hat - 0.7).square().sum() / (y_hat - y_hat.mean((0, 1))).square().sum()
     found = align.stability([m, n], gpt, rows, common.generator(0, "align"))
     assert found["weights_similarity"] is None and found["activations_similarity"] is None
     assert found["weights_shared_0.7"] == 0 and found["activations_shared_if_weights"] is None
     assert all(v is None or math.isfinite(v) for v in found.values())
+    assert found["function_fve"] == pytest.approx(fve.item(), rel=1e-4)         # of a constant nothing is explained
 
 
 def test_looking_changes_nothing_and_repeats(gpt, rows):
