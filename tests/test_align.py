@@ -364,6 +364,26 @@ def test_function_agreement_against_plain_arithmetic(gpt, rows):
     assert alike["error_cosine"] == pytest.approx(0.5, abs=0.05) and alike["fve"] > alike["fve_independent"] + 0.01
 
 
+class Positions:
+    """Units that are on at one place of a row each, 2, 5 and 6."""
+    layers, W_enc, W_dec = [1], torch.eye(T, D), torch.eye(T, D)
+
+    def encode(self, layer, x_BTD, mlp):
+        return torch.eye(T)[[0, 0, 2, 0, 0, 5, 6] + [0] * (T - 7)].expand(len(x_BTD), T, T) * (torch.arange(T) > 0)
+
+    def decode(self, layer, f_BTF, x_BTD):
+        return f_BTF @ self.W_dec
+
+    def contrib(self, layer, f_BTF, x_BTD, units):
+        return f_BTF[..., units, None] * self.W_dec[units]
+
+
+def test_the_null_of_activations_keeps_positions(gpt, rows):
+    found = align.stability([Positions()] * 2, gpt, rows, common.generator(0, "align"))
+    assert found["activations_shared_0.7"] == found["null_activations_shared_0.7"] == 1
+    assert found["null_activations_similarity"] == pytest.approx(1, abs=1e-5) and found["null_weights_shared_0.7"] == 0
+
+
 def test_nothing_alive_is_no_number(gpt, rows):
     m, n = make("sae", gpt), make("sae", gpt, 1)
     n.b_enc.data.fill_(-1e9), n.b_dec.data.fill_(0.7)
