@@ -47,7 +47,7 @@ class Config:
     metrics: str = "all"            # some of the groups of metrics, comma-separated
     seeds: int = 3                  # models per method and sparsity, seeds 0, 1, ..
     tokens: int = 4_096_000         # that each model is trained on
-    eval_tokens: int = 50_000       # of fit (means, choices) and of test (scores)
+    eval_tokens: int = 25_600       # of fit (means, choices) and of test (scores)
     explained: int = 100            # units per model that are explained in words
     quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small dictionaries
     explain: bool = False           # say what each column means, and stop
@@ -78,8 +78,10 @@ METHODS = {
     "sae": Method(sae, "sae", "k", (8, 16, 32), {}, dict(F=SMALL)),       # reads y: explains, does not replace
     "sae-stochastic": Method(sae, "sae", "k", (8, 16, 32), dict(variant="stochastic"), dict(F=SMALL)),
 }
+METHODS |= {f"sae:{control}": METHODS["sae"]._replace(values=(16,)) for control in ("random-writes", "untrained")}
 FLOORS = {"neurons": (8, 16, 32), "pca": (8, 16, 32), "random": (8, 16, 32), "svd": (4, 8, 16)}    # svd: of each matrix
 SEEDED = {"random"}                 # floors in which there is chance
+# sae:random-writes is on where the SAE is and writes at random; sae:untrained takes an untrained target apart.
 
 # ------------------------------------------------------------------------------------------ what a model is asked
 class Rounded:
@@ -153,20 +155,25 @@ class Job:
     middle: bool
     method: Method | None = None
 
+    @property
+    def floor(self):
+        return not self.method or ":" in self.name
+
     def __str__(self):
         return f"{self.name} {self.knob}={self.value:g} seed {self.seed}"
 
     def config(self, cfg, gpt, layer):
-        """The configuration of the training, all of its tokens spent in whole steps, and its folder."""
-        m = self.method
-        run = m.module.Config(**{**m.change, **(m.quick if cfg.quick else {})}, model=cfg.model, data=cfg.data,
+        """The configuration of the training, all of its tokens spent in whole steps, and its folder, which the controls
+        of a method share with it."""
+        m, name = self.method, self.name.split(":")[0]
+        run = m.module.Config(**{**m.change, **(m.quick if cfg.quick else {})}, model=str(gpt.folder), data=cfg.data,
                               layer=layer, device=cfg.device, seed=self.seed, eval_tokens=min(cfg.eval_tokens, 6_400))
         setattr(run, self.knob, self.value)
         run.T = min(run.T, gpt.cfg.n_positions)
         run.steps = max(1, cfg.tokens // per_step(run))
         fixed = dict(method=m.module.__name__, target=gpt.hash,
                      run={k: v for k, v in vars(run).items() if k not in m.module.FREE})
-        run.out = str(Path(cfg.runs) / f"{self.name}-{self.knob}{self.value:g}-seed{self.seed}-{digest(fixed)}")
+        run.out = str(Path(cfg.runs) / f"{name}-{self.knob}{self.value:g}-seed{self.seed}-{digest(fixed)}")
         return run
 
 def per_step(run):
@@ -206,21 +213,28 @@ def trained(job, run, gpt, dev):
 def carry_out(job, cfg, bench, groups, dev):
     """What is known of one model: a flat dict. Evaluations are kept beside the model, by the settings, the model and
     the code that they depend on."""
+    if job.name.endswith(":untrained"):
+        folder = Path(cfg.runs) / f"untrained-{bench.gpt.hash}"
+        baselines.random_target(bench.gpt, folder, 0)
+        bench = bench._replace(gpt=GPT.load(folder, dev))
+    gpt, layer, rows_RT = bench.gpt, bench.layer, bench.fit[0]
     if job.method:
-        run = job.config(cfg, bench.gpt, bench.layer)
-        m, out, which = trained(job, run, bench.gpt, dev)
+        run = job.config(cfg, gpt, layer)
+        m, out, which = trained(job, run, gpt, dev)
         folder = Path(run.out)
+        make = lambda: baselines.RandomWrites(m, gpt, rows_RT, job.seed) if job.name.endswith(":random-writes") else m
     else:
         F = SMALL if cfg.quick else sae.Config.F
-        which = [job.name, job.value, F, job.seed]
-        m, out, folder = None, {}, Path(cfg.runs) / f"{job.name}-k{job.value:g}-seed{job.seed}"
+        out, which, folder = {}, F, Path(cfg.runs) / f"{job.name}-k{job.value:g}-seed{job.seed}"
+        make = lambda: baselines.baselines(gpt, layer, rows_RT, job.value, F, job.seed)[job.name]
     code = [Path(module.__file__).read_text() for module in (evals, units, explain, concepts, baselines)]
+    asked = None
     for name in groups:
-        key = digest([name, which, bench.gpt.hash, bench.layer, cfg.data, cfg.eval_tokens, cfg.explained, code])
+        key = digest([name, str(job), which, gpt.hash, layer, cfg.data, cfg.eval_tokens, cfg.explained, code])
         path = folder / f"{name}-{key}.json"
         if not path.exists():
-            m = m or baselines.baselines(bench.gpt, bench.layer, bench.fit[0], job.value, F, job.seed)[job.name]
-            found = GROUPS[name](m, bench, common.generator(job.seed, name))
+            asked = asked or make()
+            found = GROUPS[name](asked, bench, common.generator(job.seed, name))
             common.write(path, json.dumps(finite(found)).encode())
         out |= json.loads(path.read_text())
     return out

@@ -97,7 +97,7 @@ def assemble(found, provenance):
     rows = {}
     for job, known, failed in found:
         row = rows.setdefault((job.name, job.value), dict(
-            name=job.name, knob=job.knob, value=job.value, floor=not job.method, middle=job.middle, seeds=[], known=[],
+            name=job.name, knob=job.knob, value=job.value, floor=job.floor, middle=job.middle, seeds=[], known=[],
             failed=[]))
         row["seeds"].append(job.seed), row["known"].append(known)
         row["failed"] += [f"seed {job.seed}: {failed}"] if failed else []
@@ -154,6 +154,8 @@ def render(results, markdown=False):
              f"Middle sparsity, mean ± half of the 95 % interval over {p['config']['seeds']} seed(s), on "
              f"{p['config']['eval_tokens']:,} tokens; ↑ higher is better, ↓ lower.",
              f"Floors: {', '.join(floors)}. `compare.py --explain` says what the columns mean."]
+    if p["config"]["quick"]:
+        lines += ["A quick run: all are under-trained, SPD most. It shows what is measured, not how they compare."]
     for group, heads, rows in tables(results):
         if markdown:
             lines += ["", "| ".join([f"| {group} ", *(f"{h} " for h in heads)]) + "|", "|---" * (1 + len(heads)) + "|",

@@ -132,7 +132,8 @@ def test_all_are_trained_on_the_same_number_of_tokens():
     gpt = GPT.load(ROOT / "target")
     for cfg in (Config(), Config(**compare.QUICK, quick=True)):
         runs = [job.config(cfg, gpt, 1) for job in compare.jobs(cfg) if job.method]
-        assert len({run.out for run in runs}) == len(runs) == len(compare.METHODS) * (1 if cfg.quick else 3 * 3)
+        models = {name: len(m.values) for name, m in compare.METHODS.items() if ":" not in name}
+        assert len({(run.model, run.out) for run in runs}) == (len(models) if cfg.quick else 3 * sum(models.values()))
         for run in runs:
             assert run.steps * compare.per_step(run) == cfg.tokens, run
 
@@ -187,6 +188,18 @@ def test_what_fails_is_a_row_and_the_exit_code(cfg, stub, capsys):
     stub.stop.clear()
     compare.main(cfg)                               # the next run mends it
     assert not any(row["failed"] for row in results(cfg)["rows"])
+
+
+def test_controls_share_the_training_or_the_method(cfg, stub, monkeypatch):
+    method = compare.METHODS["stub"]._replace(values=(2,))
+    monkeypatch.setattr(compare, "METHODS", {"stub": method, "stub:random-writes": method, "stub:untrained": method})
+    compare.main(dataclasses.replace(cfg, seeds=1))
+    assert len(stub.log) == 2 * 6                               # the stub, and once more on the untrained target
+    rows = {row["name"]: row for row in results(cfg)["rows"]}
+    of = lambda name, key: rows[name]["metrics"][key]["mean"]
+    assert [rows[name]["floor"] for name in ("stub", "stub:random-writes", "stub:untrained")] == [False, True, True]
+    assert of("stub:random-writes", "l0") == of("stub", "l0") and of("stub:random-writes", "fve") != of("stub", "fve")
+    assert of("stub:untrained", "ce_original") != of("stub", "ce_original") == of("pca", "ce_original")
 
 
 def test_keys_know_what_matters_and_nothing_else(cfg, stub, target):
@@ -254,7 +267,7 @@ def made_up():
                            alive_curve={"0.0": [9, 8], "0.1": [7, 6]})
     found = [(Job(name, "k", k, seed, k == 2, method), known(x + 0.1 * seed + k / 20), None) for seed in (0, 1)
              for name, method, x in (("a", object(), 0.5), ("b", object(), 0.6), ("random", None, 0.3)) for k in (1, 2)]
-    return table.assemble(found, dict(layer=1, config=dict(seeds=2, eval_tokens=100)))
+    return table.assemble(found, dict(layer=1, config=dict(seeds=2, eval_tokens=100, quick=False)))
 
 
 def test_pictures_and_files(tmp_path):
