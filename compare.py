@@ -47,7 +47,7 @@ class Config:
     metrics: str = "all"            # some of the groups of metrics, comma-separated
     seeds: int = 3                  # models per method and sparsity, seeds 0, 1, ..
     tokens: int = 4_096_000         # that each model is trained on
-    eval_tokens: int = 25_600       # of fit (means, choices) and of test (scores)
+    eval_tokens: int = 50_000       # of fit (means, choices) and of test (scores)
     explained: int = 100            # units per model that are explained in words
     quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small dictionaries
     explain: bool = False           # say what each column means, and stop
@@ -275,6 +275,8 @@ def check(cfg, gpt):
     for flag, value, allowed in (("methods", cfg.methods, [*METHODS, *FLOORS]), ("metrics", cfg.metrics, [*GROUPS])):
         if bad := [v for v in value.split(",") if value != "all" and v not in allowed]:
             common.fail(f"--{flag} {bad[0]}: allowed are all, {', '.join(allowed)}")
+    if cfg.readme and cfg.out != Config.out:
+        common.fail(f"--readme: takes what is in {Config.out}/, a full run's, not --out {cfg.out}")
     for name, value, low, high in (("layer", layer, 0, gpt.cfg.n_layer - 1), ("seeds", cfg.seeds, 1, 10),
                                    ("tokens", cfg.tokens, 1, math.inf), ("explained", cfg.explained, 10, math.inf),
                                    ("eval_tokens", cfg.eval_tokens, 2 * gpt.cfg.n_positions, math.inf)):

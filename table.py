@@ -214,7 +214,7 @@ def figures(results, out):
     floors = {row["name"] for row in ok if row["floor"]}
     style = {name: dict(color="0.6", ls=":") if name in floors else dict(color=f"C{i}", ls=("-", "--", "-.")[i % 3])
              for i, name in enumerate(names)}
-    style = {name: how | dict(marker="osD^v<>PX*hd8"[i % 13], mfc="w", label=name)
+    style = {name: how | dict(marker="osD^v<>PX*pd12x+"[i % 16], mfc="w", label=name)
              for i, (name, how) in enumerate(style.items())}
 
     def save(name, figure):
@@ -247,12 +247,13 @@ def figures(results, out):
     if rows := [row for row in middle if "rule_det_hard" in row["metrics"]]:
         figure = Figure((8, 0.35 * len(rows) + 1.2), layout="constrained")
         ax, (mean, half) = figure.subplots(), zip(*(of(row, "rule_det_hard") for row in rows))
-        ax.barh([row["name"] for row in rows], mean, xerr=half, color="0.75", edgecolor="k", capsize=3)
+        ax.barh([row["name"] for row in rows], [m - 0.5 for m in mean], left=0.5, xerr=half, color="0.75",
+                edgecolor="k", capsize=3)
         if (null := rows[0]["metrics"]["rule_det_hard"]["null"]) is not None:
-            ax.axvline(null, color="k", ls="--", label="random directions")
-            ax.legend(fontsize=8)
+            ax.axvline(null, color="k", ls="--", label="random directions, their mean")
+            figure.legend(loc="outside upper center", fontsize=8)
         ax.invert_yaxis()
-        ax.set(xlabel="balanced accuracy of rules in words against hard negatives (chance 0.5)", xlim=(0.4, 1))
+        ax.set(xlabel="balanced accuracy of rules in words against hard negatives (chance 0.5)")
         save("words.png", figure)
     if rows := [row for row in middle if row["alive_curve"]]:
         figure = Figure((8, 4.2), layout="constrained")

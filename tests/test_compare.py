@@ -135,7 +135,7 @@ def test_all_are_trained_on_the_same_number_of_tokens():
         models = {name: len(m.values) for name, m in compare.METHODS.items() if ":" not in name}
         assert len({(run.model, run.out) for run in runs}) == (len(models) if cfg.quick else 3 * sum(models.values()))
         for run in runs:
-            assert run.steps * compare.per_step(run) == cfg.tokens, run
+            assert run.steps * (run.B * run.T if isinstance(run, compare.spd.Config) else run.N) == cfg.tokens, run
 
 
 def test_spd_is_on_where_its_rounded_mask_is():
@@ -251,7 +251,7 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     (dict(methods="spd,sea"), ["--methods sea", "transcoder"]), (dict(metrics="beauty"), ["--metrics beauty", "parts"]),
     (dict(layer=2), ["--layer 2", "from 0 to 1"]), (dict(seeds=0), ["--seeds 0"]), (dict(tokens=0), ["--tokens 0"]),
     (dict(eval_tokens=5), ["--eval_tokens 5", "24"]), (dict(explained=0), ["--explained 0"]),
-    (dict(data="nothing.bin"), ["nothing.bin"]), (dict(model="nowhere"), ["nowhere"])])
+    (dict(readme=True), ["--readme", "results/"]), (dict(data="nothing.bin"), ["nothing.bin"]), (dict(model="nowhere"), ["nowhere"])])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     with pytest.raises(SystemExit) as e:
         compare.main(dataclasses.replace(cfg, **change))
