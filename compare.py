@@ -115,7 +115,8 @@ def completeness(m, bench, gen):
 
 def parts(m, bench, gen):
     parents = sorted({bench.names.index(parent) for parent, _ in concepts.HIERARCHY if parent in bench.names})
-    return units.summary(m, bench.gpt, bench.fit, bench.test, torch.tensor(parents, dtype=torch.long), gen)
+    parents = torch.tensor(parents, dtype=torch.long, device=bench.fit[0].device)
+    return units.summary(m, bench.gpt, bench.fit, bench.test, parents, gen)
 
 def words(m, bench, gen):
     fit, test = units.halve(*(units.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
@@ -129,6 +130,7 @@ def robustness(m, bench, gen):
     if not hasattr(m, "site"):
         return {}
     raw, few = getattr(m, "raw", m), bench.test[0][:32]
+    gen = torch.Generator(few.device).manual_seed(gen.initial_seed())       # masks are drawn where they are used
     table = evals.scores(bench.gpt, bench.test[0], evals.ablations(bench.gpt, bench.layer, bench.fit[0])
                          | evals.mask_table(raw, spd.TAUS, gen))
     ladder = evals.attack(raw, bench.gpt, few, gen)

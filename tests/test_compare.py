@@ -251,7 +251,8 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     (dict(methods="spd,sea"), ["--methods sea", "transcoder"]), (dict(metrics="beauty"), ["--metrics beauty", "parts"]),
     (dict(layer=2), ["--layer 2", "from 0 to 1"]), (dict(seeds=0), ["--seeds 0"]), (dict(tokens=0), ["--tokens 0"]),
     (dict(eval_tokens=5), ["--eval_tokens 5", "24"]), (dict(explained=0), ["--explained 0"]),
-    (dict(readme=True), ["--readme", "results/"]), (dict(data="nothing.bin"), ["nothing.bin"]), (dict(model="nowhere"), ["nowhere"])])
+    (dict(readme=True), ["--readme", "results/"]), (dict(data="nothing.bin"), ["nothing.bin"]),
+    (dict(model="nowhere"), ["nowhere"])])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     with pytest.raises(SystemExit) as e:
         compare.main(dataclasses.replace(cfg, **change))
