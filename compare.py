@@ -13,6 +13,7 @@ whatever is chosen is chosen on fit, every number is from test.
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import statistics
@@ -232,7 +233,8 @@ def carry_out(job, cfg, bench, groups, dev):
     code = [Path(module.__file__).read_text() for module in (evals, units, explain, concepts, baselines)]
     asked = None
     for name in groups:
-        key = digest([name, str(job), which, gpt.hash, layer, cfg.data, cfg.eval_tokens, cfg.explained, code])
+        how = [*code, inspect.getsource(GROUPS[name])]
+        key = digest([name, str(job), which, gpt.hash, layer, cfg.data, cfg.eval_tokens, cfg.explained, how])
         path = folder / f"{name}-{key}.json"
         if not path.exists():
             asked = asked or make()
