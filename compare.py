@@ -1,0 +1,316 @@
+"""The table: every method on the same MLP and the same tokens, several sparsities and seeds, with floors beside them.
+
+    trains what is missing (runs/compare/NAME-KEY, KEY = hash of the full configuration and of the target), evaluates
+    what is not evaluated yet, prints the table; a killed run goes on, a second one only prints. A training or an
+    evaluation that fails leaves a FAILED row and exit code 1.
+Seeds are the unit of replication: mean +- half the 95 % t interval over them. One rule for all: a unit is on where
+f > 0 (SPD: masks rounded at 0.1, so that what counts as on is what is written), alive when on at 10 tokens of fit;
+whatever is chosen is chosen on fit, every number is from test.
+
+    python compare.py --quick       # one seed, one sparsity, small
+    python compare.py --explain     # what each column means and which direction is better
+"""
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import baselines
+import clt
+import common
+import concepts
+import data
+import evals
+import explain
+import molt
+import sae
+import spd
+import table
+import transcoder
+import units
+from model import GPT, default_layer
+
+@dataclass
+class Config:
+    model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
+    data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
+    layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
+    methods: str = "all"            # some of the rows, comma-separated, floors among them
+    metrics: str = "all"            # some of the groups of metrics, comma-separated
+    seeds: int = 3                  # models per method and sparsity, seeds 0, 1, ..
+    tokens: int = 4_096_000         # that each model is trained on
+    eval_tokens: int = 50_000       # of fit (means, choices) and of test (scores)
+    explained: int = 100            # units per model that are explained in words
+    quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small dictionaries
+    explain: bool = False           # say what each column means, and stop
+    out: str = "results"            # folder for results.json, table.md, table.csv and pictures; quick: OUT-quick
+    readme: bool = False            # put the table into README.md too, between its markers
+    runs: str = "runs/compare"      # folder for the models and their evaluations
+    device: str = "auto"            # auto, cpu, cuda
+
+QUICK = dict(seeds=1, tokens=409_600, eval_tokens=6_400, explained=20)
+SMALL = 256                         # units of a dictionary with --quick
+
+class Method(NamedTuple):
+    module: Any                     # Config, FREE, build(cfg, gpt), train(cfg)
+    part: str                       # the name that the model has in the checkpoint
+    knob: str                       # of sparsity
+    values: tuple                   # that the curves go through; the middle one is in the table
+    change: dict                    # of the defaults of module.Config
+    quick: dict                     # of those again, with --quick
+
+METHODS = {
+    "spd": Method(spd, "spd", "c_imp", (3e-5, 1e-4, 3e-4), {}, dict(C=128)),
+    "transcoder": Method(transcoder, "tc", "k", (8, 16, 32), {}, dict(F=SMALL)),
+    "transcoder-skip": Method(transcoder, "tc", "k", (8, 16, 32), dict(skip=True), dict(F=SMALL)),
+    "transcoder-stochastic": Method(transcoder, "tc", "k", (8, 16, 32), dict(variant="stochastic"), dict(F=SMALL)),
+    "clt": Method(clt, "clt", "k", (4, 8, 16), {}, dict(F=128)),        # k per layer, and it is read at each so far
+    "molt": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), {}, {}),
+    "molt-sum": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), dict(sum_to_weights=True), {}),
+    "sae": Method(sae, "sae", "k", (8, 16, 32), {}, dict(F=SMALL)),       # reads y: explains, does not replace
+    "sae-stochastic": Method(sae, "sae", "k", (8, 16, 32), dict(variant="stochastic"), dict(F=SMALL)),
+}
+METHODS |= {f"sae:{control}": METHODS["sae"]._replace(values=(16,)) for control in ("random-writes", "untrained")}
+FLOORS = {"neurons": (8, 16, 32), "pca": (8, 16, 32), "random": (8, 16, 32), "svd": (4, 8, 16)}    # svd: of each matrix
+SEEDED = {"random"}                 # floors in which there is chance
+# sae:random-writes is on where the SAE is and writes at random; sae:untrained takes an untrained target apart.
+
+# ------------------------------------------------------------------------------------------ what a model is asked
+class Rounded:
+    """An SPD under masks of 0 and 1: its units are on where g > tau, and nothing else is written."""
+    def __init__(self, m, tau):
+        self.raw, self.tau = m, tau
+
+    def __getattr__(self, name):
+        return getattr(self.raw, name)
+
+    def encode(self, layer, x_BTD, mlp):
+        return (self.raw.encode(layer, x_BTD, mlp) > self.tau).float()
+
+class Bench(NamedTuple):
+    """What all are evaluated on. fit, test: (rows, labels)."""
+    gpt: GPT
+    layer: int
+    fit: tuple
+    test: tuple
+    names: list
+    explained: int
+
+def faithfulness(m, bench, gen):
+    _, out = evals.replacement(m, bench.gpt, bench.layer, bench.fit, bench.test, bench.names)
+    return out | dict(kl=out["kl_replaced"], kl_recovered=out["kl_recovered_replaced"])
+
+def completeness(m, bench, gen):
+    steps = evals.ladder(m, bench.gpt, bench.fit[0][:64], bench.test[0][:64]) or {}
+    return dict(completeness=evals.completeness(m, bench.gpt, bench.fit[0], bench.test[0]),
+                error_pathology=evals.error_pathology(m, bench.gpt, bench.test[0], gen)) | steps
+
+def parts(m, bench, gen):
+    parents = sorted({bench.names.index(parent) for parent, _ in concepts.HIERARCHY if parent in bench.names})
+    parents = torch.tensor(parents, dtype=torch.long, device=bench.fit[0].device)
+    return units.summary(m, bench.gpt, bench.fit, bench.test, parents, gen)
+
+def words(m, bench, gen):
+    fit, test = units.halve(*(units.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
+    least = max(10, bench.fit[0].numel() // 1000)           # windows; 200 of 200,000 tokens
+    found = explain.explain(fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, gen, bench.explained, least)
+    mean = {k: v.float().nanmean().item() for k, v in found.items() if torch.is_tensor(v) and k != "units"}
+    return {f"rule_{k}": v for k, v in mean.items()} | dict(rule_units=len(found["units"]), texts=found["texts"])
+
+def robustness(m, bench, gen):
+    """Only of what has masks. The attack: 20 sign steps of 0.1, one source for all positions of 32 rows."""
+    if not hasattr(m, "site"):
+        return {}
+    raw, few = getattr(m, "raw", m), bench.test[0][:32]
+    gen = torch.Generator(few.device).manual_seed(gen.initial_seed())       # masks are drawn where they are used
+    table = evals.scores(bench.gpt, bench.test[0], evals.ablations(bench.gpt, bench.layer, bench.fit[0])
+                         | evals.mask_table(raw, spd.TAUS, gen))
+    ladder = evals.attack(raw, bench.gpt, few, gen)
+    clean = evals.scores(bench.gpt, few, {"importance": evals.mask_table(raw, (), gen)["causal importance"]})
+    joint = evals.aggregation(raw, bench.gpt, few, gen)
+    return evals.score_keys(table) | dict(
+        attack=ladder, kl_attack=ladder[20], attack_ratio=ladder[20] / max(1e-9, clean["importance"]["kl"]),
+        joint=joint, kl_joint=joint[8])
+
+GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words, robustness=robustness)
+CURVES = {"faithfulness"}           # asked of every sparsity, the others of the middle one
+
+# ------------------------------------------------------------------------------------------------------- the runs
+def digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+@dataclass
+class Job:
+    """One model to be had and asked: a method at one value of its knob and one seed, or a floor."""
+    name: str
+    knob: str
+    value: float
+    seed: int
+    middle: bool
+    method: Method | None = None
+
+    @property
+    def floor(self):
+        return not self.method or ":" in self.name
+
+    def __str__(self):
+        return f"{self.name} {self.knob}={self.value:g} seed {self.seed}"
+
+    def config(self, cfg, gpt, layer):
+        """The configuration of the training, all of its tokens spent in whole steps, and its folder, which the controls
+        of a method share with it."""
+        m, name = self.method, self.name.split(":")[0]
+        run = m.module.Config(**{**m.change, **(m.quick if cfg.quick else {})}, model=str(gpt.folder), data=cfg.data,
+                              layer=layer, device=cfg.device, seed=self.seed, eval_tokens=min(cfg.eval_tokens, 6_400))
+        setattr(run, self.knob, self.value)
+        run.T = min(run.T, gpt.cfg.n_positions)
+        run.steps = max(1, cfg.tokens // per_step(run))
+        fixed = dict(method=m.module.__name__, target=gpt.hash,
+                     run={k: v for k, v in vars(run).items() if k not in m.module.FREE})
+        run.out = str(Path(cfg.runs) / f"{name}-{self.knob}{self.value:g}-seed{self.seed}-{digest(fixed)}")
+        return run
+
+def per_step(run):
+    return run.N if hasattr(run, "N") else run.B * run.T
+
+def jobs(cfg):
+    """Seeds outermost: whatever is there after a while compares all methods."""
+    pick = list(METHODS) + list(FLOORS) if cfg.methods == "all" else cfg.methods.split(",")
+    out = []
+    for seed in range(cfg.seeds):
+        for name in pick:
+            method = METHODS.get(name)
+            knob, values = (method.knob, method.values) if method else ("k", FLOORS[name])
+            mid = values[len(values) // 2]
+            out += [Job(name, knob, v, seed, v == mid, method) for v in ([mid] if cfg.quick else values)
+                    if method or name in SEEDED or not seed]
+    return out
+
+def trained(job, run, gpt, dev):
+    """(model, its training's cost, hash of its checkpoint), trained or loaded."""
+    module = job.method.module
+    path = Path(run.out) / f"{module.__name__}.safetensors"
+    done = path.exists() and common.load(path)[1].get("step") == run.steps
+    if not done:
+        run.resume = path.exists()
+        Path(run.out).mkdir(parents=True, exist_ok=True)
+        with open(Path(run.out) / "train.txt", "a") as log, contextlib.redirect_stdout(log):
+            module.train(run)
+    tensors, meta = common.load(path, method=module.__name__, target=gpt.hash)
+    m = module.build(run, gpt)
+    m = m[0] if isinstance(m, tuple) else m
+    common.unflat(tensors, **{job.method.part: m})
+    m = m.to(dev).requires_grad_(False)
+    cost = dict(tokens=run.steps * per_step(run), steps=run.steps, seconds=meta["seconds"])
+    return Rounded(m, spd.TAUS[spd.MAIN]) if module is spd else m, cost, hashlib.sha256(path.read_bytes()).hexdigest()
+
+def carry_out(job, cfg, bench, groups, dev):
+    """What is known of one model: a flat dict. Evaluations are kept beside the model, by the settings, the model and
+    the code that they depend on."""
+    if job.name.endswith(":untrained"):
+        folder = Path(cfg.runs) / f"untrained-{bench.gpt.hash}"
+        baselines.random_target(bench.gpt, folder, 0)
+        bench = bench._replace(gpt=GPT.load(folder, dev))
+    gpt, layer, rows_RT = bench.gpt, bench.layer, bench.fit[0]
+    if job.method:
+        run = job.config(cfg, gpt, layer)
+        m, out, which = trained(job, run, gpt, dev)
+        folder = Path(run.out)
+        make = lambda: baselines.RandomWrites(m, gpt, rows_RT, job.seed) if job.name.endswith(":random-writes") else m
+    else:
+        F = SMALL if cfg.quick else sae.Config.F
+        out, which, folder = {}, F, Path(cfg.runs) / f"{job.name}-k{job.value:g}-seed{job.seed}"
+        make = lambda: baselines.baselines(gpt, layer, rows_RT, job.value, F, job.seed)[job.name]
+    code = [Path(module.__file__).read_text() for module in (evals, units, explain, concepts, baselines)]
+    asked = None
+    for name in groups:
+        how = [*code, inspect.getsource(GROUPS[name])]
+        key = digest([name, str(job), which, gpt.hash, layer, cfg.data, cfg.eval_tokens, cfg.explained, how])
+        path = folder / f"{name}-{key}.json"
+        if not path.exists():
+            asked = asked or make()
+            found = GROUPS[name](asked, bench, common.generator(job.seed, name))
+            common.write(path, json.dumps(finite(found)).encode())
+        out |= json.loads(path.read_text())
+    return out
+
+def finite(value):
+    """The same with None for what JSON can't say."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+def left(seconds, todo):
+    """About how long the jobs `todo` take, as text; seconds: {name: [of jobs that were done]}."""
+    every = [s for some in seconds.values() for s in some]
+    if not every:
+        return "time left unknown"
+    total = sum(statistics.mean(seconds.get(job.name) or every) for job in todo)
+    return f"about {total / 60:.0f} min left" if total < 5400 else f"about {total / 3600:.1f} h left"
+
+def collect(cfg, bench, groups, dev):
+    """[(job, what is known of it, None or how it failed)], with progress."""
+    todo, seconds, out = jobs(cfg), {}, []
+    for i, job in enumerate(todo):
+        print(f"[{i + 1}/{len(todo)}] {job}; {left(seconds, todo[i:])}", flush=True)
+        began, found, failed = time.time(), {}, None
+        try:
+            found = carry_out(job, cfg, bench, [g for g in groups if job.middle or g in CURVES], dev)
+        except (Exception, SystemExit) as e:        # one method's trouble is no reason to lose the others
+            failed = "stopped, as its error line says" if isinstance(e, SystemExit) else f"{type(e).__name__}: {e}"
+            print(f"FAILED {job}: {failed}", flush=True)
+        if (spent := time.time() - began) > 1:      # what was there already says nothing about what is not
+            seconds.setdefault(job.name, []).append(spent)
+        out.append((job, found, failed))
+    return out
+
+def check(cfg, gpt):
+    """Fails on what could not be run; (layer, names of the groups)."""
+    layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
+    for flag, value, allowed in (("methods", cfg.methods, [*METHODS, *FLOORS]), ("metrics", cfg.metrics, [*GROUPS])):
+        if bad := [v for v in value.split(",") if value != "all" and v not in allowed]:
+            common.fail(f"--{flag} {bad[0]}: allowed are all, {', '.join(allowed)}")
+    if cfg.readme and cfg.out != Config.out:
+        common.fail(f"--readme: takes what is in {Config.out}/, a full run's, not --out {cfg.out}")
+    for name, value, low, high in (("layer", layer, 0, gpt.cfg.n_layer - 1), ("seeds", cfg.seeds, 1, 10),
+                                   ("tokens", cfg.tokens, 1, math.inf), ("explained", cfg.explained, 10, math.inf),
+                                   ("eval_tokens", cfg.eval_tokens, 2 * gpt.cfg.n_positions, math.inf)):
+        if not low <= value <= high:
+            common.fail(f"--{name} {value}: must be from {low} to {high}")
+    return layer, [g for g in GROUPS if cfg.metrics == "all" or g in cfg.metrics.split(",")]
+
+def main(cfg):
+    if cfg.explain:
+        print(table.describe())
+        return
+    if cfg.quick:
+        cfg = dataclasses.replace(cfg, **QUICK, out=f"{cfg.out}-quick")
+    gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
+    layer, groups = check(cfg, gpt)
+    T, corpus = gpt.cfg.n_positions, {split: data.load(cfg.data, split, gpt.vocab) for split in ("fit", "test")}
+    R = cfg.eval_tokens // T
+    labels = [c.labels(T)[:R] for c in corpus.values()]
+    enough = [k for k in range(len(corpus["test"].names)) if min(l[:, 1:, k].sum() for l in labels) >= evals.ALIVE]
+    fit, test = ((c.rows(T)[:R].to(dev), l[..., enough]) for c, l in zip(corpus.values(), labels))
+    bench = Bench(gpt, layer, fit, test, [corpus["test"].names[k] for k in enough], cfg.explained)
+    found = collect(cfg, bench, groups, dev)
+    # Relations between the models of one row (stability over its seeds) join here, as further known keys.
+    results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer))
+    table.write(results, cfg.out)
+    if cfg.readme:
+        table.embed(results, Path(__file__).parent / "README.md")
+    print("", table.render(results), f"-> {cfg.out}/results.json, table.md, table.csv, pictures", sep="\n")
+    if failed := [f"{row['name']} {f}" for row in results["rows"] for f in row["failed"]]:
+        common.fail(f"FAILED: {'; '.join(failed)}", 1)
+
+if __name__ == "__main__":
+    main(common.cli(Config))

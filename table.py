@@ -1,0 +1,280 @@
+"""What compare.py found: the meaning of each column, means and intervals over seeds, text, Markdown, CSV and figures.
+
+A column's null is what its number has to be held against: a constant, or the same number of a floor (baselines.py).
+"""
+import csv
+import io
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+
+class Column(NamedTuple):
+    head: str
+    better: str                     # "up", "down", "" neither
+    null: Any                       # a number, the floor that has to be beaten, or None
+    digits: int
+    text: str
+
+COLUMNS = {
+    "faithful": dict(
+        ce_recovered=Column("CE rec", "up", 0, 3, "share of the cross-entropy that mean-ablating the MLP costs which "
+                            "the units on win back alone; 1 is all, n/a where it costs under 0.05 nats"),
+        kl_recovered=Column("KL rec", "up", 0, 3, "the same of the divergence from the original predictions"),
+        kl=Column("KL", "down", None, 4, "divergence from the original predictions, nats per token"),
+        fve=Column("FVE", "up", "random", 3, "1 - E|y - y_hat|^2 / E|y - E y|^2 of the MLP's output y"),
+        completeness=Column("complete", "up", 0, 3, "1 - CE recovered by what is left out alone; read beside CE rec"),
+        error_pathology=Column("err path", "down", 1, 2, "KL over the KL of random errors of the same size"),
+        faith_auc=Column("faith k", "up", "random", 3, "CE recovered by the 1 to 20 units that matter most at each "
+                         "token, area over log k"),
+        comp_auc=Column("all but k", "down", "random", 3, "CE recovered by all but those units, errors kept")),
+    "sparse": dict(
+        l0=Column("L0", "down", None, 1, "units on per token (SPD: of both matrices)"),
+        active_params=Column("params", "down", None, 0, "parameters of the units on, per token"),
+        index_bits=Column("bits", "down", None, 1, "log2(alive choose L0): what naming the units on costs, per token"),
+        alive_units=Column("alive", "", None, 0, "units on at 10 tokens of fit or more"),
+        dead_fraction=Column("dead", "down", 0, 3, "share of the units that are not alive"),
+        tokens=Column("tokens", "", None, 0, "that the model was trained on"),
+        steps=Column("steps", "", None, 0, "of training"),
+        seconds=Column("seconds", "down", None, 0, "of training")),
+    "concepts": dict(
+        coverage=Column("coverage", "up", "neurons", 3, "F1 of the best unit for each true concept, mean"),
+        board=Column("board", "up", "neurons", 3, "F1 of all concepts said by units of precision 0.95"),
+        concept_matched_fraction=Column("matched", "up", "random", 3, "share of the alive units that match a "
+                                        "concept, F1 0.5 or more"),
+        probe_auroc_1=Column("probe 1", "up", "neurons", 3, "AUROC of a probe on the best unit for each concept"),
+        probe_auroc_5=Column("probe 5", "up", "neurons", 3, "AUROC of a probe on five units"),
+        splits=Column("splits", "down", "random", 2, "units that a parent concept is split into; see parent F1"),
+        parent_f1=Column("parent F1", "up", "random", 3, "F1 of the best unit for the parent concepts"),
+        absorption_fraction=Column("absorb", "down", "random", 3, "share of a parent concept's effect taken over by "
+                                   "other units; n/a where parent F1 is under 0.6, where it means nothing")),
+    "atoms": dict(
+        units_atomic=Column("atomic", "up", "neurons", 3, "share of the alive units that one concept explains"),
+        units_polysemantic=Column("either", "down", "neurons", 3, "share that 'a or b' explains better"),
+        units_composite=Column("both", "", "neurons", 3, "share that 'a and b' explains better"),
+        units_unexplained=Column("neither", "down", "neurons", 3, "share whose best concept has F1 under 0.5"),
+        effective_rank=Column("rank", "", None, 2, "directions that a unit writes; 1 by construction for dictionaries"),
+        fragmentation=Column("pieces", "down", 1, 2, "units that are on at the same tokens; 1 is best"),
+        meta_excess=Column("meta", "down", 0, 3, "how far writes are sums of few atoms, in excess of Gaussian writes")),
+    "words": dict(
+        rule_det_hard=Column("det hard", "up", "random", 3, "does a rule in words tell where its unit is on, against "
+                             "where its neighbours are; balanced accuracy (rules found offline, no LLM)"),
+        rule_det=Column("detect", "up", "random", 3, "the same against any other windows"),
+        rule_fuzz=Column("fuzz", "up", "random", 3, "AUROC of marked tokens that satisfy the rule"),
+        rule_sim=Column("simulate", "up", "random", 3, "correlation of the rule's guess with the unit's value"),
+        rule_discr=Column("discrim", "up", 0.5, 3, "how often its own rule beats that of a neighbour"),
+        rule_f1=Column("token F1", "up", "random", 3, "F1 of the rule over tokens as they come"),
+        rule_lookup_f1=Column("lookup F1", "", "random", 3, "the same of the best table of tokens, of any size"),
+        rule_scorable=Column("scorable", "", None, 0, "units on in enough windows to be explained")),
+    "masks": dict(
+        ce_recovered_causal_importance=Column("CE soft", "up", 0, 3, "CE rec under the causal importances as masks"),
+        ce_recovered_stochastic=Column("CE stoch", "up", 0, 3, "CE rec when the rest is ablated at random"),
+        kl_attack=Column("KL attack", "down", None, 4, "KL when the rest is ablated by attack: 20 sign steps of 0.1, "
+                         "one source for all positions of 32 rows"),
+        attack_ratio=Column("x soft", "down", "svd", 2, "over the KL of the causal importances"),
+        kl_joint=Column("KL joint", "down", 0, 4, "KL added by forcing on what is on at 8 random other tokens")),
+}
+EVERY = {key: column for group in COLUMNS.values() for key, column in group.items()}
+ARROWS = dict(up="↑", down="↓") | {"": ""}
+
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)     # Student's t at 0.975, 1 to 9 degrees
+
+def over_seeds(values):
+    """Mean and 95 % t interval; no interval from one seed; None if no seed has a number."""
+    values = [v for v in values if isinstance(v, (int, float))]
+    if not values:
+        return None
+    mean = statistics.mean(values)
+    half = (T975[min(len(values), 10) - 2] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
+    return dict(mean=mean, half=half, values=values)
+
+def assemble(found, provenance):
+    """What results.json holds. A row is a method at one sparsity; one failed seed fails it."""
+    rows = {}
+    for job, known, failed in found:
+        row = rows.setdefault((job.name, job.value), dict(
+            name=job.name, knob=job.knob, value=job.value, floor=job.floor, middle=job.middle, seeds=[], known=[],
+            failed=[]))
+        row["seeds"].append(job.seed), row["known"].append(known)
+        row["failed"] += [f"seed {job.seed}: {failed}"] if failed else []
+    for row in rows.values():
+        known = row.pop("known")
+        row["metrics"] = {} if row["failed"] else {
+            key: number for key in dict.fromkeys(key for k in known for key in k)
+            if (number := over_seeds([k.get(key) for k in known]))}
+        row |= {key: [k[key] for k in known if key in k] for key in ("attack", "alive_curve")}      # for the pictures
+    middle = {row["name"]: row["metrics"] for row in rows.values() if row["middle"]}
+    for key, column in EVERY.items():               # each number gets its null
+        null = column.null
+        if isinstance(null, str):
+            null = middle.get(null, {}).get(key, {}).get("mean")
+        for row in rows.values():
+            if key in row["metrics"]:
+                row["metrics"][key]["null"] = null
+    target = next((k for _, k, _ in found if "ce_original" in k), {})
+    return dict(provenance=provenance, rows=list(rows.values()),
+                target={k: target.get(k) for k in ("ce_original", "ce_mean_ablation", "ce_zero_ablation",
+                                                   "kl_mean_ablation")},
+                columns={key: column._asdict() for key, column in EVERY.items()})
+
+def cell(row, key):
+    """A number as the table shows it."""
+    if row["failed"]:
+        return "FAILED"
+    if not (found := row["metrics"].get(key)):
+        return "n/a"
+    digits = EVERY[key].digits
+    short = lambda v: (f"{v / 1e6:.2g}M" if abs(v) >= 1e6 else f"{v / 1e3:.3g}k" if abs(v) >= 1e4 else
+                       f"{v:.{digits}f}")
+    half = f"±{short(found['half'])}".replace("±0.", "±.") if found["half"] else ""
+    return short(found["mean"]) + half
+
+def tables(results):
+    """[(group, heads, [cells of a row])] of the middle sparsities: groups and columns with a number in them."""
+    rows, out = [row for row in results["rows"] if row["middle"]], []
+    for group, columns in COLUMNS.items():
+        some = [key for key in columns if any(key in row["metrics"] for row in rows)]
+        shown = [row for row in rows if row["failed"] or any(key in row["metrics"] for key in some)]
+        if some:
+            heads = [f"{columns[key].head} {ARROWS[columns[key].better]}".strip() for key in some]
+            out.append((group, heads, [[row["name"], *(cell(row, key) for key in some)] for row in shown]))
+    return out
+
+def render(results, markdown=False):
+    """The tables as text, 120 columns wide, or as Markdown."""
+    target, p = results["target"], results["provenance"]
+    floors = dict.fromkeys(row["name"] for row in results["rows"] if row["floor"])
+    show = lambda v: "n/a" if v is None else f"{v:.4f}"
+    lines = [f"MLP of layer {p['layer']}: cross-entropy {show(target['ce_original'])} nats, mean-ablated "
+             f"{show(target['ce_mean_ablation'])}, zero-ablated {show(target['ce_zero_ablation'])}.",
+             f"Middle sparsity, mean ± half of the 95 % interval over {p['config']['seeds']} seed(s), on "
+             f"{p['config']['eval_tokens']:,} tokens; ↑ higher is better, ↓ lower.",
+             f"Floors: {', '.join(floors)}. `compare.py --explain` says what the columns mean."]
+    if p["config"]["quick"]:
+        lines += ["A quick run: all are under-trained, SPD most. It shows what is measured, not how they compare."]
+    for group, heads, rows in tables(results):
+        if markdown:
+            lines += ["", "| ".join([f"| {group} ", *(f"{h} " for h in heads)]) + "|", "|---" * (1 + len(heads)) + "|",
+                      *("| " + " | ".join(row) + " |" for row in rows)]
+        else:
+            line = lambda first, rest: f"{first:<22}" + "".join(f" {c:>11}" for c in rest)
+            lines += ["", line(group, heads), *(line(row[0], row[1:]) for row in rows)]
+    return "\n".join(lines + [""])
+
+def describe():
+    lines = []
+    for group, columns in COLUMNS.items():
+        lines += ["", group]
+        for c in columns.values():
+            null = "" if c.null is None else f"; to beat: {c.null}" if isinstance(c.null, str) else f"; null: {c.null}"
+            lines += [f"  {c.head + ' ' + ARROWS[c.better]:<13}{c.text}{null}"]
+    return "\n".join(lines)
+
+def write(results, out):
+    out, sheet = Path(out), io.StringIO(newline="")
+    lines = csv.writer(sheet, lineterminator="\n")
+    lines.writerow(["name", "knob", "value", "seeds", "metric", "better", "mean", "half_interval", "null", "status"])
+    for row in results["rows"]:
+        head = [row["name"], row["knob"], row["value"], len(row["seeds"])]
+        for key, found in row["metrics"].items():
+            better = EVERY[key].better if key in EVERY else ""
+            lines.writerow([*head, key, better, found["mean"], found["half"], found.get("null"), "ok"])
+        if row["failed"]:
+            lines.writerow([*head, "", "", "", "", "", "FAILED"])
+    common.write(out / "results.json", json.dumps(results, indent=1).encode())
+    common.write(out / "table.md", render(results, markdown=True).encode())
+    common.write(out / "table.csv", sheet.getvalue().encode())
+    figures(results, out)
+
+MARKERS = "<!-- results: compare.py --readme -->", "<!-- end of results -->"
+
+def embed(results, path):
+    """Puts the Markdown between the markers of a README."""
+    first, last = map(re.escape, MARKERS)
+    old, new = Path(path).read_text(), render(results, markdown=True)
+    if not re.search(f"{first}.*{last}", old, re.S):
+        common.fail(f"{path}: has no markers {' .. '.join(MARKERS)}")
+    text = re.sub(f"{first}.*{last}", lambda _: f"{MARKERS[0]}\n{new}{MARKERS[1]}", old, flags=re.S)
+    common.write(path, text.encode())
+
+def figures(results, out):
+    """curves.png, words.png, alive.png, attack.png: those for which there are numbers."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
+    except ImportError:
+        print("no pictures: they need matplotlib, pip install matplotlib")
+        return
+    ok = [row for row in results["rows"] if not row["failed"]]
+    names, middle = list(dict.fromkeys(row["name"] for row in ok)), [row for row in ok if row["middle"]]
+    floors = {row["name"] for row in ok if row["floor"]}
+    style = {name: dict(color="0.6", ls=":") if name in floors else dict(color=f"C{i}", ls=("-", "--", "-.")[i % 3])
+             for i, name in enumerate(names)}
+    style = {name: how | dict(marker="osD^v<>PX*pd12x+"[i % 16], mfc="w", label=name)
+             for i, (name, how) in enumerate(style.items())}
+
+    def save(name, figure):
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=150)
+        common.write(Path(out) / name, picture.getvalue())
+
+    def of(row, key):
+        found = row["metrics"][key]
+        return found["mean"], found["half"] or 0
+
+    if rows := [row for row in ok if "ce_recovered" in row["metrics"]]:
+        figure = Figure((10, 4.2), layout="constrained")
+        for ax, axis in zip(figure.subplots(1, 2, sharey=True), ("l0", "active_params")):
+            for name in names:
+                points = sorted((of(row, axis)[0], *of(row, "ce_recovered")) for row in rows if row["name"] == name)
+                if points:
+                    x, y, half = zip(*points)
+                    ax.plot(x, y, **style[name])
+                    ax.fill_between(x, [a - h for a, h in zip(y, half)], [a + h for a, h in zip(y, half)], alpha=0.2,
+                                    color=style[name]["color"], lw=0)
+            ax.set(xlabel=f"{EVERY[axis].text} (log)", xscale="log", ylim=(max(-0.2, ax.get_ylim()[0]), 1.02))
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.grid(alpha=0.3)
+        figure.axes[0].set(ylabel="CE recovered (mean ablation = 0)")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        save("curves.png", figure)
+    if rows := [row for row in middle if "rule_det_hard" in row["metrics"]]:
+        figure = Figure((8, 0.35 * len(rows) + 1.2), layout="constrained")
+        ax, (mean, half) = figure.subplots(), zip(*(of(row, "rule_det_hard") for row in rows))
+        ax.barh([row["name"] for row in rows], [m - 0.5 for m in mean], left=0.5, xerr=half, color="0.75",
+                edgecolor="k", capsize=3)
+        if (null := rows[0]["metrics"]["rule_det_hard"]["null"]) is not None:
+            ax.axvline(null, color="k", ls="--", label="random directions, their mean")
+            figure.legend(loc="outside upper center", fontsize=8)
+        ax.invert_yaxis()
+        ax.set(xlabel="balanced accuracy of rules in words against hard negatives (chance 0.5)")
+        save("words.png", figure)
+    if rows := [row for row in middle if row["alive_curve"]]:
+        figure = Figure((8, 4.2), layout="constrained")
+        ax = figure.subplots()
+        for row in rows:
+            mean = {level: statistics.mean(curve[level][1] for curve in row["alive_curve"])
+                    for level in row["alive_curve"][0]}
+            ax.plot([float(level) for level in mean], list(mean.values()), **style[row["name"]])
+        ax.set(xlabel="threshold, as a share of the unit's largest value", ylabel="units above it at 10 tokens or more",
+               yscale="log")
+        ax.grid(alpha=0.3)
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        save("alive.png", figure)
+    if rows := [row for row in middle if row["attack"]]:
+        figure = Figure((6, 4), layout="constrained")
+        ax = figure.subplots()
+        for row in rows:
+            mean = {steps: statistics.mean(ladder[steps] for ladder in row["attack"]) for steps in row["attack"][0]}
+            ax.plot([int(steps) for steps in mean], list(mean.values()), **style[row["name"]])
+        ax.set(xlabel="sign steps of 0.1 of the attack on the masks (0: random masks)", ylabel="KL, nats per token",
+               ylim=(0, None))
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+        save("attack.png", figure)

@@ -1,0 +1,305 @@
+"""The comparison with a method that trains in milliseconds: kill and continue, FAILED rows, nulls, tables, README."""
+import dataclasses
+import json
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import common
+import compare
+import evals
+import table
+from baselines import Dictionary
+from compare import Config, Job, Method
+from model import GPT, GPTConfig
+
+ROOT = Path(compare.__file__).parent
+D, M, V, T = 8, 16, 30, 12
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """Folder with a random 2-layer GPT and a .bin of tokens."""
+    folder, gen = tmp_path_factory.mktemp("target"), torch.Generator().manual_seed(0)
+    gpt = GPT(GPTConfig(V, n_layer=2, n_embd=D, n_head=2, n_inner=M, n_positions=T), gen)
+    for p in gpt.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=gen)
+    gpt.save(folder, [f"w{i}" for i in range(V)], {"layer": 1})
+    np.random.default_rng(0).integers(0, V, 20_000).astype(np.uint16).tofile(folder / "x.bin")
+    return folder
+
+
+@dataclasses.dataclass
+class StubConfig:
+    model: str = ""
+    data: str = ""
+    layer: int = -1
+    out: str = ""
+    resume: bool = False
+    device: str = "cpu"
+    seed: int = 0
+    steps: int = 0
+    N: int = 8
+    T: int = 128
+    k: int = 1
+    eval_tokens: int = 0
+
+
+class Stub(Dictionary, nn.Module):
+    """Random directions, of which each training step changes one."""
+    def __init__(self, cfg):
+        nn.Module.__init__(self)
+        self.R = nn.Parameter(torch.randn(10, D, generator=common.generator(cfg.seed, "stub")))
+        self.W, self.mean, self.b, self.k, self.layers = self.R, torch.zeros(D), 0., cfg.k, [cfg.layer]
+        self.params_F = torch.full((10,), 2 * D)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """The method, its log of steps, and `stop`: what to raise before step 3 of a (k, seed)."""
+    log, stop = [], {}
+
+    def build(cfg, gpt):
+        return Stub(cfg)
+
+    def train(cfg):
+        gpt, path, start = GPT.load(cfg.model), Path(cfg.out) / "stub.safetensors", 0
+        m = build(cfg, gpt)
+        if cfg.resume:
+            tensors, meta = common.load(path, method="stub")
+            common.unflat(tensors, m=m)
+            start = meta["step"]
+        for step in range(start, cfg.steps):
+            if step == 3 and (cfg.k, cfg.seed) in stop:
+                raise stop[cfg.k, cfg.seed]
+            m.R.data[step % 10] = 0.5 * m.R.data[step % 10] + step / 10
+            log.append((cfg.k, cfg.seed, step))
+            common.save(path, common.flat(m=m), dict(method="stub", target=gpt.hash, step=step + 1, seconds=1.5))
+
+    module = types.SimpleNamespace(Config=StubConfig, FREE={"model", "out", "resume", "device", "eval_tokens"},
+                                   build=build, train=train, __name__="stub")
+    monkeypatch.setattr(compare, "METHODS", {"stub": Method(module, "m", "k", (1, 2, 4), {}, {})})
+    monkeypatch.setattr(compare, "FLOORS", {"random": (2, 3, 4), "pca": (2, 3, 4)})
+    monkeypatch.setattr(table, "figures", lambda results, out: None)
+    asked = []
+    monkeypatch.setattr(compare, "GROUPS", {
+        "faithfulness": compare.faithfulness,
+        "parts": lambda m, bench, gen: asked.append(m) or dict(effective_rank=torch.rand(1, generator=gen).item(),
+                                                               fragmentation=float("nan"))})
+    return types.SimpleNamespace(log=log, stop=stop, asked=asked, module=module)
+
+
+@pytest.fixture
+def cfg(target, tmp_path):
+    return Config(model=str(target), data=str(target / "x.bin"), device="cpu", seeds=2, tokens=50, eval_tokens=240,
+                  out=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+
+
+def results(cfg):
+    found = json.loads((Path(cfg.out) / "results.json").read_text())
+    return {k: v for k, v in found.items() if k != "provenance"}
+
+
+@pytest.mark.parametrize("name", list(compare.METHODS))
+def test_a_model_is_loaded_as_it_was_trained(target, tmp_path, name):
+    """The checkpoint holds all that evaluation needs, whatever the method does at the end of its training."""
+    method, gpt, seen = compare.METHODS[name], GPT.load(target), []
+    small = dict(F=32, N=16, C=6, B=2, ci_hidden=8, warmup_steps=2, groups="3@2,2@4", dead=100)
+    fields = {f.name for f in dataclasses.fields(method.module.Config)}
+    small = {k: v for k, v in small.items() if k in fields}
+    module = types.SimpleNamespace(**vars(method.module))
+    module.train, train = lambda run: seen.append(train(run)[0]), module.train
+    method = method._replace(module=module, change=method.change | small)
+    job = Job(name, method.knob, method.values[0], 0, True, method)
+    cfg = Config(model=str(target), data=str(target / "x.bin"), device="cpu", tokens=96, eval_tokens=48,
+                 runs=str(tmp_path))
+    run = job.config(cfg, gpt, 1)
+    m, cost, which = compare.trained(job, run, gpt, torch.device("cpu"))
+    idx = torch.randint(0, V, (4, T), generator=common.generator(0, "idx"))
+    for (a, b) in zip(evals.clean(getattr(m, "raw", m), gpt, idx, 1), evals.clean(seen[0], gpt, idx, 1)):
+        assert torch.equal(a, b)
+    f_BTF = evals.clean(m, gpt, idx, 1)[1]
+    assert (f_BTF > 0).any() and torch.equal(m.decode(1, f_BTF, a.new_ones(4, T, D)),
+                                             seen[0].decode(1, f_BTF, a.new_ones(4, T, D)))
+    assert cost["tokens"] == 96 and which == compare.trained(job, run, gpt, torch.device("cpu"))[2] and len(seen) == 1
+
+
+def test_all_are_trained_on_the_same_number_of_tokens():
+    gpt = GPT.load(ROOT / "target")
+    for cfg in (Config(), Config(**compare.QUICK, quick=True)):
+        runs = [job.config(cfg, gpt, 1) for job in compare.jobs(cfg) if job.method]
+        models = {name: len(m.values) for name, m in compare.METHODS.items() if ":" not in name}
+        assert len({(run.model, run.out) for run in runs}) == (len(models) if cfg.quick else 3 * sum(models.values()))
+        for run in runs:
+            assert run.steps * (run.B * run.T if isinstance(run, compare.spd.Config) else run.N) == cfg.tokens, run
+
+
+def test_spd_is_on_where_its_rounded_mask_is():
+    class Soft:
+        C = 2
+        def encode(self, layer, x, mlp):
+            return torch.tensor([[0.05, 0.1, 0.3, 1.]])
+    m = compare.Rounded(Soft(), 0.1)
+    assert m.encode(0, None, None).tolist() == [[0, 0, 1, 1]] and m.C == 2
+
+
+def test_a_second_run_only_reads(cfg, stub):
+    compare.main(cfg)
+    trained, asked, first = len(stub.log), len(stub.asked), results(cfg)
+    assert trained == 3 * 2 * 6 and asked == 2 + 2 + 1      # the middle of stub, random, and pca, which has one seed
+    compare.main(cfg)
+    assert (len(stub.log), len(stub.asked)) == (trained, asked) and results(cfg) == first
+    compare.main(dataclasses.replace(cfg, eval_tokens=360))
+    assert len(stub.log) == trained and len(stub.asked) == 2 * asked
+    compare.main(dataclasses.replace(cfg, tokens=60, methods="stub"))
+    assert len(stub.log) == trained + 3 * 2 * 7
+
+
+def test_a_killed_run_goes_on_where_it_was(cfg, stub, tmp_path):
+    stub.stop[2, 1] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        compare.main(cfg)
+    assert stub.log[-1] == (2, 1, 2) and not Path(cfg.out).exists()
+    stub.stop.clear()
+    compare.main(cfg)
+    assert len(stub.log) == len(set(stub.log)) == 3 * 2 * 6                 # no step twice
+    went_on = results(cfg)
+    cfg.runs, cfg.out = str(tmp_path / "other runs"), str(tmp_path / "other")
+    compare.main(cfg)
+    assert results(cfg) == went_on
+
+
+def test_what_fails_is_a_row_and_the_exit_code(cfg, stub, capsys):
+    stub.stop |= {(2, 1): ValueError("no luck"), (4, 0): SystemExit(1)}
+    with pytest.raises(SystemExit) as e:
+        compare.main(cfg)
+    shown = capsys.readouterr()
+    assert e.value.code == 1 and "no luck" in shown.err
+    rows = {(row["name"], row["value"]): row for row in results(cfg)["rows"]}
+    assert [bool(rows["stub", k]["failed"]) for k in (1, 2, 4)] == [False, True, True]
+    assert not rows["stub", 2]["metrics"] and rows["stub", 1]["metrics"] and rows["pca", 3]["metrics"]
+    line, = {s[:22].strip(): s for s in shown.out.splitlines() if s.startswith("stub ") and "0." not in s}.values()
+    assert set(line.split()[1:]) == {"FAILED"}
+    assert "FAILED" in (Path(cfg.out) / "table.csv").read_text()
+    stub.stop.clear()
+    compare.main(cfg)                               # the next run mends it
+    assert not any(row["failed"] for row in results(cfg)["rows"])
+
+
+def test_controls_share_the_training_or_the_method(cfg, stub, monkeypatch):
+    method = compare.METHODS["stub"]._replace(values=(2,))
+    monkeypatch.setattr(compare, "METHODS", {"stub": method, "stub:random-writes": method, "stub:untrained": method})
+    compare.main(dataclasses.replace(cfg, seeds=1))
+    assert len(stub.log) == 2 * 6                               # the stub, and once more on the untrained target
+    rows = {row["name"]: row for row in results(cfg)["rows"]}
+    of = lambda name, key: rows[name]["metrics"][key]["mean"]
+    assert [rows[name]["floor"] for name in ("stub", "stub:random-writes", "stub:untrained")] == [False, True, True]
+    assert of("stub:random-writes", "l0") == of("stub", "l0") and of("stub:random-writes", "fve") != of("stub", "fve")
+    assert of("stub:untrained", "ce_original") != of("stub", "ce_original") == of("pca", "ce_original")
+
+
+def test_keys_know_what_matters_and_nothing_else(cfg, stub, target):
+    gpt, method = GPT.load(target), compare.METHODS["stub"]
+    def folder(cfg=cfg, k=2, seed=0, **change):
+        return Job("stub", "k", k, seed, True, method._replace(change=change)).config(cfg, gpt, 1).out
+    same = folder()
+    assert len({same, folder(k=4), folder(seed=1), folder(N=5)}) == 4
+    assert folder(dataclasses.replace(cfg, eval_tokens=360, seeds=5, device="auto", out="elsewhere")) == same
+    assert folder(dataclasses.replace(cfg, tokens=500)) != same
+    gpt.hash = "another"
+    assert folder() != same
+
+
+def test_quick_and_narrowed(cfg, stub, monkeypatch):
+    monkeypatch.setattr(compare, "QUICK", dict(compare.QUICK, tokens=50, eval_tokens=240))
+    compare.main(dataclasses.replace(cfg, quick=True, methods="stub,pca", metrics="faithfulness"))
+    found = json.loads(Path(cfg.out + "-quick/results.json").read_text())
+    assert [(row["name"], row["value"]) for row in found["rows"]] == [("stub", 2), ("pca", 3)]
+    assert not stub.asked and not Path(cfg.out).exists()
+    assert max(map(len, table.render(found).splitlines())) <= 120
+    assert found["rows"][0]["metrics"]["l0"]["half"] is None
+
+
+def test_means_intervals_and_nulls(cfg, stub):
+    by_hand = table.over_seeds([1, 2, 3, None])
+    assert by_hand == dict(mean=2, half=pytest.approx(4.303 / 3 ** 0.5), values=[1, 2, 3])
+    assert table.over_seeds([None]) is None and table.over_seeds([5.])["half"] is None
+    compare.main(cfg)
+    rows = {(row["name"], row["value"]): row["metrics"] for row in results(cfg)["rows"]}
+    values = rows["random", 3]["fve"]["values"]
+    assert len(values) == 2 and values[0] != values[1] and len(rows["pca", 3]["fve"]["values"]) == 1
+    assert rows["stub", 1]["fve"]["null"] == pytest.approx(sum(values) / 2)         # the floor's middle sparsity
+    assert rows["stub", 1]["dead_fraction"]["null"] == 0 and rows["stub", 1]["l0"]["null"] is None
+    assert "effective_rank" not in rows["stub", 1] and "fragmentation" not in rows["stub", 2]      # NaN: n/a
+
+
+def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
+    compare.main(Config(explain=True))
+    shown = capsys.readouterr().out
+    for column in table.EVERY.values():
+        assert column.head in shown and column.text in shown and column.better in ("up", "down", "")
+        assert column.null is None or isinstance(column.null, (int, float)) or column.null in compare.FLOORS
+    assert sum(map(len, table.COLUMNS.values())) == len(table.EVERY)        # no key twice
+    assert all(len(group) <= 8 for group in table.COLUMNS.values())         # 120 columns of text
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(methods="spd,sea"), ["--methods sea", "transcoder"]), (dict(metrics="beauty"), ["--metrics beauty", "parts"]),
+    (dict(layer=2), ["--layer 2", "from 0 to 1"]), (dict(seeds=0), ["--seeds 0"]), (dict(tokens=0), ["--tokens 0"]),
+    (dict(eval_tokens=5), ["--eval_tokens 5", "24"]), (dict(explained=0), ["--explained 0"]),
+    (dict(readme=True), ["--readme", "results/"]), (dict(data="nothing.bin"), ["nothing.bin"]),
+    (dict(model="nowhere"), ["nowhere"])])
+def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
+    with pytest.raises(SystemExit) as e:
+        compare.main(dataclasses.replace(cfg, **change))
+    line, = capsys.readouterr().err.strip().splitlines()
+    assert e.value.code == 2 and all(word in line for word in words)
+    assert not Path(cfg.out).exists() and not Path(cfg.runs).exists()
+
+
+def made_up():
+    """Results of two methods and a floor, with intervals and pictures' data."""
+    known = lambda x: dict(ce_original=1., ce_mean_ablation=2., ce_zero_ablation=3., kl_mean_ablation=1., l0=20 * x,
+                           ce_recovered=x, active_params=1e4 * x, rule_det_hard=x, attack={"0": x, "20": 2 * x},
+                           alive_curve={"0.0": [9, 8], "0.1": [7, 6]})
+    found = [(Job(name, "k", k, seed, k == 2, method), known(x + 0.1 * seed + k / 20), None) for seed in (0, 1)
+             for name, method, x in (("a", object(), 0.5), ("b", object(), 0.6), ("random", None, 0.3)) for k in (1, 2)]
+    return table.assemble(found, dict(layer=1, config=dict(seeds=2, eval_tokens=100, quick=False)))
+
+
+def test_pictures_and_files(tmp_path):
+    table.write(made_up(), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "alive.png", "attack.png", "curves.png", "results.json", "table.csv", "table.md", "words.png"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    text, sheet = (tmp_path / "table.md").read_text(), (tmp_path / "table.csv").read_text().splitlines()
+    row, = [line for line in sheet if line.startswith("a,k,2,2,ce_recovered")]
+    mean, half, null = map(float, row.split(",")[6:9])
+    assert mean == pytest.approx(0.65) and half == pytest.approx(12.706 * 0.05) and null == 0
+    assert "0.650±.635" in text and "0.600" not in text                 # the middle sparsity alone
+
+
+def test_the_table_replaces_what_is_between_the_markers(tmp_path, capsys):
+    readme, found = tmp_path / "README.md", made_up()
+    first, last = table.MARKERS
+    readme.write_text(f"before\n{first}\nold\\1\n{last}\nafter\n")
+    table.embed(found, readme)
+    once = readme.read_text()
+    assert once == f"before\n{first}\n{table.render(found, markdown=True)}{last}\nafter\n"
+    table.embed(found, readme)
+    assert readme.read_text() == once
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit):
+        table.embed(found, readme)
+    assert readme.read_text() == "no markers" and "markers" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (ROOT / "results/results.json").exists(), reason="no results are committed")
+def test_the_readme_says_what_the_results_say():
+    found = json.loads((ROOT / "results/results.json").read_text())
+    assert table.MARKERS[0] + "\n" + table.render(found, markdown=True) + table.MARKERS[1] in (
+        ROOT / "README.md").read_text()
