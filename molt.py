@@ -14,8 +14,8 @@ Differs from the post: sizes and rates are for a small model; x is centred, as a
 B sequences, T positions, N tokens, D residual width, F transforms, R sum of their ranks
 
     python molt.py                                  # 83 s on one core: CE recovered 0.992, FVE 0.910 at L0 5.5
-    python molt.py --sum_to_weights --lam 3e-3 --steps 1500     # |Delta| / |M| 0.06, FVE 0.933 at L0 10.5; without the
-                                                    # tie (--beta 0) 0.88, FVE 0.938 at L0 10.5
+    python molt.py --sum_to_weights --lam 3e-3 --steps 1500     # |Delta| / |M| 0.07, FVE 0.909 at L0 13.5; without the
+                                                    # tie (--beta 0) 0.74, FVE 0.914 at L0 14.0
 """
 import itertools
 import json
