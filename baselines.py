@@ -134,10 +134,8 @@ def random_target(gpt, folder, seed):
 def main(cfg):
     gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
     layer, T = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_positions
-    for name, value, low, high in (("layer", layer, 0, gpt.cfg.n_layer - 1), ("k", cfg.k, 1, cfg.F),
-                                   ("eval_tokens", cfg.eval_tokens, T, 10**9)):
-        if not low <= value <= high:
-            common.fail(f"--{name} {value}: must be from {low} to {high}")
+    common.within(vars(cfg) | {"layer": layer},
+                  layer=(0, gpt.cfg.n_layer - 1), k=(1, cfg.F), eval_tokens=(T, 10**9))
     rows, test = (data.load(cfg.data, s, gpt.vocab).rows(T)[:cfg.eval_tokens // T].to(dev) for s in ("fit", "test"))
     found = baselines(gpt, layer, rows, cfg.k, cfg.F, cfg.seed)
     replaces = evals.ablations(gpt, layer, rows) | {name: evals.splice(m) for name, m in found.items()}

@@ -211,12 +211,10 @@ def update(clt, opt, loss, f_LNF, least_L, cfg, t):
 def build(cfg, gpt):
     """(a fresh CLT of the target's MLPs, the layer to report on), after checking cfg against the target."""
     layer, every = default_layer(gpt) if cfg.layer == -1 else cfg.layer, list(range(gpt.cfg.n_layer))
-    limits = dict(layer=(0, every[-1]), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf), k=(1, cfg.F),
-                  N=(1, activations.ROWS * (cfg.T - 1)), theta=(0, math.inf), bw=(1e-6, math.inf), ramp=(1e-6, 1))
-    for name in ("F", "steps", "log_every", "save_every", *limits):
-        low, high = limits.get(name, (1, math.inf))
-        if not low <= (value := layer if name == "layer" else getattr(cfg, name)) <= high:
-            common.fail(f"--{name} {value}: must be from {low} to {high}")
+    common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
+                  layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
+                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(1, activations.ROWS * (cfg.T - 1)),
+                  theta=(0, math.inf), bw=(1e-6, math.inf), ramp=(1e-6, 1))
     gen = common.generator(cfg.seed, "init")
     return CLT(len(every), gpt.cfg.n_embd, cfg, gen, [layer] if cfg.replace == "this" else every), layer
 

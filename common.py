@@ -33,6 +33,12 @@ def cli(Config, argv=None):
     print("$", command(cfg), flush=True)
     return cfg
 
+def within(flags: dict, *counts, **limits):
+    """Fails on a flag whose value lies outside its limits (low, high); counts must be 1 or more."""
+    for name, (low, high) in (dict.fromkeys(counts, (1, math.inf)) | limits).items():
+        if not low <= (value := flags[name]) <= high:
+            fail(f"--{name} {value}: must be from {low} to {high}")
+
 def device(name: str) -> torch.device:
     """"auto" (printed) is cuda if there, else cpu. A named device that can't be used is an error, never replaced."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -281,11 +281,9 @@ def check(cfg, gpt):
             common.fail(f"--{flag} {bad[0]}: allowed are all, {', '.join(allowed)}")
     if cfg.readme and cfg.out != Config.out:
         common.fail(f"--readme: takes what is in {Config.out}/, a full run's, not --out {cfg.out}")
-    for name, value, low, high in (("layer", layer, 0, gpt.cfg.n_layer - 1), ("seeds", cfg.seeds, 1, 10),
-                                   ("tokens", cfg.tokens, 1, math.inf), ("explained", cfg.explained, 10, math.inf),
-                                   ("eval_tokens", cfg.eval_tokens, 2 * gpt.cfg.n_positions, math.inf)):
-        if not low <= value <= high:
-            common.fail(f"--{name} {value}: must be from {low} to {high}")
+    common.within(vars(cfg) | {"layer": layer}, "tokens",
+                  layer=(0, gpt.cfg.n_layer - 1), seeds=(1, 10), explained=(10, math.inf),
+                  eval_tokens=(2 * gpt.cfg.n_positions, math.inf))
     return layer, [g for g in GROUPS if cfg.metrics == "all" or g in cfg.metrics.split(",")]
 
 def main(cfg):

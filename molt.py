@@ -224,13 +224,10 @@ def batches(gpt, molt, corpus, cfg, start):
 def build(cfg, gpt):
     """A fresh MOLT of the MLP that cfg names, after checking cfg against the target."""
     layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
-    limits = dict(layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf),
-                  N=(cfg.T, activations.ROWS * (cfg.T - 1)), theta=(0, math.inf), bw=(1e-9, math.inf),
-                  ramp=(1e-9, 1), lam=(0, math.inf), beta=(0, math.inf))
-    for name in ("steps", "log_every", "save_every", *limits):
-        low, high = limits.get(name, (1, math.inf))
-        if not low <= (value := layer if name == "layer" else getattr(cfg, name)) <= high:
-            common.fail(f"--{name} {value}: must be from {low} to {high}")
+    common.within(vars(cfg) | {"layer": layer}, "steps", "log_every", "save_every",
+                  layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf),
+                  N=(cfg.T, activations.ROWS * (cfg.T - 1)), theta=(0, math.inf), bw=(1e-9, math.inf), ramp=(1e-9, 1),
+                  lam=(0, math.inf), beta=(0, math.inf))
     if (top := max(r for n, r in parse(cfg.groups))) > D:
         common.fail(f"--groups {cfg.groups}: rank {top} is over the width {D}")
     return MOLT(D, cfg, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)

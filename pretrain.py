@@ -42,11 +42,8 @@ class Config:
 def check(cfg):
     """Fails on a number that cannot be meant."""
     inf = math.inf
-    for k, (low, high) in dict(vocab=(3, 65536), tokens=(1, inf), mlp0=(0, inf), T=(2, inf), B=(1, inf), steps=(1, inf),
-                               copy=(0, 1), lr=(1e-9, inf), warmup=(0, inf), beta2=(0, 0.99999), wd=(0, inf),
-                               clip=(1e-9, inf), seed=(0, inf), every=(1, inf)).items():
-        if not low <= getattr(cfg, k) <= high:
-            common.fail(f"--{k} {getattr(cfg, k)}: must be from {low} to {high}")
+    common.within(vars(cfg), "tokens", "B", "steps", "every", vocab=(3, 65536), mlp0=(0, inf), T=(2, inf), copy=(0, 1),
+                  lr=(1e-9, inf), warmup=(0, inf), beta2=(0, 0.99999), wd=(0, inf), clip=(1e-9, inf), seed=(0, inf))
     if Path(cfg.out).is_file():
         common.fail(f"--out {cfg.out}: is a file, must be a folder or new")
 

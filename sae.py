@@ -266,12 +266,9 @@ def examples(cfg, gpt, sae, corpus, start):
 def build(cfg, gpt):
     """A fresh SAE at the MLP that cfg names, after checking cfg against the target."""
     layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
-    limits = dict(layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf),
-                  k=(1, cfg.F), N=(1, activations.ROWS * (cfg.T - 1)))
-    for name in ("F", "steps", "log_every", "save_every", *limits):
-        low, high = limits.get(name, (1, math.inf))
-        if not low <= (value := layer if name == "layer" else getattr(cfg, name)) <= high:
-            common.fail(f"--{name} {value}: must be from {low} to {high}")
+    common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
+                  layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
+                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(1, activations.ROWS * (cfg.T - 1)))
     sae = SAE(cfg, D, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
     if cfg.site == "resid":         # the seam hands over x, y alone: the stream is noted on its way into LayerNorm
         gpt.h[layer].ln_2.register_forward_pre_hook(lambda module, args: setattr(sae, "stream", args[0]))

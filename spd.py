@@ -316,11 +316,8 @@ def clean_pass(gpt, spd, idx_BT):
 def build(cfg, gpt):
     """A fresh SPD of the MLP that cfg names, after checking cfg against the target."""
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
-    limits = dict(layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
-    for name in ("C", "ci_hidden", "B", "steps", "log_every", "save_every", "pgd_rows", *limits):
-        low, high = limits.get(name, (1, math.inf))
-        if not low <= (value := layer if name == "layer" else getattr(cfg, name)) <= high:
-            common.fail(f"--{name} {value}: must be from {low} to {high}")
+    common.within(vars(cfg) | {"layer": layer}, "C", "ci_hidden", "B", "steps", "log_every", "save_every", "pgd_rows",
+                  layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
     mlp = gpt.h[layer].mlp
     return SPD([mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias], cfg,
                common.generator(cfg.seed, "init"), layer)

@@ -255,12 +255,9 @@ def examples(cfg, gpt, tc, corpus, start):
 def build(cfg, gpt):
     """A fresh transcoder of the MLP that cfg names, after checking cfg against the target."""
     layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
-    limits = dict(layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf),
-                  k=(1, cfg.F), N=(1, activations.ROWS * (cfg.T - 1)))
-    for name in ("F", "steps", "log_every", "save_every", *limits):
-        low, high = limits.get(name, (1, math.inf))
-        if not low <= (value := layer if name == "layer" else getattr(cfg, name)) <= high:
-            common.fail(f"--{name} {value}: must be from {low} to {high}")
+    common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
+                  layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
+                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(1, activations.ROWS * (cfg.T - 1)))
     return Transcoder(cfg, D, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
 
 def train(cfg):
