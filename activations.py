@@ -7,6 +7,7 @@ B sequences, T positions, N tokens of a batch, L layers, D residual width
 import torch
 
 import common
+import fused
 
 ROWS = 512          # sequences whose tokens are shuffled together; 127 tokens each, 67 MB a layer in the bundled target
 
@@ -24,6 +25,18 @@ def at_mlps(gpt, idx_BT, layers, stream=False):
         if layer < layers[-1]:
             x_BTD, r_BTD = gpt.h[layer + 1].to_mlp(r_BTD + y_BTD)
     return torch.stack(xs), torch.stack(ys)
+
+
+@torch.no_grad()
+def clean_pass(gpt, layer, idx_BT):
+    """Input x and output y of one MLP and the stream r that y is added to, in one clean pass; and kl(y_hat_BTD), with
+    gradients: KL(clean || spliced) at each position (B, T) when y_hat stands in for y, through the suffix alone."""
+    W_VD, (x_BTD, r_BTD) = gpt.wte.weight, gpt.prefix(idx_BT, layer)
+    y_BTD = gpt.h[layer].mlp(x_BTD)
+    final_BTD = gpt.hidden(r_BTD, y_BTD, layer)
+    clean = final_BTD, *fused.log_partition(final_BTD, W_VD)
+    kl = lambda y_hat_BTD: fused.kl_unembed(clean, gpt.hidden(r_BTD, y_hat_BTD, layer), W_VD)
+    return x_BTD, y_BTD, r_BTD, kl
 
 
 def batches(gpt, corpus, layers, T, N, seed, start=0, stream=False):

@@ -35,7 +35,6 @@ import common
 import curve
 import data
 import evals
-import fused
 from model import GPT, default_layer
 
 @dataclass
@@ -214,12 +213,8 @@ def batches(gpt, molt, corpus, cfg, start):
             yield x_ND, lambda y_hat: ((y_ND - y_hat) / molt.y_std).square().mean()
     for step in itertools.count(start):
         idx_BT = corpus.batch(step, cfg.N // cfg.T, cfg.T, cfg.seed).to(molt.x_mean.device)
-        with torch.no_grad():
-            x_BTD, r_BTD = gpt.prefix(idx_BT, layer)
-            final = gpt.hidden(r_BTD, gpt.h[layer].mlp(x_BTD), layer)
-            clean = final, *fused.log_partition(final, gpt.wte.weight)
-        yield x_BTD.flatten(0, 1), lambda y_hat: fused.kl_unembed(
-            clean, gpt.hidden(r_BTD, y_hat.view_as(r_BTD), layer), gpt.wte.weight).mean()
+        x_BTD, y_BTD, _, kl = activations.clean_pass(gpt, layer, idx_BT)
+        yield x_BTD.flatten(0, 1), lambda y_hat: kl(y_hat.view_as(y_BTD)).mean()
 
 def build(cfg, gpt):
     """A fresh MOLT of the MLP that cfg names, after checking cfg against the target."""

@@ -247,20 +247,17 @@ def remember(sae, t, fired_F, l0, lowest):
 def examples(cfg, gpt, sae, corpus, start):
     """Training batches from step `start` on: shuffled a_ND and None, or all tokens but the first of some rows, and
     kl(a_hat_ND): what replacing them costs, through the rest of the model alone."""
-    layer, W_VD = sae.layers[0], gpt.wte.weight
-    mlp = gpt.h[layer].mlp
+    layer, = sae.layers
     if cfg.objective == "mse":
         for x, y in activations.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start, cfg.site == "resid"):
             yield sae.read(x[0], y[0]), None
     for step in range(start, cfg.steps):
-        with torch.no_grad():
-            x, r = gpt.prefix(corpus.batch(step, max(1, cfg.N // (cfg.T - 1)), cfg.T, cfg.seed).to(W_VD.device), layer)
-            y = mlp(x)
-            final = gpt.hidden(r, y, layer)
-            clean, a = (final, *fused.log_partition(final, W_VD)), sae.read(x, y, r)
+        idx_BT = corpus.batch(step, max(1, cfg.N // (cfg.T - 1)), cfg.T, cfg.seed).to(sae.b_dec.device)
+        x, y, r, kl_BT = activations.clean_pass(gpt, layer, idx_BT)
+        a = sae.read(x, y, r)
         def kl(a_hat_ND):
             a_hat = torch.cat([a[:, :1], a_hat_ND.view_as(a[:, 1:])], 1)
-            return fused.kl_unembed(clean, gpt.hidden(r, sae.write(a_hat, mlp, r), layer), W_VD)[:, 1:].mean()
+            return kl_BT(sae.write(a_hat, gpt.h[layer].mlp, r))[:, 1:].mean()
         yield a[:, 1:].flatten(0, 1), kl
 
 def build(cfg, gpt):

@@ -237,19 +237,16 @@ def remember(tc, t, fired_F, l0, lowest):
 def examples(cfg, gpt, tc, corpus, start):
     """Training batches from step `start` on: shuffled x_ND, y_ND, None, or all tokens but the first of some rows and
     kl(y_hat_ND): what replacing the MLP there costs, through the rest of the model alone."""
-    layer, W_VD = tc.layers[0], gpt.wte.weight
+    layer, = tc.layers
     if cfg.objective == "mse":
         for x, y in activations.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start):
             yield x[0], y[0], None
     for step in range(start, cfg.steps):
-        with torch.no_grad():
-            x, r = gpt.prefix(corpus.batch(step, max(1, cfg.N // (cfg.T - 1)), cfg.T, cfg.seed).to(W_VD.device), layer)
-            y = gpt.h[layer].mlp(x)
-            final = gpt.hidden(r, y, layer)
-            clean = final, *fused.log_partition(final, W_VD)
+        idx_BT = corpus.batch(step, max(1, cfg.N // (cfg.T - 1)), cfg.T, cfg.seed).to(tc.b_dec.device)
+        x, y, _, kl_BT = activations.clean_pass(gpt, layer, idx_BT)
         def kl(y_hat_ND):
             y_hat = torch.cat([y[:, :1], y_hat_ND.view_as(y[:, 1:])], 1)
-            return fused.kl_unembed(clean, gpt.hidden(r, y_hat, layer), W_VD)[:, 1:].mean()
+            return kl_BT(y_hat)[:, 1:].mean()
         yield x[:, 1:].flatten(0, 1), y[:, 1:].flatten(0, 1), kl
 
 def build(cfg, gpt):
