@@ -223,7 +223,7 @@ def train(cfg):
     gpt = GPT.load(cfg.model, dev)
     clt, layer = build(cfg, gpt)
     corpus, every = {s: data.load(cfg.data, s, gpt.vocab) for s in ("train", "fit", "test")}, range(gpt.cfg.n_layer)
-    scale = Scale(*activations.at_mlps(gpt, corpus["fit"].rows(cfg.T)[:64].to(dev), every))     # 64 rows are enough
+    scale = Scale(*activations.at_mlps(gpt, corpus["fit"].rows(cfg.T, 64).to(dev), every))     # 64 rows are enough
     opt = torch.optim.Adam(clt.to(dev).parameters(), cfg.lr, fused=True)
     parts, path, start, seconds = dict(train=clt, scale=scale, opt=opt), Path(cfg.out) / "clt.safetensors", 0, 0.0
     fixed = dict(method="clt", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
@@ -252,8 +252,8 @@ def train(cfg):
 
 def summarise(cfg, gpt, clt, corpus, layer, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
-    dev, R, every = gpt.wte.weight.device, cfg.eval_tokens // cfg.T, list(range(gpt.cfg.n_layer))
-    fit, test = ((corpus[s].rows(cfg.T)[:R].to(dev), corpus[s].labels(cfg.T)[:R]) for s in ("fit", "test"))
+    dev, every = gpt.wte.weight.device, list(range(gpt.cfg.n_layer))
+    fit, test = (corpus[s].labelled(cfg.T, cfg.eval_tokens // cfg.T, dev) for s in ("fit", "test"))
     each, whole = [clt.standing_in([l]) for l in every], clt.standing_in(every)
     lines, out = evals.replacement(each[layer], gpt, layer, fit, test, corpus["test"].names, "features")
     used = [evals.usage(m, gpt, l, test[0]) for l, m in enumerate(each)]

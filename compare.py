@@ -296,9 +296,9 @@ def main(cfg):
     layer, groups = check(cfg, gpt)
     T, corpus = gpt.cfg.n_positions, {split: data.load(cfg.data, split, gpt.vocab) for split in ("fit", "test")}
     R = cfg.eval_tokens // T
-    labels = [c.labels(T)[:R] for c in corpus.values()]
+    labels = [c.labels(T, R) for c in corpus.values()]
     enough = [k for k in range(len(corpus["test"].names)) if min(l[:, 1:, k].sum() for l in labels) >= evals.ALIVE]
-    fit, test = ((c.rows(T)[:R].to(dev), l[..., enough]) for c, l in zip(corpus.values(), labels))
+    fit, test = ((c.rows(T, R).to(dev), l[..., enough]) for c, l in zip(corpus.values(), labels))
     bench = Bench(gpt, layer, fit, test, [corpus["test"].names[k] for k in enough], cfg.explained)
     found = collect(cfg, bench, groups, dev)
     # Relations between the models of one row (stability over its seeds) join here, as further known keys.

@@ -71,6 +71,10 @@ class Corpus:
         """Truth (n_rows, T, concepts), bool, of the same rows."""
         return np.unpackbits(self.bits[self.positions(T, n_rows)], axis=-1, count=len(self.names)).astype(bool)
 
+    def labelled(self, T, n_rows, device):
+        """The pair (rows, labels) that evals.py and units.py ask for."""
+        return self.rows(T, n_rows).to(device), self.labels(T, n_rows)
+
     def fresh(self, T, n_rows=None):
         """Mask (n_rows, T) of the positions to predict such that each token counts once: those that the next row, which
         knows their story from its start, predicts again are left out."""

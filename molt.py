@@ -274,8 +274,8 @@ def train(cfg):
 
 def summarise(cfg, gpt, molt, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
-    layer, dev, R = molt.layers[0], molt.x_mean.device, cfg.eval_tokens // cfg.T
-    fit, test = ((corpus[s].rows(cfg.T)[:R].to(dev), corpus[s].labels(cfg.T)[:R]) for s in ("fit", "test"))
+    layer, dev = molt.layers[0], molt.x_mean.device
+    fit, test = (corpus[s].labelled(cfg.T, cfg.eval_tokens // cfg.T, dev) for s in ("fit", "test"))
     lines, out = evals.replacement(molt, gpt, layer, fit, test, corpus["test"].names, "transforms")
     rate_F = evals.counts(molt, gpt, *test, (0,))["on"][0] / (len(test[0]) * (cfg.T - 1))
     benefit_F = evals.benefits(molt, gpt, layer, test[0][:64]).clamp(min=1e-12)

@@ -308,8 +308,7 @@ def train(cfg):
 
 def summarise(cfg, gpt, sae, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
-    fit, test = ((corpus[s].rows(cfg.T)[:R].to(sae.b_dec.device), corpus[s].labels(cfg.T)[:R])
-                 for R in [cfg.eval_tokens // cfg.T] for s in ("fit", "test"))
+    fit, test = (corpus[s].labelled(cfg.T, cfg.eval_tokens // cfg.T, sae.b_dec.device) for s in ("fit", "test"))
     lines, out = evals.replacement(sae, gpt, sae.layers[0], fit, test, corpus["test"].names, "latents")
     mlp, ends = gpt.h[sae.layers[0]].mlp, (gpt.prefix(idx_BT, sae.layers[0]) for idx_BT in test[0].split(16))
     a_BTD = (sae.read(x, mlp(x), r)[:, 1:] for x, r in ends)

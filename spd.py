@@ -339,7 +339,7 @@ def train(cfg):
     else:
         warm_up(spd, cfg)
     log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
-    some = corpus["fit"].rows(cfg.T)[:8].to(dev)
+    some = corpus["fit"].rows(cfg.T, 8).to(dev)
     for step in (bar := tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="spd")):
         t, last = step / cfg.steps, step + 1 == cfg.steps
         xs, run = clean_pass(gpt, spd, corpus["train"].batch(step, cfg.B, cfg.T, cfg.seed).to(dev))
@@ -365,8 +365,8 @@ def train(cfg):
 
 def summarise(cfg, gpt, spd, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
-    layer, dev, R = spd.layers[0], spd.bs[0].device, cfg.eval_tokens // cfg.T
-    fit, test = ((corpus[s].rows(cfg.T)[:R].to(dev), corpus[s].labels(cfg.T)[:R]) for s in ("fit", "test"))
+    layer, dev = spd.layers[0], spd.bs[0].device
+    fit, test = (corpus[s].labelled(cfg.T, cfg.eval_tokens // cfg.T, dev) for s in ("fit", "test"))
     gen, floor = common.generator(cfg.seed, "summary", dev), evals.ablations(gpt, layer, fit[0])
     few = test[0][:cfg.pgd_rows]
     xs, run = clean_pass(gpt, spd, few)

@@ -294,8 +294,7 @@ def train(cfg):
 
 def summarise(cfg, gpt, tc, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
-    fit, test = ((corpus[s].rows(cfg.T)[:R].to(tc.b_dec.device), corpus[s].labels(cfg.T)[:R])
-                 for R in [cfg.eval_tokens // cfg.T] for s in ("fit", "test"))
+    fit, test = (corpus[s].labelled(cfg.T, cfg.eval_tokens // cfg.T, tc.b_dec.device) for s in ("fit", "test"))
     lines, out = evals.replacement(tc, gpt, tc.layers[0], fit, test, corpus["test"].names, "latents")
     out |= dict(seconds=seconds)
     print(f"\nlayer {tc.layers[0]}, {cfg.variant}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s", *lines, sep="\n")
