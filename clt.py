@@ -68,7 +68,6 @@ class Config:
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
 FREE = {"model", "layer", "replace", "out", "resume", "sweep", "device", "log_every", "save_every", "eval_tokens"}
-SWEEP = (0.25, 0.5, 1, 2, 4)        # times --k or --lam
 
 def jumprelu(z_LNF, theta_LF, bw):
     """z 1[z > theta]. No slope leads across the jump, so theta gets the one that the mean over z has, from a rectangle
@@ -281,7 +280,7 @@ def main(cfg):
     if not cfg.sweep:
         return train(cfg)
     knob, gpt = "k" if cfg.variant == "batchtopk" else "lam", GPT.load(cfg.model)
-    values = [type(getattr(cfg, knob))(share * getattr(cfg, knob)) for share in SWEEP]
+    values = [type(getattr(cfg, knob))(share * getattr(cfg, knob)) for share in curve.SHARES]
     for value in values:            # a bad one ends it before the first training
         build(dataclasses.replace(cfg, **{knob: value}), gpt)
     return curve.sweep(train, cfg, knob, values)

@@ -262,14 +262,16 @@ def steering(gpt, layer, dev_PT, test_PT, direction_UD, target_UV, sizes=(.02, .
                                                                                                spearman=spearman)
 
 # Masks of a parameter decomposition (spd.py), whose m.site(masks, delta masks) computes the MLP's matrices under them.
+def through(site, x_BTD):
+    """The MLP's output by its two matrices."""
+    return site(1, F.gelu(site(0, x_BTD), approximate="tanh"))
+
 def replacing(m, masks):
     """replace(layer, x, mlp) for the masks that masks(gs) makes of the causal importances of the matrices."""
     def replace(layer, x_BTD, mlp):
         if layer not in m.layers:
             return mlp(x_BTD)
-        gs = m.encode(layer, x_BTD, mlp).split(m.C, -1)
-        site = m.site(*masks(gs))
-        return site(1, F.gelu(site(0, x_BTD), approximate="tanh"))
+        return through(m.site(*masks(m.encode(layer, x_BTD, mlp).split(m.C, -1))), x_BTD)
     return replace
 
 def mix(gs, source):
@@ -300,8 +302,7 @@ def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40), size=0.1, shared=True):
     worst, out = -torch.inf, {}
     for step in range(max(budgets) + 1):
         source = [s.requires_grad_() for s in source]
-        site = m.site(*mix(gs, source))
-        y_BTD = site(1, F.gelu(site(0, x_BTD), approximate="tanh"))
+        y_BTD = through(m.site(*mix(gs, source)), x_BTD)
         logq = F.log_softmax(gpt.suffix(r_BTD, y_BTD, layer)[:, 1:-1], -1)
         kl = (logp.exp() * (logp - logq)).sum(-1).mean()
         worst = max(worst, kl.item())
@@ -418,11 +419,14 @@ def counts(m, gpt, rows_RT, labels_RTK, thresholds, batch=16):
         out["n"] += len(f_NF)
     return out
 
+def f1_scores(on, label, both):
+    return 2 * both / (on + label).clamp(min=1)
+
 def match(fit, test):
     """Each unit's best concept: the (threshold, concept) pair of highest F1 in the counts `fit`, and its F1 in `test`.
-    F1 = 2 both / (on + label). Concepts true at under 0.2 % or over 30 % of the tokens of fit do not count.
+    Concepts true at under 0.2 % or over 30 % of the tokens of fit do not count.
     Returns tau index (F), concept (F), f1 (F); None without concepts."""
-    f1 = lambda c: 2 * c["both"] / (c["on"].unsqueeze(-1) + c["label"]).clamp(min=1)
+    f1 = lambda c: f1_scores(c["on"].unsqueeze(-1), c["label"], c["both"])
     if not fit["both"].shape[-1]:
         return None
     share_K = fit["label"] / fit["n"]

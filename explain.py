@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import concepts
+from evals import f1_scores
 
 CLAUSES, TOKENS, RARE = 3, 8, 20        # most clauses, most tokens in a set, fewest occurrences of a literal in fit
 GAIN = dict(clause=0.02, both=0.01, token=0.005)    # what each adds to F1 at least
@@ -89,7 +90,7 @@ def choose(hits_JU, said_JU, hit_U, size_U, n_tokens):
     """The literal, or the set of up to TOKENS tokens at one place, that would raise F1 = 2 (hit + hits) / (size + said)
     most: (J, U) marks, and that F1. Tokens at one place exclude each other, so their counts add up, and the best set is
     that of the largest gains 2 hits - F1 said, at the F1 that it reaches."""
-    score = lambda hits, said: 2 * (hit_U + hits) / (size_U + said).clamp(min=1)
+    score = lambda hits, said: f1_scores(size_U, said, hit_U + hits)
     f1_JU = score(hits_JU, said_JU) * (said_JU >= RARE)
     best_U, which_JU = f1_JU.max(0).values, torch.zeros_like(f1_JU).scatter_(0, f1_JU.argmax(0)[None], 1)
     for place in range(BACK):
@@ -190,7 +191,7 @@ def rule_scores(said_NU, guess_NU, value_NU, active_WF, units, near_UK, T, gen):
     out["sim"] = (g * v).sum(0) / (g.norm(dim=0) * v.norm(dim=0)).clamp(min=1e-9)
     tp = (said_NU & on_NU).sum(0)
     out["precision"], out["recall"] = tp / said_NU.sum(0).clamp(min=1), tp / on_NU.sum(0)
-    return out | dict(f1=2 * tp / (said_NU.sum(0) + on_NU.sum(0)).clamp(min=1))
+    return out | dict(f1=f1_scores(said_NU.sum(0), on_NU.sum(0), tp))
 
 def lookup_f1(fit, test, units, rows_RT, rows2_RT, V):
     """(U): F1 on test of the best table "on at these tokens", of any size: what needs no context."""
@@ -200,8 +201,8 @@ def lookup_f1(fit, test, units, rows_RT, rows2_RT, V):
     f1_U = torch.zeros(len(units)).to(on_NU)
     for _ in range(8):          # a token belongs in it if it is on at more than half the F1 reached
         kept_VU = 2 * hit_VU > f1_U * total_V.unsqueeze(1)
-        f1_U = 2 * (hit_VU * kept_VU).sum(0) / ((total_V.unsqueeze(1) * kept_VU).sum(0) + on_NU.sum(0)).clamp(min=1)
-    return 2 * (kept_VU[at2] * on2_NU).sum(0) / (kept_VU[at2].sum(0) + on2_NU.sum(0)).clamp(min=1)
+        f1_U = f1_scores((total_V.unsqueeze(1) * kept_VU).sum(0), on_NU.sum(0), (hit_VU * kept_VU).sum(0))
+    return f1_scores(kept_VU[at2].sum(0), on2_NU.sum(0), (kept_VU[at2] * on2_NU).sum(0))
 
 def dense(a, units):
     """(N, U) values of some units of a recording."""

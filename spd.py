@@ -79,7 +79,6 @@ class Config:
 
 SITES = ("in", "out")
 TAUS, MAIN = (0, 0.1, 0.5), 1       # a component is on where g > tau; the main threshold is 0.1
-SWEEP = (0.25, 0.5, 1, 2, 4)        # times --c_imp
 PGD = dict(steps=20, size=0.1)      # the evaluation's attack
 FREE = {"model", "out", "resume", "sweep", "device", "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
 
@@ -391,7 +390,7 @@ def summarise(cfg, gpt, spd, corpus, seconds):
     return out
 
 def main(cfg):
-    return curve.sweep(train, cfg, "c_imp", [cfg.c_imp * k for k in SWEEP]) if cfg.sweep else train(cfg)
+    return curve.sweep(train, cfg, "c_imp", [cfg.c_imp * share for share in curve.SHARES]) if cfg.sweep else train(cfg)
 
 if __name__ == "__main__":
     main(common.cli(Config))

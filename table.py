@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
+from curve import save_picture
 
 class Column(NamedTuple):
     head: str
@@ -218,9 +219,7 @@ def figures(results, out):
              for i, (name, how) in enumerate(style.items())}
 
     def save(name, figure):
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=150)
-        common.write(Path(out) / name, picture.getvalue())
+        save_picture(figure, Path(out) / name)
 
     def of(row, key):
         found = row["metrics"][key]

@@ -79,7 +79,6 @@ class Config:
     save_every: int = 500           # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
-SWEEP = (0.25, 0.5, 1, 2, 4)        # times --k
 FREE = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
 
 class JumpReLU(torch.autograd.Function):
@@ -304,7 +303,7 @@ def summarise(cfg, gpt, tc, corpus, seconds):
 def main(cfg):
     if cfg.sweep and not 4 <= cfg.k <= cfg.F / 4:
         common.fail(f"--sweep --k {cfg.k}: must be from 4 to a quarter of --F {cfg.F}")
-    return curve.sweep(train, cfg, "k", [int(cfg.k * share) for share in SWEEP]) if cfg.sweep else train(cfg)
+    return curve.sweep(train, cfg, "k", [int(cfg.k * share) for share in curve.SHARES]) if cfg.sweep else train(cfg)
 
 if __name__ == "__main__":
     main(common.cli(Config))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as nnf
 
-from evals import ALIVE, DENSE, RARE, clean
+from evals import ALIVE, DENSE, RARE, clean, f1_scores
 
 LEVELS = 10             # a unit is on at level l where it exceeds l / LEVELS of its largest value on fit
 
@@ -139,9 +139,6 @@ def level_counts(a, top_F):
     both = split.sums(a.label_NK.float()).view(a.F, LEVELS, -1)
     above = lambda t: t.flip(1).cumsum(1).flip(1).transpose(0, 1)
     return above(split.on().view(a.F, LEVELS)), above(both)
-
-def f1_scores(on, label, both):
-    return 2 * both / (on + label).clamp(min=1)
 
 def coverage(fit, test):
     """How well the best unit for each concept detects it (Karvonen et al. 2024, arXiv:2408.00113): for each level F1 of
