@@ -9,6 +9,7 @@ import activations
 import common
 import data
 from model import GPT, GPTConfig
+from test_common import fails
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,4 @@ def test_each_token_once_and_the_same_after_a_resume(target, monkeypatch):
 
 
 def test_a_batch_larger_than_a_shuffle_is_refused(target, capsys):
-    with pytest.raises(SystemExit) as e:
-        take(target, 1, N=512 * 23 + 1)
-    assert e.value.code == 2 and "--N" in capsys.readouterr().err
+    fails(capsys, lambda: take(target, 1, N=512 * 23 + 1), "--N")

@@ -10,6 +10,7 @@ import evals
 import units
 from baselines import RandomWrites
 from model import GPT, GPTConfig
+from test_common import fails
 
 D, M, T, V = 16, 24, 12, 30
 
@@ -94,10 +95,7 @@ def test_bad_input_ends_in_one_line(gpt, tmp_path, capsys):
     gpt.save(tmp_path, gpt.vocab, {"layer": 1})
     cfg = baselines.Config(model=str(tmp_path), data=str(tmp_path / "no.bin"), device="cpu")
     for change in (dict(layer=2), dict(k=0), dict(k=2000), dict(eval_tokens=5), dict()):
-        with pytest.raises(SystemExit) as stop:
-            baselines.main(dataclasses.replace(cfg, **change))
-        err = capsys.readouterr().err
-        assert stop.value.code == 2 and err.count("\n") == 1 and all(f"--{name}" in err for name in change)
+        fails(capsys, lambda: baselines.main(dataclasses.replace(cfg, **change)), *(f"--{name}" for name in change))
 
 
 def test_planted_mlp_every_metric_puts_its_own_detectors_above_the_floors():

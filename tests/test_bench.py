@@ -11,6 +11,7 @@ import bench
 import common
 import spd
 from model import GPT, GPTConfig
+from test_common import fails
 
 
 @pytest.fixture
@@ -136,9 +137,7 @@ def test_peers_that_are_not_installed_are_named(monkeypatch, capsys):
     monkeypatch.setattr(bench, "PEER_WIDTHS", (64, 64))
     monkeypatch.setattr(bench, "PEER_JOB", dict(k=4, N=64, steps=10))
     monkeypatch.setitem(sys.modules, "dictionary_learning.trainers.top_k", None)
-    with pytest.raises(SystemExit) as e:
-        bench.main("sae", "--peers", "--rounds", "1")
-    assert e.value.code == 2 and "tests/peers.py" in capsys.readouterr().err
+    fails(capsys, lambda: bench.main("sae", "--peers", "--rounds", "1"), "tests/peers.py")
 
 
 def test_peers_are_timed_and_compared(monkeypatch, capsys):
@@ -165,6 +164,4 @@ def test_peak_memory_of_the_default_job():
     (["spd", "--rounds", "0"], "--rounds 0"), (["spd", "--round", "3"], "--round"),
     (["transcoder", "--peers"], "only sae")])
 def test_bad_input_ends_in_one_line(argv, says, capsys):
-    with pytest.raises(SystemExit) as e:
-        bench.main(*argv)
-    assert e.value.code == 2 and says in (err := capsys.readouterr().err) and err.count("\n") == 1
+    fails(capsys, lambda: bench.main(*argv), says)

@@ -16,23 +16,13 @@ import clt
 import common
 import evals
 from clt import CLT, Config
-from model import GPT, GPTConfig
+from conftest import D, M, T, V
+from model import GPT
+from test_common import fails
 
 ROOT = Path(clt.__file__).parent
-L, D, M, V, T, N = 3, 8, 16, 30, 12, 40
+L, N = 3, 40
 SETTINGS = [("batchtopk", True), ("batchtopk", False), ("jumprelu", True), ("jumprelu", False)]
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """Folder with a random 3-layer GPT and a .bin of tokens."""
-    folder, gen = tmp_path_factory.mktemp("target"), torch.Generator().manual_seed(0)
-    gpt = GPT(GPTConfig(V, n_layer=L, n_embd=D, n_head=2, n_inner=M, n_positions=T), gen)
-    for p in gpt.parameters():
-        p.data += 0.3 * torch.randn(p.shape, generator=gen)
-    gpt.save(folder, [f"w{i}" for i in range(V)], {"layer": 1})
-    np.random.default_rng(0).integers(0, V, 20_000).astype(np.uint16).tofile(folder / "x.bin")
-    return folder
 
 
 def config(target, out, **change):
@@ -439,10 +429,7 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"), (dict(resume=True), "no such file"),
     (dict(device="tpu"), "--device tpu")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
-    with pytest.raises(SystemExit) as stop:
-        clt.train(dataclasses.replace(cfg, **change))
-    err = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and words in err and "\n" not in err
+    fails(capsys, lambda: clt.train(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()
 
 
@@ -451,22 +438,18 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(cfg, capsys):
     path = Path(cfg.out) / "clt.safetensors"
     kept = path.read_bytes()
     for change in (dict(F=11), dict(seed=5), dict(variant="jumprelu"), dict(off_diagonal=False)):
-        with pytest.raises(SystemExit) as stop:
-            clt.train(dataclasses.replace(cfg, resume=True, **change))
-        assert stop.value.code == 2 and "does not fit this run" in capsys.readouterr().err
+        fails(capsys, lambda: clt.train(dataclasses.replace(cfg, resume=True, **change)), "does not fit this run")
     assert path.read_bytes() == kept
     path.write_bytes(kept[:len(kept) // 2])
-    with pytest.raises(SystemExit) as stop:
-        clt.train(dataclasses.replace(cfg, resume=True))
-    assert stop.value.code == 2 and "truncated" in capsys.readouterr().err
+    fails(capsys, lambda: clt.train(dataclasses.replace(cfg, resume=True)), "truncated")
 
 
 def test_sweep_saves_its_curve_and_a_bad_one_saves_nothing(cfg, capsys):
     pytest.importorskip("matplotlib")
     for k in (2, 4):                        # a quarter of 2 is 0, four times 4 over F
-        with pytest.raises(SystemExit):
-            clt.main(dataclasses.replace(cfg, k=k, sweep=True))
-        assert f"--k {4 * k if k == 4 else 0}: must" in capsys.readouterr().err and not Path(cfg.out).exists()
+        fails(capsys, lambda: clt.main(dataclasses.replace(cfg, k=k, sweep=True)),
+              f"--k {4 * k if k == 4 else 0}: must")
+        assert not Path(cfg.out).exists()
     rows = clt.main(dataclasses.replace(cfg, variant="jumprelu", lam=.1, steps=2, sweep=True))
     assert json.loads((Path(cfg.out) / "sweep.json").read_text())["rows"] == rows
     assert sorted(row["lam"] for row in rows) == pytest.approx([.025, .05, .1, .2, .4])

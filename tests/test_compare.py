@@ -4,7 +4,6 @@ import json
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,22 +14,16 @@ import evals
 import table
 from baselines import Dictionary
 from compare import Config, Job, Method
-from model import GPT, GPTConfig
+from conftest import D, T, V
+from model import GPT
+from test_common import fails
 
 ROOT = Path(compare.__file__).parent
-D, M, V, T = 8, 16, 30, 12
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """Folder with a random 2-layer GPT and a .bin of tokens."""
-    folder, gen = tmp_path_factory.mktemp("target"), torch.Generator().manual_seed(0)
-    gpt = GPT(GPTConfig(V, n_layer=2, n_embd=D, n_head=2, n_inner=M, n_positions=T), gen)
-    for p in gpt.parameters():
-        p.data += 0.3 * torch.randn(p.shape, generator=gen)
-    gpt.save(folder, [f"w{i}" for i in range(V)], {"layer": 1})
-    np.random.default_rng(0).integers(0, V, 20_000).astype(np.uint16).tofile(folder / "x.bin")
-    return folder
+def n_layer():
+    return 2
 
 
 @dataclasses.dataclass
@@ -254,10 +247,7 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     (dict(readme=True), ["--readme", "results/"]), (dict(data="nothing.bin"), ["nothing.bin"]),
     (dict(model="nowhere"), ["nowhere"])])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
-    with pytest.raises(SystemExit) as e:
-        compare.main(dataclasses.replace(cfg, **change))
-    line, = capsys.readouterr().err.strip().splitlines()
-    assert e.value.code == 2 and all(word in line for word in words)
+    fails(capsys, lambda: compare.main(dataclasses.replace(cfg, **change)), *words)
     assert not Path(cfg.out).exists() and not Path(cfg.runs).exists()
 
 
@@ -293,9 +283,8 @@ def test_the_table_replaces_what_is_between_the_markers(tmp_path, capsys):
     table.embed(found, readme)
     assert readme.read_text() == once
     readme.write_text("no markers")
-    with pytest.raises(SystemExit):
-        table.embed(found, readme)
-    assert readme.read_text() == "no markers" and "markers" in capsys.readouterr().err
+    fails(capsys, lambda: table.embed(found, readme), "markers")
+    assert readme.read_text() == "no markers"
 
 
 @pytest.mark.skipif(not (ROOT / "results/results.json").exists(), reason="no results are committed")

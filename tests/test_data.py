@@ -10,6 +10,7 @@ import concepts
 import data
 import story
 import tinytales as tt
+from test_common import fails
 
 T = 128
 
@@ -226,14 +227,6 @@ def test_labels_do_not_depend_on_the_chunk(tmp_path, monkeypatch):
     data.tinytales_corpus.cache_clear()
 
 
-def bad(capsys, *args):
-    with pytest.raises(SystemExit) as e:
-        data.load(*args)
-    err = capsys.readouterr().err
-    assert e.value.code == 2 and err.count("\n") == 1 and err.startswith("error: ")
-    return err
-
-
 def test_your_own_bin(tmp_path, capsys):
     ids = np.arange(10_000, dtype=np.uint16) % 50
     ids.tofile(tmp_path / "x.bin")
@@ -241,12 +234,12 @@ def test_your_own_bin(tmp_path, capsys):
     train, test = (data.load(str(tmp_path / "x.bin"), s, vocab) for s in ("train", "test"))
     assert len(train.ids) == 9000 and len(test.ids) == 400 and train.batch(0, 2, 64, 0).shape == (2, 64)
     assert test.labels(64).shape[-1] == len(test.names) and test.entropy(64) is None
-    assert "outside" in bad(capsys, str(tmp_path / "x.bin"), "train", vocab[:40])
+    fails(capsys, lambda: data.load(str(tmp_path / "x.bin"), "train", vocab[:40]), "outside")
     (tmp_path / "y.bin").write_bytes(b"abc")
-    assert "3 bytes" in bad(capsys, str(tmp_path / "y.bin"), "train", vocab)
-    assert "no such file" in bad(capsys, str(tmp_path / "z.bin"), "train", vocab)
-    assert "allowed" in bad(capsys, "x.csv", "train", vocab)
-    assert "vocabulary" in bad(capsys, "tinytales", "train", vocab)
+    fails(capsys, lambda: data.load(str(tmp_path / "y.bin"), "train", vocab), "3 bytes")
+    fails(capsys, lambda: data.load(str(tmp_path / "z.bin"), "train", vocab), "no such file")
+    fails(capsys, lambda: data.load("x.csv", "train", vocab), "allowed")
+    fails(capsys, lambda: data.load("tinytales", "train", vocab), "vocabulary")
 
 
 def test_your_own_text(tmp_path, capsys):
@@ -257,9 +250,9 @@ def test_your_own_text(tmp_path, capsys):
     corpus = data.load(str(tmp_path / "x.txt"), "fit", vocab)
     assert corpus.ids.max() < len(vocab) and "masculine pronoun" in corpus.names and "topic: farm" not in corpus.names
     assert len(data.build_vocab(text, 8)) == 8 and data.encode("zebra", vocab) == [1]
-    assert "word-level" in bad(capsys, str(tmp_path / "x.txt"), "fit", ["Ġthe", "Ġcat"])
-    assert "pretrain.py" in bad(capsys, str(tmp_path / "x.txt"), "fit", [data.EOT, data.UNK, "zebra"])
+    fails(capsys, lambda: data.load(str(tmp_path / "x.txt"), "fit", ["Ġthe", "Ġcat"]), "word-level")
+    fails(capsys, lambda: data.load(str(tmp_path / "x.txt"), "fit", [data.EOT, data.UNK, "zebra"]), "pretrain.py")
     (tmp_path / "short.txt").write_text("The cat.")
-    assert "empty" in bad(capsys, str(tmp_path / "short.txt"), "dev", vocab)
+    fails(capsys, lambda: data.load(str(tmp_path / "short.txt"), "dev", vocab), "empty")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00x")
-    assert "UTF-8" in bad(capsys, str(tmp_path / "bad.txt"), "fit", vocab)
+    fails(capsys, lambda: data.load(str(tmp_path / "bad.txt"), "fit", vocab), "UTF-8")

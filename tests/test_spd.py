@@ -14,23 +14,12 @@ import torch.nn.functional as F
 import common
 import evals
 import spd
-from model import GPT, GPTConfig
+from conftest import D, M, T, V
+from model import GPT
 from spd import Config
+from test_common import fails
 
 ROOT = Path(spd.__file__).parent
-D, M, V, T = 8, 16, 30, 12
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """Folder with a random 3-layer GPT and a .bin of tokens."""
-    folder, gen = tmp_path_factory.mktemp("target"), torch.Generator().manual_seed(0)
-    gpt = GPT(GPTConfig(V, n_layer=3, n_embd=D, n_head=2, n_inner=M, n_positions=T), gen)
-    for p in gpt.parameters():
-        p.data += 0.3 * torch.randn(p.shape, generator=gen)
-    gpt.save(folder, [f"w{i}" for i in range(V)], {"layer": 1})
-    np.random.default_rng(0).integers(0, V, 20_000).astype(np.uint16).tofile(folder / "x.bin")
-    return folder
 
 
 @pytest.fixture
@@ -249,10 +238,7 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(data="nowhere.bin"), "nowhere.bin"), (dict(data="x.csv"), "x.csv"), (dict(resume=True), "no such file"),
     (dict(device="tpu"), "--device tpu")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
-    with pytest.raises(SystemExit) as stop:
-        spd.train(dataclasses.replace(cfg, **change))
-    err = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and words in err and "\n" not in err
+    fails(capsys, lambda: spd.train(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()
 
 
@@ -261,11 +247,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(cfg, capsys):
     path = Path(cfg.out) / "spd.safetensors"
     kept = path.read_bytes()
     for change in (dict(C=11), dict(seed=5), dict(adversary="pgd")):
-        with pytest.raises(SystemExit) as stop:
-            spd.train(dataclasses.replace(cfg, resume=True, **change))
-        assert stop.value.code == 2 and "does not fit this run" in capsys.readouterr().err
+        fails(capsys, lambda: spd.train(dataclasses.replace(cfg, resume=True, **change)), "does not fit this run")
     assert path.read_bytes() == kept
     path.write_bytes(kept[:len(kept) // 2])
-    with pytest.raises(SystemExit) as stop:
-        spd.train(dataclasses.replace(cfg, resume=True))
-    assert stop.value.code == 2 and "truncated" in capsys.readouterr().err
+    fails(capsys, lambda: spd.train(dataclasses.replace(cfg, resume=True)), "truncated")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,24 +15,13 @@ import activations
 import common
 import evals
 import transcoder
-from model import GPT, GPTConfig
+from conftest import D, M, T, V
+from model import GPT
+from test_common import fails
 from transcoder import Config, Transcoder
 
 ROOT = Path(transcoder.__file__).parent
-D, M, V, T = 8, 16, 30, 12
 VARIANTS = ["topk", "batchtopk", "jumprelu", "stochastic", "relu"]
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory):
-    """Folder with a random 3-layer GPT and a .bin of tokens."""
-    folder, gen = tmp_path_factory.mktemp("target"), torch.Generator().manual_seed(0)
-    gpt = GPT(GPTConfig(V, n_layer=3, n_embd=D, n_head=2, n_inner=M, n_positions=T), gen)
-    for p in gpt.parameters():
-        p.data += 0.3 * torch.randn(p.shape, generator=gen)
-    gpt.save(folder, [f"w{i}" for i in range(V)], {"layer": 1})
-    np.random.default_rng(0).integers(0, V, 20_000).astype(np.uint16).tofile(folder / "x.bin")
-    return folder
 
 
 @pytest.fixture
@@ -302,10 +290,7 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"),
     (dict(sweep=True, k=3), "--sweep"), (dict(resume=True), "no such file"), (dict(device="tpu"), "--device tpu")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
-    with pytest.raises(SystemExit) as stop:
-        transcoder.main(dataclasses.replace(cfg, **change))
-    err = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and words in err and "\n" not in err
+    fails(capsys, lambda: transcoder.main(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()
 
 
@@ -314,7 +299,6 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(cfg, capsys):
     path = Path(cfg.out) / "transcoder.safetensors"
     kept = path.read_bytes()
     for change in (dict(k=4), dict(seed=5), dict(variant="relu")):
-        with pytest.raises(SystemExit) as stop:
-            transcoder.train(dataclasses.replace(cfg, resume=True, **change))
-        assert stop.value.code == 2 and "does not fit this run" in capsys.readouterr().err
+        wrong = dataclasses.replace(cfg, resume=True, **change)
+        fails(capsys, lambda: transcoder.train(wrong), "does not fit this run")
     assert path.read_bytes() == kept

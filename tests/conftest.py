@@ -1,0 +1,26 @@
+"""The target that most methods are tested on."""
+import numpy as np
+import pytest
+import torch
+
+from model import GPT, GPTConfig
+
+D, M, V, T = 8, 16, 30, 12
+
+
+@pytest.fixture(scope="module")
+def n_layer():
+    """Of `target`; a file of tests may have its own."""
+    return 3
+
+
+@pytest.fixture(scope="module")
+def target(n_layer, tmp_path_factory):
+    """Folder with a random GPT and a .bin of tokens."""
+    folder, gen = tmp_path_factory.mktemp("target"), torch.Generator().manual_seed(0)
+    gpt = GPT(GPTConfig(V, n_layer=n_layer, n_embd=D, n_head=2, n_inner=M, n_positions=T), gen)
+    for p in gpt.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=gen)
+    gpt.save(folder, [f"w{i}" for i in range(V)], {"layer": 1})
+    np.random.default_rng(0).integers(0, V, 20_000).astype(np.uint16).tofile(folder / "x.bin")
+    return folder
