@@ -11,6 +11,7 @@
     loss = NMSE + c_aux AuxK + lambda penalty (+ c_faith NMSE at m = 1: stochastic), --objective kl: KL for the first
     NMSE = E|a - a_hat|^2 / E|a - E a|^2
     AuxK = |e - e_hat|^2 / |e - E e|^2, e = a - a_hat, e_hat from the D / 2 largest pre of dead units: it revives them
+         (+ c_wake sum of E max(0, tau - gate) of dead units: stochastic, or AuxK would train what no gate lets through)
 Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0, whose
   goal falls from F to k: every variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
 --site mlp_in: a is the MLP's input, and what enters the model is the MLP of a_hat; resid: a is the residual stream
@@ -69,6 +70,7 @@ class Config:
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
     c_first: float = 1e-3           # relu, stochastic: first lambda
     follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / goal - 1))
+    c_wake: float = 0.2             # stochastic: push on gates of the dead, in AuxK; at 0 a quarter are, 1 disturbs
     c_faith: float = 1.0            # stochastic: NMSE with every mask at 1, as SPD's faithfulness
     noise: bool = True              # stochastic: r ~ U(0, 1); without, r = 0
     alpha: float = 0.1              # stochastic: slope of the leaky hard sigmoids
@@ -203,8 +205,8 @@ def loss_fn(sae, a_ND, kl, t, gen):
             f = pre.relu()
             on, lam, penalty = f.detach() > 0, sae.lam, f.sum(-1).mean()
         else:
-            v = pre.relu()
-            g, m, penalty = stochastic(F.linear(a_ND, sae.W_gate, b_gate), cfg, t, gen)
+            v, z = pre.relu(), F.linear(a_ND, sae.W_gate, b_gate)
+            g, m, penalty = stochastic(z, cfg, t, gen)
             f, on, lam, faith = v * m, (g > cfg.tau) & (v > 0), sae.lam, nmse(v @ W_dec + sae.b_dec)
         y_ND, l0, fired_F = f @ W_dec, on.detach().sum(-1).float().mean(), on.any(0)
     a_hat = y_ND + sae.b_dec
@@ -214,6 +216,8 @@ def loss_fn(sae, a_ND, kl, t, gen):
         e_ND, k_aux = (a_ND - a_hat).detach(), min(a_ND.shape[1] // 2, len(dead))
         e_hat = fused.topk(a_ND, sae.W_enc[dead], b_pre[dead], W_dec[dead], k_aux, relu=False)[0]
         aux = (e_ND - e_hat).square().sum() / (e_ND - e_ND.mean(0)).square().sum()
+        if cfg.variant == "stochastic":
+            aux = aux + cfg.c_wake * (cfg.tau - z[:, dead]).clamp(min=0).mean(0).sum()
     total = rec + cfg.c_aux * aux + cfg.c_faith * faith + lam * penalty
     terms = dict(loss=total, rec=rec, aux=aux, faith=faith, penalty=lam * penalty, l0=l0, dead=torch.tensor(len(dead)))
     return total, {k: v.detach() for k, v in terms.items()}, (fired_F, l0, lowest)
