@@ -86,7 +86,7 @@ class Block:
 
 def blocks(m):
     """All units of m, in its order."""
-    if isinstance(m, spd.SPD):
+    if hasattr(m, "site"):              # SPD, also under other masks
         kind, parts = "component", [(name, V.T, U) for name, V, U in zip(spd.SITES, m.V, m.U)]
     elif isinstance(m, clt.CLT):        # a feature writes to its own layer and all later ones: all of it counts
         L, (layer,) = len(m.W_dec), m.layers

@@ -5,7 +5,7 @@
     evaluation that fails leaves a FAILED row and exit code 1.
 Seeds are the unit of replication: mean +- half the 95 % t interval over them. One rule for all: a unit is on where
 f > 0 (SPD: masks rounded at 0.1, so that what counts as on is what is written), alive when on at 10 tokens of fit;
-whatever is chosen is chosen on fit, every number is from test.
+whatever is chosen is chosen on fit, every number is from test. Stability is of all seeds of a row at once.
 
     python compare.py --quick       # one seed, one sparsity, small
     python compare.py --explain     # what each column means and which direction is better
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import align
 import baselines
 import clt
 import common
@@ -52,11 +53,13 @@ class Config:
     explained: int = 100            # units per model that are explained in words
     quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small dictionaries
     explain: bool = False           # say what each column means, and stop
-    out: str = "results"            # folder for results.json, table.md, table.csv and pictures; quick: OUT-quick
+    out: str = "results"            # folder for results.json, table.md, table.csv and pictures; quick: OUT-quick;
+                                    # OUT-part of what --methods, --metrics and so on have narrowed or moved
     readme: bool = False            # put the table into README.md too, between its markers
     runs: str = "runs/compare"      # folder for the models and their evaluations
     device: str = "auto"            # auto, cpu, cuda
 
+WHOLE = ("model", "data", "layer", "methods", "metrics", "seeds", "tokens", "eval_tokens", "explained")
 QUICK = dict(seeds=1, tokens=409_600, eval_tokens=6_400, explained=20)
 SMALL = 256                         # units of a dictionary with --quick
 
@@ -126,6 +129,12 @@ def words(m, bench, gen):
     mean = {k: v.float().nanmean().item() for k, v in found.items() if torch.is_tensor(v) and k != "units"}
     return {f"rule_{k}": v for k, v in mean.items()} | dict(rule_units=len(found["units"]), texts=found["texts"])
 
+def effects(m, bench, gen):
+    words, is_VW = [*concepts.WORDS, *concepts.PATTERNS], torch.from_numpy(concepts.lexical(bench.gpt.vocab))
+    sets = [c for c in concepts.NEXT if f"next: {c}" in bench.names and is_VW[:, words.index(c)].sum() >= 20]
+    after = torch.tensor([bench.names.index(f"next: {c}") for c in sets], dtype=torch.long)
+    return units.effects(m, bench.gpt, bench.fit, bench.test, after, is_VW.T[[words.index(c) for c in sets]], gen)
+
 def robustness(m, bench, gen):
     """Only of what has masks. The attack: 20 sign steps of 0.1, one source for all positions of 32 rows."""
     if not hasattr(m, "site"):
@@ -137,12 +146,20 @@ def robustness(m, bench, gen):
     ladder = evals.attack(raw, bench.gpt, few, gen)
     clean = evals.scores(bench.gpt, few, {"importance": evals.mask_table(raw, (), gen)["causal importance"]})
     joint = evals.aggregation(raw, bench.gpt, few, gen)
+    mean_F = evals.spectrum(raw, bench.gpt, bench.layer, bench.test[0])
+    spectrum = {site: mean.sort(descending=True).values.tolist() for site, mean in zip(spd.SITES, mean_F.split(raw.C))}
     return evals.score_keys(table) | dict(
-        attack=ladder, kl_attack=ladder[20], attack_ratio=ladder[20] / max(1e-9, clean["importance"]["kl"]),
+        spectrum=spectrum, attack=ladder, kl_attack=ladder[20],
+        attack_ratio=ladder[20] / max(1e-9, clean["importance"]["kl"]),
         joint=joint, kl_joint=joint[8])
 
-GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words, robustness=robustness)
+def stability(ms, bench, gen):
+    return align.stability(ms, bench.gpt, bench.test[0], gen)
+
+GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words, effects=effects,
+              robustness=robustness, stability=stability)
 CURVES = {"faithfulness"}           # asked of every sparsity, the others of the middle one
+TOGETHER = {"stability"}            # asked of all seeds at once
 
 # ------------------------------------------------------------------------------------------------------- the runs
 def digest(value):
@@ -154,16 +171,20 @@ class Job:
     name: str
     knob: str
     value: float
-    seed: int
+    seed: int | None                # None: all of them
     middle: bool
     method: Method | None = None
+
+    def groups(self, some):
+        """Those of some groups of metrics that it is asked."""
+        return [g for g in some if (g in TOGETHER) == (self.seed is None) and (self.middle or g in CURVES)]
 
     @property
     def floor(self):
         return not self.method or ":" in self.name
 
     def __str__(self):
-        return f"{self.name} {self.knob}={self.value:g} seed {self.seed}"
+        return f"{self.name} {self.knob}={self.value:g} {'all seeds' if self.seed is None else f'seed {self.seed}'}"
 
     def config(self, cfg, gpt, layer):
         """The configuration of the training, all of its tokens spent in whole steps, and its folder, which the controls
@@ -193,7 +214,8 @@ def jobs(cfg):
             mid = values[len(values) // 2]
             out += [Job(name, knob, v, seed, v == mid, method) for v in ([mid] if cfg.quick else values)
                     if method or name in SEEDED or not seed]
-    return out
+    trained = [job for job in out if not job.floor and job.middle and not job.seed]
+    return out + [dataclasses.replace(job, seed=None) for job in trained if cfg.seeds > 1]
 
 def trained(job, run, gpt, dev):
     """(model, its training's cost, hash of its checkpoint), trained or loaded."""
@@ -221,7 +243,11 @@ def carry_out(job, cfg, bench, groups, dev):
         baselines.random_target(bench.gpt, folder, 0)
         bench = bench._replace(gpt=GPT.load(folder, dev))
     gpt, layer, rows_RT = bench.gpt, bench.layer, bench.fit[0]
-    if job.method:
+    if job.seed is None:
+        every = [dataclasses.replace(job, seed=s).config(cfg, gpt, layer) for s in range(cfg.seeds)]
+        ms, _, which = zip(*(trained(job, run, gpt, dev) for run in every))
+        out, folder, make = {}, Path(cfg.runs) / f"{job.name}-{job.knob}{job.value:g}-seeds", lambda: ms
+    elif job.method:
         run = job.config(cfg, gpt, layer)
         m, out, which = trained(job, run, gpt, dev)
         folder = Path(run.out)
@@ -230,15 +256,15 @@ def carry_out(job, cfg, bench, groups, dev):
         F = SMALL if cfg.quick else sae.Config.F
         out, which, folder = {}, F, Path(cfg.runs) / f"{job.name}-k{job.value:g}-seed{job.seed}"
         make = lambda: baselines.baselines(gpt, layer, rows_RT, job.value, F, job.seed)[job.name]
-    code = [Path(module.__file__).read_text() for module in (evals, units, explain, concepts, baselines)]
     asked = None
     for name in groups:
-        how = [*code, inspect.getsource(GROUPS[name])]
+        modules = (evals, units, explain, concepts, baselines) + (align,) * (name in TOGETHER)
+        how = [*(Path(module.__file__).read_text() for module in modules), inspect.getsource(GROUPS[name])]
         key = digest([name, str(job), which, gpt.hash, layer, cfg.data, cfg.eval_tokens, cfg.explained, how])
         path = folder / f"{name}-{key}.json"
         if not path.exists():
             asked = asked or make()
-            found = GROUPS[name](asked, bench, common.generator(job.seed, name))
+            found = GROUPS[name](asked, bench, common.generator(job.seed or 0, name))
             common.write(path, json.dumps(finite(found)).encode())
         out |= json.loads(path.read_text())
     return out
@@ -259,12 +285,12 @@ def left(seconds, todo):
 
 def collect(cfg, bench, groups, dev):
     """[(job, what is known of it, None or how it failed)], with progress."""
-    todo, seconds, out = jobs(cfg), {}, []
+    todo, seconds, out = [job for job in jobs(cfg) if job.groups(groups)], {}, []
     for i, job in enumerate(todo):
         print(f"[{i + 1}/{len(todo)}] {job}; {left(seconds, todo[i:])}", flush=True)
         began, found, failed = time.time(), {}, None
         try:
-            found = carry_out(job, cfg, bench, [g for g in groups if job.middle or g in CURVES], dev)
+            found = carry_out(job, cfg, bench, job.groups(groups), dev)
         except (Exception, SystemExit) as e:        # one method's trouble is no reason to lose the others
             failed = "stopped, as its error line says" if isinstance(e, SystemExit) else f"{type(e).__name__}: {e}"
             print(f"FAILED {job}: {failed}", flush=True)
@@ -292,6 +318,8 @@ def main(cfg):
         return
     if cfg.quick:
         cfg = dataclasses.replace(cfg, **QUICK, out=f"{cfg.out}-quick")
+    elif cfg.out == Config.out and any(getattr(cfg, k) != getattr(Config, k) for k in WHOLE):
+        cfg.out += "-part"          # the whole table stays what it is
     gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
     layer, groups = check(cfg, gpt)
     T, corpus = gpt.cfg.n_positions, {split: data.load(cfg.data, split, gpt.vocab) for split in ("fit", "test")}
@@ -301,7 +329,6 @@ def main(cfg):
     fit, test = ((c.rows(T, R).to(dev), l[..., enough]) for c, l in zip(corpus.values(), labels))
     bench = Bench(gpt, layer, fit, test, [corpus["test"].names[k] for k in enough], cfg.explained)
     found = collect(cfg, bench, groups, dev)
-    # Relations between the models of one row (stability over its seeds) join here, as further known keys.
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer))
     table.write(results, cfg.out)
     if cfg.readme:

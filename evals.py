@@ -343,6 +343,12 @@ def usage(m, gpt, layer, rows_RT, batch=16):
     return dict(fve=1 - wrong / (y_ND - y_ND.mean(0)).square().sum().item(), shrinkage=size / n, l0=l0 / n,
                 active_params=params / n)
 
+@torch.no_grad()
+def spectrum(m, gpt, layer, rows_RT, batch=16):
+    """Mean of each unit's f over the tokens, (F)."""
+    total = sum(clean(m, gpt, idx, layer)[1][:, 1:].sum((0, 1)) for idx in rows_RT.split(batch))
+    return total / (len(rows_RT) * (rows_RT.shape[1] - 1))
+
 def index_bits(n, l0):
     """log2 of n choose l0: what naming a token's units among the n alive ones costs, for a mean l0 as well."""
     a, b = torch.tensor([n + 1., l0 + 1, n - l0 + 1], dtype=torch.float64).lgamma().split([1, 2])

@@ -1,18 +1,17 @@
-"""What compare.py found: the meaning of each column, means and intervals over seeds, text, Markdown, CSV and figures.
+"""What compare.py found: the meaning of each column, means and intervals over seeds, text, Markdown, CSV.
 
 A column's null is what its number has to be held against: a constant, or the same number of a floor (baselines.py).
 """
 import csv
 import io
 import json
-import math
 import re
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
-from curve import save_picture
+import pictures
 
 class Column(NamedTuple):
     head: str
@@ -71,6 +70,26 @@ COLUMNS = {
         rule_f1=Column("token F1", "up", "random", 3, "F1 of the rule over tokens as they come"),
         rule_lookup_f1=Column("lookup F1", "", "random", 3, "the same of the best table of tokens, of any size"),
         rule_scorable=Column("scorable", "", None, 0, "units on in enough windows to be explained")),
+    "effects": dict(
+        ablation=Column("ablate", "up", 0, 3, "nats that switching off the five units of 'the next token is a noun, a "
+                        "verb, ..' costs there, less elsewhere, less the same of units on as often"),
+        ablation_at=Column("there", "", None, 3, "nats that it costs there"),
+        ablation_elsewhere=Column("elsewhere", "", None, 3, "nats that it costs elsewhere"),
+        steering=Column("steer", "up", "random", 3, "harmonic mean of success, fluency and harmlessness when the best "
+                        "unit's writes push towards a set of next tokens"),
+        steering_means=Column("s. means", "", None, 3, "the same of the difference of means of y: what to beat"),
+        steering_random=Column("s. random", "", None, 3, "the same of random directions")),
+    "stability": {
+        "weights_similarity_corrected": Column("weights", "up", 0, 3, "similarity in weights of units of two seeds, "
+                                               "matched one to one, in excess of random units"),
+        "weights_shared_0.7": Column("same w", "up", 0, 3, "share of the alive units with a mate in another seed that "
+                                     "reads and writes the same, cosines of 0.7 or more"),
+        "activations_similarity_corrected": Column("values", "up", 0, 3, "similarity of their values over tokens, in "
+                                                   "excess of shifted tokens"),
+        "activations_shared_0.7": Column("same v", "up", 0, 3, "share with a mate of correlation 0.7 or more"),
+        "activations_survival_2": Column("in all", "up", 0, 3, "share with such a mate in both of the other seeds"),
+        "function_fve": Column("output", "up", None, 3, "FVE of one seed's output by another's"),
+        "function_fve_independent": Column("by chance", "", None, 3, "the same if seeds erred independently")},
     "masks": dict(
         ce_recovered_causal_importance=Column("CE soft", "up", 0, 3, "CE rec under the causal importances as masks"),
         ce_recovered_stochastic=Column("CE stoch", "up", 0, 3, "CE rec when the rest is ablated at random"),
@@ -93,29 +112,37 @@ def over_seeds(values):
     half = (T975[min(len(values), 10) - 2] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
     return dict(mean=mean, half=half, values=values)
 
+def of_seeds(known, S):
+    """The same of numbers that are of all S seeds at once, with the jackknife's standard error beside them (KEY_se)."""
+    return {key: dict(mean=v, half=T975[S - 2] * known[f"{key}_se"] if f"{key}_se" in known else None, values=[v])
+            for key, v in known.items() if isinstance(v, (int, float)) and not key.endswith("_se")}
+
 def assemble(found, provenance):
     """What results.json holds. A row is a method at one sparsity; one failed seed fails it."""
     rows = {}
     for job, known, failed in found:
         row = rows.setdefault((job.name, job.value), dict(
             name=job.name, knob=job.knob, value=job.value, floor=job.floor, middle=job.middle, seeds=[], known=[],
-            failed=[]))
-        row["seeds"].append(job.seed), row["known"].append(known)
-        row["failed"] += [f"seed {job.seed}: {failed}"] if failed else []
+            together={}, failed=[]))
+        if job.seed is None:
+            row["together"] = known
+        else:
+            row["seeds"].append(job.seed), row["known"].append(known)
+        row["failed"] += [f"{'all seeds' if job.seed is None else f'seed {job.seed}'}: {failed}"] if failed else []
     for row in rows.values():
-        known = row.pop("known")
+        known, together = row.pop("known"), row.pop("together")
         row["metrics"] = {} if row["failed"] else {
             key: number for key in dict.fromkeys(key for k in known for key in k)
-            if (number := over_seeds([k.get(key) for k in known]))}
-        row |= {key: [k[key] for k in known if key in k] for key in ("attack", "alive_curve")}      # for the pictures
+            if (number := over_seeds([k.get(key) for k in known]))} | of_seeds(together, len(row["seeds"]))
+        row |= {key: [k[key] for k in known if key in k] for key in ("attack", "alive_curve", "spectrum")}  # pictures
     middle = {row["name"]: row["metrics"] for row in rows.values() if row["middle"]}
     for key, column in EVERY.items():               # each number gets its null
         null = column.null
         if isinstance(null, str):
             null = middle.get(null, {}).get(key, {}).get("mean")
         for row in rows.values():
-            if key in row["metrics"]:
-                row["metrics"][key]["null"] = null
+            if key in row["metrics"]:               # its own, if it has one
+                row["metrics"][key]["null"] = row["metrics"].get(f"null_{key}", dict(mean=null))["mean"]
     target = next((k for _, k, _ in found if "ce_original" in k), {})
     return dict(provenance=provenance, rows=list(rows.values()),
                 target={k: target.get(k) for k in ("ce_original", "ce_mean_ablation", "ce_zero_ablation",
@@ -189,7 +216,7 @@ def write(results, out):
     common.write(out / "results.json", json.dumps(results, indent=1).encode())
     common.write(out / "table.md", render(results, markdown=True).encode())
     common.write(out / "table.csv", sheet.getvalue().encode())
-    figures(results, out)
+    pictures.draw(results, out)
 
 MARKERS = "<!-- results: compare.py --readme -->", "<!-- end of results -->"
 
@@ -201,79 +228,3 @@ def embed(results, path):
         common.fail(f"{path}: has no markers {' .. '.join(MARKERS)}")
     text = re.sub(f"{first}.*{last}", lambda _: f"{MARKERS[0]}\n{new}{MARKERS[1]}", old, flags=re.S)
     common.write(path, text.encode())
-
-def figures(results, out):
-    """curves.png, words.png, alive.png, attack.png: those for which there are numbers."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter
-    except ImportError:
-        print("no pictures: they need matplotlib, pip install matplotlib")
-        return
-    ok = [row for row in results["rows"] if not row["failed"]]
-    names, middle = list(dict.fromkeys(row["name"] for row in ok)), [row for row in ok if row["middle"]]
-    floors = {row["name"] for row in ok if row["floor"]}
-    style = {name: dict(color="0.6", ls=":") if name in floors else dict(color=f"C{i}", ls=("-", "--", "-.")[i % 3])
-             for i, name in enumerate(names)}
-    style = {name: how | dict(marker="osD^v<>PX*pd12x+"[i % 16], mfc="w", label=name)
-             for i, (name, how) in enumerate(style.items())}
-
-    def save(name, figure):
-        save_picture(figure, Path(out) / name)
-
-    def of(row, key):
-        found = row["metrics"][key]
-        return found["mean"], found["half"] or 0
-
-    if rows := [row for row in ok if "ce_recovered" in row["metrics"]]:
-        figure = Figure((10, 4.2), layout="constrained")
-        for ax, axis in zip(figure.subplots(1, 2, sharey=True), ("l0", "active_params")):
-            for name in names:
-                points = sorted((of(row, axis)[0], *of(row, "ce_recovered")) for row in rows if row["name"] == name)
-                if points:
-                    x, y, half = zip(*points)
-                    ax.plot(x, y, **style[name])
-                    ax.fill_between(x, [a - h for a, h in zip(y, half)], [a + h for a, h in zip(y, half)], alpha=0.2,
-                                    color=style[name]["color"], lw=0)
-            ax.set(xlabel=f"{EVERY[axis].text} (log)", xscale="log", ylim=(max(-0.2, ax.get_ylim()[0]), 1.02))
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.xaxis.set_major_formatter("{x:g}")
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.grid(alpha=0.3)
-        figure.axes[0].set(ylabel="CE recovered (mean ablation = 0)")
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-        save("curves.png", figure)
-    if rows := [row for row in middle if "rule_det_hard" in row["metrics"]]:
-        figure = Figure((8, 0.35 * len(rows) + 1.2), layout="constrained")
-        ax, (mean, half) = figure.subplots(), zip(*(of(row, "rule_det_hard") for row in rows))
-        ax.barh([row["name"] for row in rows], [m - 0.5 for m in mean], left=0.5, xerr=half, color="0.75",
-                edgecolor="k", capsize=3)
-        if (null := rows[0]["metrics"]["rule_det_hard"]["null"]) is not None:
-            ax.axvline(null, color="k", ls="--", label="random directions, their mean")
-            figure.legend(loc="outside upper center", fontsize=8)
-        ax.invert_yaxis()
-        ax.set(xlabel="balanced accuracy of rules in words against hard negatives (chance 0.5)")
-        save("words.png", figure)
-    if rows := [row for row in middle if row["alive_curve"]]:
-        figure = Figure((8, 4.2), layout="constrained")
-        ax = figure.subplots()
-        for row in rows:
-            mean = {level: statistics.mean(curve[level][1] for curve in row["alive_curve"])
-                    for level in row["alive_curve"][0]}
-            ax.plot([float(level) for level in mean], list(mean.values()), **style[row["name"]])
-        ax.set(xlabel="threshold, as a share of the unit's largest value", ylabel="units above it at 10 tokens or more",
-               yscale="log")
-        ax.grid(alpha=0.3)
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-        save("alive.png", figure)
-    if rows := [row for row in middle if row["attack"]]:
-        figure = Figure((6, 4), layout="constrained")
-        ax = figure.subplots()
-        for row in rows:
-            mean = {steps: statistics.mean(ladder[steps] for ladder in row["attack"]) for steps in row["attack"][0]}
-            ax.plot([int(steps) for steps in mean], list(mean.values()), **style[row["name"]])
-        ax.set(xlabel="sign steps of 0.1 of the attack on the masks (0: random masks)", ylabel="KL, nats per token",
-               ylim=(0, None))
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
-        save("attack.png", figure)

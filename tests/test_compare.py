@@ -77,12 +77,14 @@ def stub(monkeypatch):
                                    build=build, train=train, __name__="stub")
     monkeypatch.setattr(compare, "METHODS", {"stub": Method(module, "m", "k", (1, 2, 4), {}, {})})
     monkeypatch.setattr(compare, "FLOORS", {"random": (2, 3, 4), "pca": (2, 3, 4)})
-    monkeypatch.setattr(table, "figures", lambda results, out: None)
+    monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
     asked = []
     monkeypatch.setattr(compare, "GROUPS", {
         "faithfulness": compare.faithfulness,
         "parts": lambda m, bench, gen: asked.append(m) or dict(effective_rank=torch.rand(1, generator=gen).item(),
-                                                               fragmentation=float("nan"))})
+                                                               fragmentation=float("nan")),
+        "stability": lambda ms, bench, gen: asked.append(ms) or {"function_fve": len({m.W.sum().item() for m in ms}),
+                                                                 "function_fve_se": 0.5}})
     return types.SimpleNamespace(log=log, stop=stop, asked=asked, module=module)
 
 
@@ -124,7 +126,7 @@ def test_a_model_is_loaded_as_it_was_trained(target, tmp_path, name):
 def test_all_are_trained_on_the_same_number_of_tokens():
     gpt = GPT.load(ROOT / "target")
     for cfg in (Config(), Config(**compare.QUICK, quick=True)):
-        runs = [job.config(cfg, gpt, 1) for job in compare.jobs(cfg) if job.method]
+        runs = [job.config(cfg, gpt, 1) for job in compare.jobs(cfg) if job.method and job.seed is not None]
         models = {name: len(m.values) for name, m in compare.METHODS.items() if ":" not in name}
         assert len({(run.model, run.out) for run in runs}) == (len(models) if cfg.quick else 3 * sum(models.values()))
         for run in runs:
@@ -143,13 +145,24 @@ def test_spd_is_on_where_its_rounded_mask_is():
 def test_a_second_run_only_reads(cfg, stub):
     compare.main(cfg)
     trained, asked, first = len(stub.log), len(stub.asked), results(cfg)
-    assert trained == 3 * 2 * 6 and asked == 2 + 2 + 1      # the middle of stub, random, and pca, which has one seed
+    assert trained == 3 * 2 * 6 and asked == 2 + 2 + 1 + 1  # the middle of stub, random, pca, which has one seed; and of
+    rows = {(row["name"], row["value"]): row["metrics"] for row in first["rows"]}               # the stub's at once
+    assert rows["stub", 2]["function_fve"] == dict(mean=2, half=pytest.approx(12.706 / 2), values=[2], null=None)
+    assert "function_fve" not in rows["stub", 1] | rows["random", 3]
     compare.main(cfg)
     assert (len(stub.log), len(stub.asked)) == (trained, asked) and results(cfg) == first
     compare.main(dataclasses.replace(cfg, eval_tokens=360))
     assert len(stub.log) == trained and len(stub.asked) == 2 * asked
     compare.main(dataclasses.replace(cfg, tokens=60, methods="stub"))
     assert len(stub.log) == trained + 3 * 2 * 7
+
+
+def test_a_narrowed_run_leaves_the_whole_table_alone(cfg, stub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compare.main(dataclasses.replace(cfg, out=Config.out, metrics="faithfulness"))
+    assert [p.name for p in tmp_path.glob("results*")] == ["results-part"]
+    compare.main(dataclasses.replace(cfg, metrics="parts"))                 # an --out that was asked for is kept
+    assert {row["value"] for row in results(cfg)["rows"]} == {2, 3}         # what would be asked nothing is not trained
 
 
 def test_a_killed_run_goes_on_where_it_was(cfg, stub, tmp_path):
@@ -255,22 +268,29 @@ def made_up():
     """Results of two methods and a floor, with intervals and pictures' data."""
     known = lambda x: dict(ce_original=1., ce_mean_ablation=2., ce_zero_ablation=3., kl_mean_ablation=1., l0=20 * x,
                            ce_recovered=x, active_params=1e4 * x, rule_det_hard=x, attack={"0": x, "20": 2 * x},
-                           alive_curve={"0.0": [9, 8], "0.1": [7, 6]})
+                           alive_curve={"0.0": [9, 8], "0.1": [7, 6]}, spectrum={"in": [x, 0.1], "out": [0.3, 0.]})
     found = [(Job(name, "k", k, seed, k == 2, method), known(x + 0.1 * seed + k / 20), None) for seed in (0, 1)
              for name, method, x in (("a", object(), 0.5), ("b", object(), 0.6), ("random", None, 0.3)) for k in (1, 2)]
+    together = {f"{space}_shared_0.7{part}": x for space, x in (("weights", 0.42), ("activations", 0.62))
+                for part, x in (("", x), ("_se", 0.01))} | {"null_weights_shared_0.7": 0.1}
+    found += [(Job(name, "k", 2, None, True, object()), together, None) for name in ("a", "b")]
     return table.assemble(found, dict(layer=1, config=dict(seeds=2, eval_tokens=100, quick=False)))
 
 
 def test_pictures_and_files(tmp_path):
     table.write(made_up(), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "alive.png", "attack.png", "curves.png", "results.json", "table.csv", "table.md", "words.png"]
+        "alive.png", "attack.png", "curves.png", "results.json", "spectrum.png", "stability.png", "table.csv", "table.md",
+        "words.png"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     text, sheet = (tmp_path / "table.md").read_text(), (tmp_path / "table.csv").read_text().splitlines()
     row, = [line for line in sheet if line.startswith("a,k,2,2,ce_recovered")]
     mean, half, null = map(float, row.split(",")[6:9])
     assert mean == pytest.approx(0.65) and half == pytest.approx(12.706 * 0.05) and null == 0
     assert "0.650±.635" in text and "0.600" not in text                 # the middle sparsity alone
+    row, = [line for line in sheet if line.startswith("a,k,2,2,weights_shared_0.7")]
+    mean, half, null = map(float, row.split(",")[6:9])                  # of all seeds at once: its own error and null
+    assert (mean, null) == (0.42, 0.1) and half == pytest.approx(12.706 * 0.01)
 
 
 def test_the_table_replaces_what_is_between_the_markers(tmp_path, capsys):

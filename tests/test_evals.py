@@ -9,6 +9,7 @@ import torch
 import common
 import evals
 import spd
+import units
 from model import GPT, GPTConfig
 
 T, V = 16, 40
@@ -316,3 +317,38 @@ def test_steering_samples_with_the_models_probabilities(loud, monkeypatch):
     evals.steer(gpt, 1, many, torch.zeros(1, 16), target, new=1)
     share = torch.bincount(torch.cat(kept).flatten()[:6000], minlength=V) / 6000
     assert (share - logp.exp()).abs().max() < 0.03
+
+
+def test_effects_of_planted_units(loud):
+    """Units 0 to 2 write the MLP's output before the tokens of one residue mod 3, with 1e-4 of `good`; 12 others write
+    nothing."""
+    gpt, _, rows = loud
+    after = rows.roll(-1, 1) % 3
+    kinds = torch.stack([after == i for i in range(3)], -1)
+    others = torch.rand(*rows.shape, 12, generator=common.generator(0, "others")) < 1 / 3
+    f, good = torch.cat([kinds, others], -1).float(), torch.randn(3, 16, generator=common.generator(0, "good"))
+
+    class Planted(Whole):
+        params_F = torch.ones(15)
+
+        def encode(self, layer, x_BTD, mlp):
+            return f[:len(x_BTD)]
+
+        def decode(self, layer, f_BTF, x_BTD):
+            return f_BTF[..., :3].sum(-1, keepdim=True) * self.mlp(x_BTD)
+
+        def contrib(self, layer, f_BTF, x_BTD, some):
+            return f_BTF[..., some, None] * torch.cat([good, torch.zeros(12, 16)])[some]
+    m, target, split = Planted(gpt), torch.arange(V) % 3 == torch.arange(3).view(-1, 1), (rows, kinds)
+    gen = lambda: common.generator(0, "effects")
+    out = units.effects(m, gpt, split, split, torch.arange(3), target, gen(), units=1)
+    cost = evals.concept_ablation(m, gpt, rows, kinds, torch.arange(3).view(-1, 1))
+    assert out["ablation"] == pytest.approx((cost["on"] - cost["off"]).mean().item(), rel=1e-4)     # others cost nothing
+    assert out["ablation_at"] == pytest.approx(cost["on"].mean().item(), rel=1e-4)
+    assert out["ablation_at"] > 100 * abs(out["ablation_elsewhere"])
+    prompts = rows[:, :T // 4]
+    alone = evals.steering(gpt, 1, prompts, prompts, good, target)["S"].mean().item()
+    assert out["steering"] == pytest.approx(alone, abs=1e-6) and alone > 0
+    assert out["steering_means"] > 0 and out["steering_random"] not in (alone, 0)
+    none = torch.zeros(0, dtype=torch.long)
+    assert units.effects(m, gpt, split, split, none, target[:0], gen()) == {}
