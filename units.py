@@ -436,14 +436,14 @@ def meta_dictionary(write_FD, gen, width, k=4, steps=1000, lr=3e-3, seeds=3):
     return dict(ve=ve, ve_null=null, excess=(ve - null) / (1 - null))
 
 # ---------------------------------------------------------------------------- what a concept's units do to predictions
+@torch.no_grad()
 def effects(m, gpt, fit, test, after, target_UV, gen, units=5, rows=32, prompts=16):
     """For the columns `after` of labels, each "the next token is one of a set", target_UV. fit, test: (rows, labels).
       ablation  nats that switching off the `units` units of largest |d'| costs where the column is true, errors kept,
                 less what it costs elsewhere (evals.concept_ablation), less the same of units that are on as often.
                 ablation_at, ablation_elsewhere: the two costs themselves
-      steering  S (evals.steering) of the writes of the unit of largest d', towards the set; steering_means, _random: of
-                the difference of means of y and of random directions, at the same norms
-    Means over columns, as a flat dict; empty without columns. 90 s on two cores."""
+      steering  S (evals.steering) of the writes of the unit of largest d', towards the set: held against `pushes`
+    Means over columns, as a flat dict; empty without columns. 40 s on two cores."""
     if not len(after):
         return {}
     (layer,), (a,) = m.layers, halve(record(m, gpt, *fit))
@@ -453,14 +453,25 @@ def effects(m, gpt, fit, test, after, target_UV, gen, units=5, rows=32, prompts=
     cost = concept_ablation(m, gpt, test[0][:rows], label, a.origin_F[both])
     (at, at_null), (off, off_null) = (cost[where].view(2, -1) for where in ("on", "off"))
     mean = lambda v: v.nanmean().item()             # what is rare may be missing from these rows
-
-    pushes = [writes(shares(m, a, d_FU.argmax(0))),
-              difference_of_means(gpt.h[layer].mlp(a.x_ND), a.label_NK[:, after])]
-    pushes.append(torch.randn(pushes[0].shape, generator=gen).to(pushes[0]))
-    dev, new = (split[0][:prompts, :split[0].shape[1] // 4] for split in (fit, test))
-    S = steering(gpt, layer, dev, new, torch.cat(pushes), target_UV.repeat(3, 1))["S"].view(3, -1).mean(1)
+    S = steering(gpt, layer, *opening(fit, test, prompts), writes(shares(m, a, d_FU.argmax(0))), target_UV)["S"]
     return dict(ablation=mean(at - off - at_null + off_null), ablation_at=mean(at), ablation_elsewhere=mean(off),
-                **dict(zip(("steering", "steering_means", "steering_random"), S.tolist())))
+                steering=mean(S))
+
+def opening(fit, test, prompts):
+    """First tokens of rows of fit and of test, to be gone on with."""
+    return [rows_RT[:prompts, :rows_RT.shape[1] // 8] for rows_RT, _ in (fit, test)]
+
+@torch.no_grad()
+def pushes(gpt, layer, fit, test, after, target_UV, gen, prompts=16):
+    """What `steering` of anybody's units is held against, at the same norms: steering_means, of the difference of means
+    of y, and steering_random, of random directions. The same for all decompositions of an MLP."""
+    if not len(after):
+        return {}
+    y_ND = torch.cat([gpt.h[layer].mlp(gpt.prefix(idx, layer)[0])[:, 1:].flatten(0, 1) for idx in fit[0].split(16)])
+    means = difference_of_means(y_ND, torch.as_tensor(fit[1])[:, 1:, after.cpu()].flatten(0, 1).to(y_ND.device))
+    random = torch.randn(means.shape, generator=gen).to(means)
+    S = steering(gpt, layer, *opening(fit, test, prompts), torch.cat([means, random]), target_UV.repeat(2, 1))["S"]
+    return dict(zip(("steering_means", "steering_random"), S.view(2, -1).mean(1).tolist()))
 
 # ---------------------------------------------------------------------------------------------------- all of it
 def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):

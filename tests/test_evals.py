@@ -346,9 +346,12 @@ def test_effects_of_planted_units(loud):
     assert out["ablation"] == pytest.approx((cost["on"] - cost["off"]).mean().item(), rel=1e-4)     # others cost nothing
     assert out["ablation_at"] == pytest.approx(cost["on"].mean().item(), rel=1e-4)
     assert out["ablation_at"] > 100 * abs(out["ablation_elsewhere"])
-    prompts = rows[:, :T // 4]
-    alone = evals.steering(gpt, 1, prompts, prompts, good, target)["S"].mean().item()
-    assert out["steering"] == pytest.approx(alone, abs=1e-6) and alone > 0
-    assert out["steering_means"] > 0 and out["steering_random"] not in (alone, 0)
+    S = lambda push: evals.steering(gpt, 1, rows[:, :T // 8], rows[:, :T // 8], push, target)["S"].mean().item()
+    assert out["steering"] == pytest.approx(S(good), abs=1e-6) and out["steering"] > 0
+    yardstick = units.pushes(gpt, 1, split, split, torch.arange(3), target, gen())
+    y = torch.cat([gpt.h[1].mlp(gpt.prefix(row[None], 1)[0])[0, 1:] for row in rows])
+    means = [y[k].mean(0) - y[~k].mean(0) for k in kinds[:, 1:].flatten(0, 1).T]
+    assert yardstick["steering_means"] == pytest.approx(S(torch.stack(means)), abs=1e-5)
+    assert yardstick["steering_random"] not in (0, yardstick["steering_means"])
     none = torch.zeros(0, dtype=torch.long)
     assert units.effects(m, gpt, split, split, none, target[:0], gen()) == {}
