@@ -4,7 +4,7 @@
     pca       y = mean + sum_k f d, the k largest of the two halves of each principal component of y
     random    the same with F random directions; one gain for all and the bias by least squares (matched density)
     svd       W_in and W_out by their singular vectors, k at each token: the rank-one parts that SPD is held against
-  and of a method: RandomWrites (its decoder had no part in it), and itself on a random_target (nor had the model)
+  and random_target, an untrained model for a method to take apart
 D residual width, M MLP hidden width, F units, N tokens
 
     python baselines.py --k 16          # CE recovered and FVE of each, one minute on 2 cores
@@ -89,19 +89,6 @@ class SVD(spd.SPD):
         h = x_BTD @ self.V[0]
         f = top(h, self.U[0])
         return torch.cat([f, top(spd.act((h * f) @ self.U[0] + self.bs[0]) @ self.V[1], self.U[1])], -1)
-
-class RandomWrites(Dictionary):
-    """m's own f, each unit's in a random direction, as long as its own writes; gain and bias fitted."""
-    def __init__(self, m, gpt, rows_RT, seed):
-        self.m, self.layers, self.reads, self.params_F, self.b = m, m.layers, evals.reads(m), m.params_F, 0
-        a = units.record(m, gpt, rows_RT, rows_RT.new_zeros(*rows_RT.shape, 0))
-        mean_f_F = torch.zeros(a.F).to(a.f_E).index_add_(0, a.unit_E, a.f_E) / a.on().clamp(min=1)
-        size_F = units.shares(m, a).norm(dim=-1).nanmean(1).nan_to_num() / mean_f_F.clamp(min=1e-9)
-        self.W = directions(a.F, a.x_ND.shape[1], seed).to(size_F) * size_F.unsqueeze(1)
-        fit(self, gpt, *m.layers, rows_RT, gain=True)
-
-    def encode(self, layer, x_BTD, mlp):
-        return self.m.encode(layer, x_BTD, mlp)
 
 def directions(F, D, seed):
     return nnf.normalize(torch.randn(F, D, generator=common.generator(seed, "directions")), dim=1)

@@ -12,6 +12,7 @@ whatever is chosen is chosen on fit, every number is from test. Stability is of 
 """
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -82,10 +83,10 @@ METHODS = {
     "sae": Method(sae, "sae", "k", (8, 16, 32), {}, dict(F=SMALL)),       # reads y: explains, does not replace
     "sae-stochastic": Method(sae, "sae", "k", (8, 16, 32), dict(variant="stochastic"), dict(F=SMALL)),
 }
-METHODS |= {f"sae:{control}": METHODS["sae"]._replace(values=(16,)) for control in ("random-writes", "untrained")}
+METHODS |= {"sae:frozen": METHODS["sae"]._replace(values=(16,), change=dict(frozen=True)),
+            "sae:untrained": METHODS["sae"]._replace(values=(16,))}
 FLOORS = {"neurons": (8, 16, 32), "pca": (8, 16, 32), "random": (8, 16, 32), "svd": (4, 8, 16)}    # svd: of each matrix
 SEEDED = {"random"}                 # floors in which there is chance
-# sae:random-writes is on where the SAE is and writes at random; sae:untrained takes an untrained target apart.
 
 # ------------------------------------------------------------------------------------------ what a model is asked
 class Rounded:
@@ -201,10 +202,16 @@ class Job:
         setattr(run, self.knob, self.value)
         run.T = min(run.T, gpt.cfg.n_positions)
         run.steps = max(1, cfg.tokens // per_step(run))
-        fixed = dict(method=m.module.__name__, target=gpt.hash,
+        fixed = dict(method=m.module.__name__, target=gpt.hash, text=text_hash(cfg.data),
                      run={k: v for k, v in vars(run).items() if k not in m.module.FREE})
         run.out = str(Path(cfg.runs) / f"{name}-{self.knob}{self.value:g}-seed{self.seed}-{digest(fixed)}")
         return run
+
+@functools.lru_cache
+def text_hash(spec):
+    """Of the text that --data names, and of the truth about it."""
+    own = b"" if spec == "tinytales" else Path(spec).read_bytes()
+    return hashlib.sha256(own + data.version().encode()).hexdigest()[:12]
 
 def per_step(run):
     return run.N if hasattr(run, "N") else run.B * run.T
@@ -257,7 +264,7 @@ def carry_out(job, cfg, bench, groups, dev):
         run = job.config(cfg, gpt, layer)
         m, out, which = trained(job, run, gpt, dev)
         folder = Path(run.out)
-        make = lambda: baselines.RandomWrites(m, gpt, rows_RT, job.seed) if job.name.endswith(":random-writes") else m
+        make = lambda: m
     else:
         F = SMALL if cfg.quick else sae.Config.F
         out, which, folder = {}, F, Path(cfg.runs) / f"{job.name}-k{job.value:g}-seed{job.seed}"

@@ -60,6 +60,7 @@ class Config:
     N: int = 2048                   # tokens per step
     T: int = 128                    # positions per sequence
     lr: float = 4e-3                # warmed up over the first 5 % of the steps, falling to 0 over the last 20 %
+    frozen: bool = False            # W_dec stays random: a floor for what learned directions are worth
     enc: float = 0.5                # norm of the rows of W_enc at the start; at 1 they turn too slowly
     clip: float = 1.0               # gradient norm
     c_aux: float = 1 / 32           # AuxK
@@ -108,7 +109,7 @@ class SAE(nn.Module):
         self.params_F = torch.full((cfg.F,), (3 if cfg.variant == "stochastic" else 2) * D)
         W_FD = F.normalize(torch.randn(cfg.F, D, generator=gen), dim=-1)
         self.W_enc, self.b_enc = nn.Parameter(cfg.enc * W_FD), nn.Parameter(torch.zeros(cfg.F))
-        self.W_dec, self.b_dec = nn.Parameter(W_FD), nn.Parameter(torch.zeros(D))
+        self.W_dec, self.b_dec = nn.Parameter(W_FD, not cfg.frozen), nn.Parameter(torch.zeros(D))
         self.theta = nn.Parameter(torch.full((cfg.F,), cfg.theta)) if cfg.variant == "jumprelu" else 0
         if cfg.variant == "stochastic":
             self.W_gate, self.b_gate = nn.Parameter(W_FD / 4), nn.Parameter(torch.full((cfg.F,), 0.5))
@@ -229,10 +230,12 @@ def update(sae, opt, loss, t):
     opt.zero_grad()
     loss.backward()
     with torch.no_grad():
-        W.grad -= (W.grad * W).sum(-1, keepdim=True) * W
+        if not cfg.frozen:
+            W.grad -= (W.grad * W).sum(-1, keepdim=True) * W
         norm = nn.utils.clip_grad_norm_(sae.parameters(), cfg.clip)
         opt.step()
-        W.div_(W.norm(dim=-1, keepdim=True))
+        if not cfg.frozen:
+            W.div_(W.norm(dim=-1, keepdim=True))
         if cfg.variant == "jumprelu":
             sae.theta.clamp_(min=0)
     return norm

@@ -127,7 +127,7 @@ def test_all_are_trained_on_the_same_number_of_tokens():
     gpt = GPT.load(ROOT / "target")
     for cfg in (Config(), Config(**compare.QUICK, quick=True)):
         runs = [job.config(cfg, gpt, 1) for job in compare.jobs(cfg) if job.method and job.seed is not None]
-        models = {name: len(m.values) for name, m in compare.METHODS.items() if ":" not in name}
+        models = {name: len(m.values) for name, m in compare.METHODS.items() if name != "sae:untrained"}      # as sae
         assert len({(run.model, run.out) for run in runs}) == (len(models) if cfg.quick else 3 * sum(models.values()))
         for run in runs:
             assert run.steps * (run.B * run.T if isinstance(run, compare.spd.Config) else run.N) == cfg.tokens, run
@@ -198,17 +198,18 @@ def test_what_fails_is_a_row_and_the_exit_code(cfg, stub, capsys):
 
 def test_controls_share_the_training_or_the_method(cfg, stub, monkeypatch):
     method = compare.METHODS["stub"]._replace(values=(2,))
-    monkeypatch.setattr(compare, "METHODS", {"stub": method, "stub:random-writes": method, "stub:untrained": method})
+    other = method._replace(change=dict(N=4))
+    monkeypatch.setattr(compare, "METHODS", {"stub": method, "stub:other": other, "stub:untrained": method})
     compare.main(dataclasses.replace(cfg, seeds=1))
-    assert len(stub.log) == 2 * 6                               # the stub, and once more on the untrained target
+    assert len(stub.log) == 6 + 12 + 6                          # the stub, with a change, and on the untrained target
     rows = {row["name"]: row for row in results(cfg)["rows"]}
     of = lambda name, key: rows[name]["metrics"][key]["mean"]
-    assert [rows[name]["floor"] for name in ("stub", "stub:random-writes", "stub:untrained")] == [False, True, True]
-    assert of("stub:random-writes", "l0") == of("stub", "l0") and of("stub:random-writes", "fve") != of("stub", "fve")
+    assert [rows[name]["floor"] for name in ("stub", "stub:other", "stub:untrained")] == [False, True, True]
+    assert of("stub:other", "fve") != of("stub", "fve")
     assert of("stub:untrained", "ce_original") != of("stub", "ce_original") == of("pca", "ce_original")
 
 
-def test_keys_know_what_matters_and_nothing_else(cfg, stub, target):
+def test_keys_know_what_matters_and_nothing_else(cfg, stub, target, tmp_path):
     gpt, method = GPT.load(target), compare.METHODS["stub"]
     def folder(cfg=cfg, k=2, seed=0, **change):
         return Job("stub", "k", k, seed, True, method._replace(change=change)).config(cfg, gpt, 1).out
@@ -216,6 +217,9 @@ def test_keys_know_what_matters_and_nothing_else(cfg, stub, target):
     assert len({same, folder(k=4), folder(seed=1), folder(N=5)}) == 4
     assert folder(dataclasses.replace(cfg, eval_tokens=360, seeds=5, device="auto", out="elsewhere")) == same
     assert folder(dataclasses.replace(cfg, tokens=500)) != same
+    own = tmp_path / "own.bin"
+    own.write_bytes(Path(cfg.data).read_bytes()[:-2])
+    assert folder(dataclasses.replace(cfg, data=str(own))) != same
     gpt.hash = "another"
     assert folder() != same
 

@@ -171,6 +171,10 @@ def test_decoder_rows_have_norm_one_after_each_step(cfg, variant):
         fit(m, lambda step: rand(60, D, seed=step), steps)
         assert torch.allclose(m.W_dec.norm(dim=1), torch.ones(m.cfg.F), atol=1e-6)
     assert not torch.allclose(m.W_dec, first, atol=1e-3)
+    m = started(cfg, rand(60, D), variant=variant, frozen=True)
+    first, W_enc = m.W_dec.clone(), m.W_enc.clone()
+    fit(m, lambda step: rand(60, D, seed=step), 5)
+    assert torch.equal(m.W_dec, first) and not torch.allclose(m.W_enc, W_enc, atol=1e-3)
 
 
 def test_a_silent_unit_is_counted_and_revived(cfg):
@@ -267,7 +271,7 @@ def test_evaluation_touches_neither_state_nor_random_numbers(cfg, target, varian
 
 
 @pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=40), dict(variant="stochastic", site="resid"),
-                                    dict(variant="jumprelu", objective="kl", site="mlp_in")])
+                                    dict(variant="jumprelu", objective="kl", site="mlp_in"), dict(frozen=True)])
 def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
     cfg = dataclasses.replace(cfg, **change)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
