@@ -46,16 +46,15 @@ class Config:
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
-    methods: str = "all"            # some of the rows, comma-separated, floors among them
-    metrics: str = "all"            # some of the groups of metrics, comma-separated
+    methods: str = "all"            # some of the rows that --explain names, comma-separated
+    metrics: str = "all"            # faithfulness,completeness,parts,words,effects,robustness,stability: some of them
     seeds: int = 3                  # models per method and sparsity, seeds 0, 1, ..
     tokens: int = 4_096_000         # that each model is trained on
     eval_tokens: int = 50_000       # of fit (means, choices) and of test (scores)
     explained: int = 100            # units per model that are explained in words
     quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small dictionaries
-    explain: bool = False           # say what each column means, and stop
-    out: str = "results"            # folder for results.json, table.md, table.csv and pictures; quick: OUT-quick;
-                                    # OUT-part of what --methods, --metrics and so on have narrowed or moved
+    explain: bool = False           # say what each row and each column means, and stop
+    out: str = "results"            # folder for what is found; results-quick, results-part for less than everything
     readme: bool = False            # put the table into README.md too, between its markers
     runs: str = "runs/compare"      # folder for the models and their evaluations
     device: str = "auto"            # auto, cpu, cuda
@@ -128,8 +127,11 @@ def words(m, bench, gen):
     fit, test = units.halve(*(units.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
     least = max(10, bench.fit[0].numel() // 1000)           # windows; 200 of 200,000 tokens
     found = explain.explain(fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, gen, bench.explained, least)
-    mean = {k: v.float().nanmean().item() for k, v in found.items() if torch.is_tensor(v) and k != "units"}
-    return {f"rule_{k}": v for k, v in mean.items()} | dict(rule_units=len(found["units"]), texts=found["texts"])
+    share = found["scorable"] / max(1, (fit.on() >= evals.ALIVE).sum().item())     # alive units too rare for a rule:
+    chance = lambda k: 0.5 if k in ("det", "det_hard", "fuzz", "discr") else 0     # they are at chance
+    mean = {f"rule_{k}": share * v.float().nanmean().item() + (1 - share) * chance(k)
+            for k, v in found.items() if torch.is_tensor(v) and k != "units"}
+    return mean | dict(rule_scorable=share, rule_units=len(found["units"]), texts=found["texts"])
 
 def effects(m, bench, gen):
     words, is_VW = [*concepts.WORDS, *concepts.PATTERNS], torch.from_numpy(concepts.lexical(bench.gpt.vocab))
@@ -161,7 +163,8 @@ def robustness(m, bench, gen):
         joint=joint, kl_joint=joint[8])
 
 def stability(ms, bench, gen):
-    return align.stability(ms, bench.gpt, bench.test[0], gen)
+    found = align.stability(ms, bench.gpt, bench.test[0], gen)
+    return found | dict(activations_survival=found[f"activations_survival_{len(ms) - 1}"])
 
 GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words, effects=effects,
               robustness=robustness, stability=stability)
@@ -207,6 +210,10 @@ class Job:
         run.out = str(Path(cfg.runs) / f"{name}-{self.knob}{self.value:g}-seed{self.seed}-{digest(fixed)}")
         return run
 
+def source(code):
+    """The text of a module, class or function."""
+    return Path(code.__file__).read_text() if hasattr(code, "__file__") else inspect.getsource(code)
+
 @functools.lru_cache
 def text_hash(spec):
     """Of the text that --data names, and of the truth about it."""
@@ -218,7 +225,7 @@ def per_step(run):
 
 def jobs(cfg):
     """Seeds outermost: whatever is there after a while compares all methods."""
-    pick = list(METHODS) + list(FLOORS) if cfg.methods == "all" else cfg.methods.split(",")
+    pick = list(METHODS) + list(FLOORS) if cfg.methods == "all" else dict.fromkeys(cfg.methods.split(","))
     out = []
     for seed in range(cfg.seeds):
         for name in pick:
@@ -249,8 +256,8 @@ def trained(job, run, gpt, dev):
     return Rounded(m, spd.TAUS[spd.MAIN]) if module is spd else m, cost, hashlib.sha256(path.read_bytes()).hexdigest()
 
 def carry_out(job, cfg, bench, groups, dev):
-    """What is known of one model: a flat dict. Evaluations are kept beside the model, by the settings, the model and
-    the code that they depend on."""
+    """What is known of one model, a flat dict, and None or what failed. Evaluations are kept beside the model, by the
+    settings, the model, the text and the code that they depend on."""
     if job.name.endswith(":untrained"):
         folder = Path(cfg.runs) / f"untrained-{bench.gpt.hash}"
         baselines.random_target(bench.gpt, folder, 0)
@@ -269,18 +276,24 @@ def carry_out(job, cfg, bench, groups, dev):
         F = SMALL if cfg.quick else sae.Config.F
         out, which, folder = {}, F, Path(cfg.runs) / f"{job.name}-k{job.value:g}-seed{job.seed}"
         make = lambda: baselines.baselines(gpt, layer, rows_RT, job.value, F, job.seed)[job.name]
-    asked = None
+    asked, failed = None, []
     for name in groups:
-        modules = (evals, units, explain, concepts, baselines) + (align,) * (name in TOGETHER)
-        how = [*(Path(module.__file__).read_text() for module in modules), inspect.getsource(GROUPS[name])]
-        key = digest([name, str(job), which, gpt.hash, layer, cfg.data, cfg.eval_tokens, cfg.explained, how])
-        path = folder / f"{name}-{key}.json"
-        if not path.exists():
-            asked = asked or make()
-            found = GROUPS[name](asked, bench, common.generator(job.seed or 0, name))
-            common.write(path, json.dumps(finite(found)).encode())
-        out |= json.loads(path.read_text())
-    return out
+        code = [evals, units, explain, concepts, baselines, Rounded, job.method.module if job.method else spd,
+                GROUPS[name]] + [align] * (name in TOGETHER)
+        how = [*map(source, code), text_hash(cfg.data), cfg.eval_tokens, cfg.explained if name == "words" else 0]
+        path = folder / f"{name}-{digest([name, str(job), which, gpt.hash, layer, how])}.json"
+        try:
+            if not path.exists():
+                asked = asked or make()
+                found = GROUPS[name](asked, bench, common.generator(job.seed or 0, name))
+                common.write(path, json.dumps(finite(found)).encode())
+            out |= json.loads(path.read_text())
+        except (Exception, SystemExit) as e:        # one metric's trouble is no reason to lose the others
+            failed.append(f"{name}: {said(e)}")
+    return out, "; ".join(failed) or None
+
+def said(e):
+    return "stopped, as its error line says" if isinstance(e, SystemExit) else f"{type(e).__name__}: {e}"
 
 def finite(value):
     """The same with None for what JSON can't say."""
@@ -303,9 +316,10 @@ def collect(cfg, bench, groups, dev):
         print(f"[{i + 1}/{len(todo)}] {job}; {left(seconds, todo[i:])}", flush=True)
         began, found, failed = time.time(), {}, None
         try:
-            found = carry_out(job, cfg, bench, job.groups(groups), dev)
-        except (Exception, SystemExit) as e:        # one method's trouble is no reason to lose the others
-            failed = "stopped, as its error line says" if isinstance(e, SystemExit) else f"{type(e).__name__}: {e}"
+            found, failed = carry_out(job, cfg, bench, job.groups(groups), dev)
+        except (Exception, SystemExit) as e:        # nor one method's
+            failed = said(e)
+        if failed:
             print(f"FAILED {job}: {failed}", flush=True)
         if (spent := time.time() - began) > 1:      # what was there already says nothing about what is not
             seconds.setdefault(job.name, []).append(spent)
@@ -323,16 +337,20 @@ def check(cfg, gpt):
     common.within(vars(cfg) | {"layer": layer}, "tokens",
                   layer=(0, gpt.cfg.n_layer - 1), seeds=(1, 10), explained=(10, math.inf),
                   eval_tokens=(2 * gpt.cfg.n_positions, math.inf))
-    return layer, [g for g in GROUPS if cfg.metrics == "all" or g in cfg.metrics.split(",")]
+    groups = [g for g in GROUPS if cfg.metrics == "all" or g in cfg.metrics.split(",")]
+    if not any(job.groups(groups) for job in jobs(cfg)):
+        common.fail(f"--metrics {cfg.metrics}: needs a method, not a floor, and --seeds of 2 or more")
+    return layer, groups
 
 def main(cfg):
     if cfg.explain:
         print(table.describe())
         return
+    asked = {k for k in WHOLE if getattr(cfg, k) != getattr(Config, k)}
+    part = "-part" * (bool(asked) and cfg.out == Config.out)                # the whole table stays what it is
     if cfg.quick:
-        cfg = dataclasses.replace(cfg, **QUICK, out=f"{cfg.out}-quick")
-    elif cfg.out == Config.out and any(getattr(cfg, k) != getattr(Config, k) for k in WHOLE):
-        cfg.out += "-part"          # the whole table stays what it is
+        cfg = dataclasses.replace(cfg, **{k: v for k, v in QUICK.items() if k not in asked}, out=f"{cfg.out}-quick")
+    cfg.out += part
     gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
     layer, groups = check(cfg, gpt)
     T, corpus = gpt.cfg.n_positions, {split: data.load(cfg.data, split, gpt.vocab) for split in ("fit", "test")}

@@ -240,7 +240,7 @@ def steer(gpt, layer, prompts_PT, push_UD, target_UV, new, seed=0):
         idx = torch.cat([idx, word.unsqueeze(1)], 1)
     nll = torch.cat([F.cross_entropy(gpt(some)[:, T - 1:-1].transpose(1, 2), some[:, T:], reduction="none").mean(1)
                      for some in idx.split(256)]).view(U + 1, P).mean(1)
-    inside = target_UV.unsqueeze(1).float()
+    inside = target_UV.unsqueeze(1).to(push_UD)
     M, M2 = ((p * inside).sum(-1).mean(1) for p in (first[:1], first[1:]))
     off, off2 = (F.normalize(p * (1 - inside), p=1, dim=-1).clamp(min=1e-12) for p in (first[:1], first[1:]))
     c, f = ((M2 - M) / (1 - M)).clamp(0, 1), (nll[0] - nll[1:]).clamp(max=0).exp()

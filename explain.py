@@ -168,7 +168,8 @@ def scorable(active_WF, n, least, gen):
 
 def rule_scores(said_NU, guess_NU, value_NU, active_WF, units, near_UK, T, gen):
     """Each (U): of rules, that say said_NU and guess the values guess_NU of `units`. Chance is .5 for
-      det, det_hard   balanced accuracy over windows; hard negatives: a near unit is active there, this one is not
+      det, det_hard   balanced accuracy over windows; hard negatives: of the windows where this one is not active, those
+                      where most near units are, as many as it is active in at most
       fuzz            AUROC of the share of marked tokens that satisfy the rule, marks at random in inactive windows
       discr           how often its own rule has a better det for it than the rule of a near unit among `units`
     and 0 for
@@ -178,7 +179,9 @@ def rule_scores(said_NU, guess_NU, value_NU, active_WF, units, near_UK, T, gen):
     claims = said.any(1)
     table_RU = balanced(claims, active)
     out["det"] = own = table_RU.diagonal()
-    hard = torch.stack([active_WF[:, near].any(1) for near in near_UK], 1) & ~active
+    crowd = torch.stack([active_WF[:, near].sum(1) for near in near_UK], 1).masked_fill(active, 0)
+    order = crowd + torch.rand(crowd.shape, generator=gen).to(crowd.device)                         # ties at random
+    hard = (order.argsort(0, descending=True).argsort(0) < active.sum(0)) & (crowd > 0)
     hit, false = ((claims & where).sum(0) / where.sum(0) for where in (active, hard))
     out["det_hard"] = (hit + 1 - false) / 2
     n_marks = (on.sum((0, 1)) / active.sum(0).clamp(min=1)).ceil()
@@ -213,6 +216,8 @@ def explain(fit, test, rows_RT, rows2_RT, vocab, gen, n=100, least=200):
     "texts", scores of rule_scores, "lookup_f1", "scorable"}. A minute for 100 units and 50,000 tokens."""
     T, active_WF, active2_WF = rows_RT.shape[1], *(active_windows(a, rows_RT.shape[1]) for a in (fit, test))
     units = scorable(active_WF, n, least, gen)
+    if not len(units):
+        return dict(judge="rule", units=units, texts=[], scorable=0)
     literals = Literals(rows_RT, vocab)
     rules = find_rules(literals, literals(rows_RT), dense(fit, units))
     guess_NU = rules.guess(literals(rows2_RT))

@@ -20,13 +20,26 @@ class Column(NamedTuple):
     digits: int
     text: str
 
+ROWS = {
+    "spd": "parameter components of both matrices, masks rounded at 0.1: what is not on is not written",
+    "transcoder": "from the MLP's input to its output, TopK", "transcoder-skip": "the same beside an affine map",
+    "transcoder-stochastic": "the same with SPD's stochastic masks and penalty instead of TopK",
+    "clt": "cross-layer transcoder, BatchTopK: its features of this layer and of all before",
+    "molt": "mixture of linear transforms, JumpReLU gates",
+    "molt-sum": "the same, the transforms' sum tied to the weights",
+    "sae": "reads the output that it explains: it can't replace the MLP", "sae-stochastic": "with SPD's masks",
+    "sae:frozen": "floor: directions that it writes stay random, only what reads is trained",
+    "sae:untrained": "floor: an SAE of a target with random weights",
+    "neurons": "floor: the neurons that write most", "pca": "floor: principal components of the output",
+    "random": "floor: random directions", "svd": "floor: singular vectors of both matrices, those that write most"}
+
 COLUMNS = {
     "faithful": dict(
         ce_recovered=Column("CE rec", "up", 0, 3, "share of the cross-entropy that mean-ablating the MLP costs which "
                             "the units on win back alone; 1 is all, n/a where it costs under 0.05 nats"),
         kl_recovered=Column("KL rec", "up", 0, 3, "the same of the divergence from the original predictions"),
-        kl=Column("KL", "down", None, 4, "divergence from the original predictions, nats per token"),
-        fve=Column("FVE", "up", "random", 3, "1 - E|y - y_hat|^2 / E|y - E y|^2 of the MLP's output y"),
+        kl=Column("KL", "down", "mean ablation", 4, "divergence from the original predictions, nats per token"),
+        fve=Column("FVE", "up", "pca", 3, "1 - E|y - y_hat|^2 / E|y - E y|^2 of the MLP's output y"),
         completeness=Column("complete", "up", 0, 3, "1 - CE recovered by what is left out alone; read beside CE rec"),
         error_pathology=Column("err path", "down", 1, 2, "KL over the KL of random errors of the same size"),
         faith_auc=Column("faith k", "up", "random", 3, "CE recovered by the 1 to 20 units that matter most at each "
@@ -37,7 +50,7 @@ COLUMNS = {
         active_params=Column("params", "down", None, 0, "parameters of the units on, per token"),
         index_bits=Column("bits", "down", None, 1, "log2(alive choose L0): what naming the units on costs, per token"),
         alive_units=Column("alive", "", None, 0, "units on at 10 tokens of fit or more"),
-        dead_fraction=Column("dead", "down", 0, 3, "share of the units that are not alive"),
+        dead_fraction=Column("dead", "down", None, 3, "share of the units that are not alive"),
         tokens=Column("tokens", "", None, 0, "that the model was trained on"),
         steps=Column("steps", "", None, 0, "of training"),
         seconds=Column("seconds", "down", None, 0, "of training")),
@@ -55,21 +68,21 @@ COLUMNS = {
     "atoms": dict(
         units_atomic=Column("atomic", "up", "neurons", 3, "share of the alive units that one concept explains"),
         units_polysemantic=Column("either", "down", "neurons", 3, "share that 'a or b' explains better"),
-        units_composite=Column("both", "", "neurons", 3, "share that 'a and b' explains better"),
+        units_composite=Column("both", "", None, 3, "share that 'a and b' explains better"),
         units_unexplained=Column("neither", "down", "neurons", 3, "share whose best concept has F1 under 0.5"),
         effective_rank=Column("rank", "", None, 2, "directions that a unit writes; 1 by construction for dictionaries"),
-        fragmentation=Column("pieces", "down", 1, 2, "units that are on at the same tokens; 1 is best"),
+        fragmentation=Column("pieces", "down", None, 2, "units that are on at the same tokens as one; 1 is best"),
         meta_excess=Column("meta", "down", 0, 3, "how far writes are sums of few atoms, in excess of Gaussian writes")),
     "words": dict(
-        rule_det_hard=Column("det hard", "up", "random", 3, "does a rule in words tell where its unit is on, against "
-                             "where its neighbours are; balanced accuracy (rules found offline, no LLM)"),
+        rule_det_hard=Column("det hard", "up", "random", 3, "does a rule in words tell where its unit is on from where "
+                             "the units most like it are; balanced accuracy, 0.5 is chance and for rare units; no LLM"),
         rule_det=Column("detect", "up", "random", 3, "the same against any other windows"),
         rule_fuzz=Column("fuzz", "up", "random", 3, "AUROC of marked tokens that satisfy the rule"),
         rule_sim=Column("simulate", "up", "random", 3, "correlation of the rule's guess with the unit's value"),
         rule_discr=Column("discrim", "up", 0.5, 3, "how often its own rule beats that of a neighbour"),
         rule_f1=Column("token F1", "up", "random", 3, "F1 of the rule over tokens as they come"),
-        rule_lookup_f1=Column("lookup F1", "", "random", 3, "the same of the best table of tokens, of any size"),
-        rule_scorable=Column("scorable", "", None, 0, "units on in enough windows to be explained")),
+        rule_lookup_f1=Column("lookup F1", "", None, 3, "the same of the best table of tokens, of any size"),
+        rule_scorable=Column("scorable", "up", None, 3, "share of the alive units on often enough to be explained")),
     "effects": dict(
         ablation=Column("ablate", "up", 0, 3, "nats that switching off the five units of 'the next token is a noun, a "
                         "verb, ..' costs there, less elsewhere, less the same of units on as often"),
@@ -82,12 +95,12 @@ COLUMNS = {
     "stability": {
         "weights_similarity_corrected": Column("weights", "up", 0, 3, "similarity in weights of units of two seeds, "
                                                "matched one to one, in excess of random units"),
-        "weights_shared_0.7": Column("same w", "up", 0, 3, "share of the alive units with a mate in another seed that "
-                                     "reads and writes the same, cosines of 0.7 or more"),
+        "weights_shared_0.7": Column("same w", "up", None, 3, "share of the alive units with a mate in another seed "
+                                     "that reads and writes the same, cosines of 0.7 or more"),
         "activations_similarity_corrected": Column("values", "up", 0, 3, "similarity of their values over tokens, in "
                                                    "excess of shifted tokens"),
-        "activations_shared_0.7": Column("same v", "up", 0, 3, "share with a mate of correlation 0.7 or more"),
-        "activations_survival_2": Column("in all", "up", 0, 3, "share with such a mate in both of the other seeds"),
+        "activations_shared_0.7": Column("same v", "up", None, 3, "share with a mate of correlation 0.7 or more"),
+        "activations_survival": Column("in all", "up", None, 3, "share with such a mate in every other seed"),
         "function_fve": Column("output", "up", None, 3, "FVE of one seed's output by another's"),
         "function_fve_independent": Column("by chance", "", None, 3, "the same if seeds erred independently")},
     "masks": dict(
@@ -95,8 +108,10 @@ COLUMNS = {
         ce_recovered_stochastic=Column("CE stoch", "up", 0, 3, "CE rec when the rest is ablated at random"),
         kl_attack=Column("KL attack", "down", None, 4, "KL when the rest is ablated by attack: 20 sign steps of 0.1, "
                          "one source for all positions of 32 rows"),
-        attack_ratio=Column("x soft", "down", "svd", 2, "over the KL of the causal importances"),
-        kl_joint=Column("KL joint", "down", 0, 4, "KL added by forcing on what is on at 8 random other tokens")),
+        attack_ratio=Column("x soft", "", None, 2, "the same over the KL of the causal importances; small also where "
+                            "those are bad"),
+        kl_joint=Column("KL joint", "", None, 4, "KL added by forcing on what is on at 8 random other tokens; 0 if "
+                        "importances hold jointly, below 0 where they are bad")),
 }
 EVERY = {key: column for group in COLUMNS.values() for key, column in group.items()}
 ARROWS = dict(up="↑", down="↓") | {"": ""}
@@ -114,12 +129,12 @@ def over_seeds(values):
 
 def of_seeds(known, S):
     """The same of numbers that are of all S seeds at once, with the jackknife's standard error beside them (KEY_se)."""
-    return {key: dict(mean=v, half=T975[S - 2] * known[f"{key}_se"] if f"{key}_se" in known else None, values=[v])
+    return {key: dict(mean=v, half=T975[S - 2] * known[f"{key}_se"] if f"{key}_se" in known else None, values=[])
             for key, v in known.items() if isinstance(v, (int, float)) and not key.endswith("_se")}
 
 def assemble(found, provenance):
-    """What results.json holds. A row is a method at one sparsity; one failed seed fails it."""
-    rows = {}
+    """What results.json holds. A row is a method at one sparsity. What one of its seeds failed to give, it has not."""
+    rows, S = {}, provenance["config"]["seeds"]
     for job, known, failed in found:
         row = rows.setdefault((job.name, job.value), dict(
             name=job.name, knob=job.knob, value=job.value, floor=job.floor, middle=job.middle, seeds=[], known=[],
@@ -131,11 +146,13 @@ def assemble(found, provenance):
         row["failed"] += [f"{'all seeds' if job.seed is None else f'seed {job.seed}'}: {failed}"] if failed else []
     for row in rows.values():
         known, together = row.pop("known"), row.pop("together")
-        row["metrics"] = {} if row["failed"] else {
-            key: number for key in dict.fromkeys(key for k in known for key in k)
-            if (number := over_seeds([k.get(key) for k in known]))} | of_seeds(together, len(row["seeds"]))
+        whole = lambda key: not row["failed"] or all(key in k for k in known)
+        row["metrics"] = {key: number for key in dict.fromkeys(key for k in known for key in k)
+                          if whole(key) and (number := over_seeds([k.get(key) for k in known]))} | of_seeds(together, S)
         row |= {key: [k[key] for k in known if key in k] for key in ("attack", "alive_curve", "spectrum")}  # pictures
+    target = next((k for job, k, _ in found if "ce_original" in k and not job.name.endswith(":untrained")), {})
     middle = {row["name"]: row["metrics"] for row in rows.values() if row["middle"]}
+    middle["mean ablation"] = dict(kl=dict(mean=target.get("kl_mean_ablation")))
     for key, column in EVERY.items():               # each number gets its null
         null = column.null
         if isinstance(null, str):
@@ -143,7 +160,6 @@ def assemble(found, provenance):
         for row in rows.values():
             if key in row["metrics"]:               # its own, if it has one
                 row["metrics"][key]["null"] = row["metrics"].get(f"null_{key}", dict(mean=null))["mean"]
-    target = next((k for _, k, _ in found if "ce_original" in k), {})
     return dict(provenance=provenance, rows=list(rows.values()),
                 target={k: target.get(k) for k in ("ce_original", "ce_mean_ablation", "ce_zero_ablation",
                                                    "kl_mean_ablation")},
@@ -151,15 +167,19 @@ def assemble(found, provenance):
 
 def cell(row, key):
     """A number as the table shows it."""
-    if row["failed"]:
-        return "FAILED"
     if not (found := row["metrics"].get(key)):
-        return "n/a"
-    digits = EVERY[key].digits
-    short = lambda v: (f"{v / 1e6:.2g}M" if abs(v) >= 1e6 else f"{v / 1e3:.3g}k" if abs(v) >= 1e4 else
-                       f"{v:.{digits}f}")
-    half = f"±{short(found['half'])}".replace("±0.", "±.") if found["half"] else ""
-    return short(found["mean"]) + half
+        return "FAILED" if row["failed"] else "n/a"
+    half = f"±{short(found['half'], key)}".replace("±0.", "±.") if found["half"] else ""
+    return short(found["mean"], key) + half + "*" * (0 < len(found["values"]) < len(row["seeds"]))
+
+def short(v, key):
+    return (f"{v / 1e6:.2g}M" if abs(v) >= 1e6 else f"{v / 1e3:.3g}k" if abs(v) >= 1e4 else
+            f"{v:.{EVERY[key].digits}f}")
+
+def to_beat(rows, key):
+    """The null of a column as the table shows it, where all rows have the same."""
+    nulls = {row["metrics"][key]["null"] for row in rows if key in row["metrics"]}
+    return short(nulls.pop(), key) if len(nulls) == 1 and None not in nulls else ""
 
 def tables(results):
     """[(group, heads, [cells of a row])] of the middle sparsities: groups and columns with a number in them."""
@@ -169,7 +189,8 @@ def tables(results):
         shown = [row for row in rows if row["failed"] or any(key in row["metrics"] for key in some)]
         if some:
             heads = [f"{columns[key].head} {ARROWS[columns[key].better]}".strip() for key in some]
-            out.append((group, heads, [[row["name"], *(cell(row, key) for key in some)] for row in shown]))
+            cells = [[row["name"], *(cell(row, key) for key in some)] for row in shown]
+            out.append((group, heads, [*cells, ["null", *(to_beat(rows, key) for key in some)]]))
     return out
 
 def render(results, markdown=False):
@@ -180,8 +201,10 @@ def render(results, markdown=False):
     lines = [f"MLP of layer {p['layer']}: cross-entropy {show(target['ce_original'])} nats, mean-ablated "
              f"{show(target['ce_mean_ablation'])}, zero-ablated {show(target['ce_zero_ablation'])}.",
              f"Middle sparsity, mean ± half of the 95 % interval over {p['config']['seeds']} seed(s), on "
-             f"{p['config']['eval_tokens']:,} tokens; ↑ higher is better, ↓ lower.",
-             f"Floors: {', '.join(floors)}. `compare.py --explain` says what the columns mean."]
+             f"{p['config']['eval_tokens']:,} tokens; * not of all seeds.",
+             "↑ higher is better, ↓ lower; null: what has to be beaten. `compare.py --explain` says what it all means.",
+             f"Floors: {', '.join(floors)}.",
+             "Rows differ in L0, and most numbers move with it: compare along the curves (curves.png) as well."]
     if p["config"]["quick"]:
         lines += ["A quick run: all are under-trained, SPD most. It shows what is measured, not how they compare."]
     for group, heads, rows in tables(results):
@@ -194,7 +217,13 @@ def render(results, markdown=False):
     return "\n".join(lines + [""])
 
 def describe():
-    lines = []
+    lines = ["Each row is one way to take an MLP apart into units, trained with several seeds (mean ± half of the",
+             "95 % interval) and asked at its middle sparsity. A unit is on at a token where what it says is above",
+             "0, alive when on at 10 tokens or more. What is chosen is chosen on some stories, every number is from",
+             "others. A concept is something that the generator of the stories knows to be true at a token; a parent",
+             "concept has others below it (animal > cow). ↑ higher is better, ↓ lower is better, no arrow: neither.",
+             "Null: what chance or nothing gives; to beat: the floor whose number is the null.",
+             "", "rows", *(f"  {name:<23}{text}" for name, text in ROWS.items())]
     for group, columns in COLUMNS.items():
         lines += ["", group]
         for c in columns.values():
@@ -207,7 +236,7 @@ def write(results, out):
     lines = csv.writer(sheet, lineterminator="\n")
     lines.writerow(["name", "knob", "value", "seeds", "metric", "better", "mean", "half_interval", "null", "status"])
     for row in results["rows"]:
-        head = [row["name"], row["knob"], row["value"], len(row["seeds"])]
+        head = [row["name"], row["knob"], row["value"], len(row["seeds"]) or results["provenance"]["config"]["seeds"]]
         for key, found in row["metrics"].items():
             better = EVERY[key].better if key in EVERY else ""
             lines.writerow([*head, key, better, found["mean"], found["half"], found.get("null"), "ok"])

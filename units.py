@@ -177,12 +177,13 @@ def alive(a, top_F, counts=(1, ALIVE, 100, 1000)):
     on_FL = torch.bincount(group_E, minlength=a.F * LEVELS).view(a.F, LEVELS).flip(1).cumsum(1).flip(1)
     return {level / LEVELS: [(on_FL[:, level] >= n).sum().item() for n in counts] for level in range(LEVELS)}
 
-def like(fit, units, gen, near=10):
-    """For each of these units another that is on about as often, at random among the `near` nearest: their null."""
-    on_F = fit.on().double().log1p()
-    far = (on_F[units].unsqueeze(-1) - on_F).abs().scatter(-1, units.unsqueeze(-1), torch.inf)
-    choice = far.topk(min(near, fit.F - 1), -1, largest=False).indices
-    pick = torch.randint(choice.shape[-1], (*units.shape, 1), generator=gen).to(units.device)
+def like(fit, units_KU, gen, near=10):
+    """For each of these units another that is on about as often, at random among the `near` nearest that are not in its
+    row: their null (K, U)."""
+    on_F, (K, U) = fit.on().double().log1p(), units_KU.shape
+    far = (on_F[units_KU].unsqueeze(-1) - on_F).abs().scatter(-1, units_KU.unsqueeze(1).expand(K, U, U), torch.inf)
+    choice = far.topk(min(near, fit.F - U), -1, largest=False).indices
+    pick = torch.randint(choice.shape[-1], (K, U, 1), generator=gen).to(units_KU.device)
     return choice.gather(-1, pick).squeeze(-1)
 
 def difference_of_means(v_ND, label_NK):
@@ -343,7 +344,7 @@ def absorption(m, test, y_ND, w_KD, write_FD, split, concepts, gen, n=100, share
         fraction = torch.where((others < share * pi_N) | (main_N >= pi_N), 0,
                                torch.where(main_N <= 0, 1, A / (A + main_N)))
         out.append((full.float().mean().item(), fraction.mean().item()))
-    return dict(zip(("full", "fraction"), torch.tensor(out).T))
+    return dict(zip(("full", "fraction"), torch.tensor(out, device=y_ND.device).T))
 
 # -------------------------------------------------------------------------------------------------- atomicity
 def one_concept(fit, test, gain=0.03, enough=0.5, first=15):
@@ -443,17 +444,18 @@ def effects(m, gpt, fit, test, after, target_UV, gen, units=5, rows=32, prompts=
                 less what it costs elsewhere (evals.concept_ablation), less the same of units that are on as often.
                 ablation_at, ablation_elsewhere: the two costs themselves
       steering  S (evals.steering) of the writes of the unit of largest d', towards the set: held against `pushes`
-    Means over columns, as a flat dict; empty without columns. 40 s on two cores."""
-    if not len(after):
+    Means over columns, as a flat dict; empty without columns, or if nothing is on. 40 s on two cores."""
+    (layer,), whole = m.layers, record(m, gpt, *fit)
+    if not len(after) or not len(whole.unit_E):
         return {}
-    (layer,), (a,) = m.layers, halve(record(m, gpt, *fit))
-    d_FU = d_prime(a)[:, after]
-    best_Uu = d_FU.abs().topk(min(units, a.F), 0).indices.T
-    both, label = torch.cat([best_Uu, like(a, best_Uu, gen)]), torch.as_tensor(test[1])[:rows, :, after.repeat(2).cpu()]
-    cost = concept_ablation(m, gpt, test[0][:rows], label, a.origin_F[both])
+    best_Uu = d_prime(whole)[:, after].abs().topk(min(units, whole.F // 2), 0).indices.T
+    both, label = torch.cat([best_Uu, like(whole, best_Uu, gen)]), torch.as_tensor(test[1])[:rows, :, after.cpu()]
+    cost = concept_ablation(m, gpt, test[0][:rows], label.repeat(1, 1, 2), both)
     (at, at_null), (off, off_null) = (cost[where].view(2, -1) for where in ("on", "off"))
     mean = lambda v: v.nanmean().item()             # what is rare may be missing from these rows
-    S = steering(gpt, layer, *opening(fit, test, prompts), writes(shares(m, a, d_FU.argmax(0))), target_UV)["S"]
+    a, = halve(whole)
+    push_UD = writes(shares(m, a, d_prime(a)[:, after].argmax(0)))
+    S = steering(gpt, layer, *opening(fit, test, prompts), push_UD, target_UV)["S"]
     return dict(ablation=mean(at - off - at_null + off_null), ablation_at=mean(at), ablation_elsewhere=mean(off),
                 steering=mean(S))
 
@@ -479,7 +481,10 @@ def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
     below them, for splitting and absorption. The same of baselines.py are these numbers' nulls; a key that is
     missing or None would mean nothing here. Two minutes on two cores."""
     (layer,), (a, b) = m.layers, halve(record(m, gpt, *fit, tau), record(m, gpt, *test, tau))
-    keep, top_F, alive_F, c_FJD = usual(a), top(a), a.on() >= ALIVE, shares(m, a)
+    keep, top_F, alive_F = usual(a), top(a), a.on() >= ALIVE
+    if not alive_F.any():
+        return dict(units=a.F, halved=0, alive_curve=alive(a, top_F))
+    c_FJD = shares(m, a)
     write_FD, n_alive = writes(c_FJD), int(alive_F.sum())
     out = dict(units=a.F, halved=a.F - len(m.params_F), alive_curve=alive(a, top_F), fragmentation=fragmentation(a),
                effective_rank=effective_rank(c_FJD)[alive_F].nanmean().item(),

@@ -74,7 +74,8 @@ def stub(monkeypatch):
             common.save(path, common.flat(m=m), dict(method="stub", target=gpt.hash, step=step + 1, seconds=1.5))
 
     module = types.SimpleNamespace(Config=StubConfig, FREE={"model", "out", "resume", "device", "eval_tokens"},
-                                   build=build, train=train, __name__="stub")
+                                   build=build, train=train, __name__="stub",
+                                   __file__=__file__)
     monkeypatch.setattr(compare, "METHODS", {"stub": Method(module, "m", "k", (1, 2, 4), {}, {})})
     monkeypatch.setattr(compare, "FLOORS", {"random": (2, 3, 4), "pca": (2, 3, 4)})
     monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
@@ -145,9 +146,9 @@ def test_spd_is_on_where_its_rounded_mask_is():
 def test_a_second_run_only_reads(cfg, stub):
     compare.main(cfg)
     trained, asked, first = len(stub.log), len(stub.asked), results(cfg)
-    assert trained == 3 * 2 * 6 and asked == 2 + 2 + 1 + 1  # the middle of stub, random, pca, which has one seed; and of
-    rows = {(row["name"], row["value"]): row["metrics"] for row in first["rows"]}               # the stub's at once
-    assert rows["stub", 2]["function_fve"] == dict(mean=2, half=pytest.approx(12.706 / 2), values=[2], null=None)
+    assert trained == 3 * 2 * 6 and asked == 2 + 2 + 1 + 1      # stub, random, pca, which has one seed; stub's at once
+    rows = {(row["name"], row["value"]): row["metrics"] for row in first["rows"]}
+    assert rows["stub", 2]["function_fve"] == dict(mean=2, half=pytest.approx(12.706 / 2), values=[], null=None)
     assert "function_fve" not in rows["stub", 1] | rows["random", 3]
     compare.main(cfg)
     assert (len(stub.log), len(stub.asked)) == (trained, asked) and results(cfg) == first
@@ -196,6 +197,30 @@ def test_what_fails_is_a_row_and_the_exit_code(cfg, stub, capsys):
     assert not any(row["failed"] for row in results(cfg)["rows"])
 
 
+def test_what_one_metric_fails_to_give_leaves_the_others(cfg, stub, monkeypatch):
+    def moody(m, bench, gen):
+        assert getattr(m, "R", None) is None or m.k != 2 or moody.calls, "first"
+        return dict(coverage=1.)
+    moody.calls = 0
+    monkeypatch.setitem(compare.GROUPS, "parts", moody)
+    cfg.methods = "stub"
+    with pytest.raises(SystemExit):
+        compare.main(cfg)
+    row, = [row for row in results(cfg)["rows"] if row["value"] == 2]
+    assert len(row["failed"]) == 2 and "parts: AssertionError: first" in row["failed"][0]
+    assert row["metrics"]["fve"] and row["metrics"]["function_fve"] and "coverage" not in row["metrics"]
+    assert table.cell(row, "coverage") == "FAILED" and table.cell(row, "fve") != "FAILED"
+    assert table.cell(dict(row, metrics=dict(fve=table.over_seeds([None, 0.5]))), "fve") == "0.500*"
+
+
+def test_all_seeds_at_once_have_their_own_interval(cfg, stub, capsys):
+    compare.main(dataclasses.replace(cfg, metrics="stability"))
+    row, = results(cfg)["rows"]
+    assert row["metrics"]["function_fve"]["half"] == pytest.approx(12.706 / 2)
+    fails(capsys, lambda: compare.main(dataclasses.replace(cfg, metrics="stability", seeds=1)), "--metrics stability",
+          "--seeds")
+
+
 def test_controls_share_the_training_or_the_method(cfg, stub, monkeypatch):
     method = compare.METHODS["stub"]._replace(values=(2,))
     other = method._replace(change=dict(N=4))
@@ -226,7 +251,7 @@ def test_keys_know_what_matters_and_nothing_else(cfg, stub, target, tmp_path):
 
 def test_quick_and_narrowed(cfg, stub, monkeypatch):
     monkeypatch.setattr(compare, "QUICK", dict(compare.QUICK, tokens=50, eval_tokens=240))
-    compare.main(dataclasses.replace(cfg, quick=True, methods="stub,pca", metrics="faithfulness"))
+    compare.main(dataclasses.replace(cfg, quick=True, methods="stub,pca", metrics="faithfulness", seeds=Config.seeds))
     found = json.loads(Path(cfg.out + "-quick/results.json").read_text())
     assert [(row["name"], row["value"]) for row in found["rows"]] == [("stub", 2), ("pca", 3)]
     assert not stub.asked and not Path(cfg.out).exists()
@@ -242,8 +267,10 @@ def test_means_intervals_and_nulls(cfg, stub):
     rows = {(row["name"], row["value"]): row["metrics"] for row in results(cfg)["rows"]}
     values = rows["random", 3]["fve"]["values"]
     assert len(values) == 2 and values[0] != values[1] and len(rows["pca", 3]["fve"]["values"]) == 1
-    assert rows["stub", 1]["fve"]["null"] == pytest.approx(sum(values) / 2)         # the floor's middle sparsity
-    assert rows["stub", 1]["dead_fraction"]["null"] == 0 and rows["stub", 1]["l0"]["null"] is None
+    assert rows["stub", 1]["fve"]["null"] == rows["pca", 3]["fve"]["mean"]          # the floor's middle sparsity
+    ablated = results(cfg)["target"]["kl_mean_ablation"]
+    assert rows["pca", 2]["kl"]["null"] == ablated > 0
+    assert rows["stub", 1]["dead_fraction"]["null"] is None and rows["stub", 1]["l0"]["null"] is None
     assert "effective_rank" not in rows["stub", 1] and "fragmentation" not in rows["stub", 2]      # NaN: n/a
 
 
@@ -252,7 +279,8 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     shown = capsys.readouterr().out
     for column in table.EVERY.values():
         assert column.head in shown and column.text in shown and column.better in ("up", "down", "")
-        assert column.null is None or isinstance(column.null, (int, float)) or column.null in compare.FLOORS
+        assert isinstance(column.null, (int, float)) or column.null in (None, "mean ablation", *compare.FLOORS)
+    assert [*table.ROWS] == [*compare.METHODS, *compare.FLOORS] and all(f"  {name} " in shown for name in table.ROWS)
     assert sum(map(len, table.COLUMNS.values())) == len(table.EVERY)        # no key twice
     assert all(len(group) <= 8 for group in table.COLUMNS.values())         # 120 columns of text
 
@@ -284,8 +312,8 @@ def made_up():
 def test_pictures_and_files(tmp_path):
     table.write(made_up(), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "alive.png", "attack.png", "curves.png", "results.json", "spectrum.png", "stability.png", "table.csv", "table.md",
-        "words.png"]
+        "alive.png", "attack.png", "curves.png", "results.json", "spectrum.png", "stability.png", "table.csv",
+        "table.md", "words.png"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     text, sheet = (tmp_path / "table.md").read_text(), (tmp_path / "table.csv").read_text().splitlines()
     row, = [line for line in sheet if line.startswith("a,k,2,2,ce_recovered")]
