@@ -71,7 +71,7 @@ class Config:
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
     c_first: float = 1e-3           # relu, stochastic: first lambda
     follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / goal - 1))
-    c_wake: float = 0.2             # stochastic: push on gates of the dead, in AuxK; at 0 a quarter are, 1 disturbs
+    c_wake: float = 0.2             # stochastic: push on dead gates, in AuxK; 0: a quarter stay dead, 1 disturbs
     c_faith: float = 1.0            # stochastic: NMSE with every mask at 1, as SPD's faithfulness
     noise: bool = True              # stochastic: r ~ U(0, 1); without, r = 0
     alpha: float = 0.1              # stochastic: slope of the leaky hard sigmoids

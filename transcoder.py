@@ -11,7 +11,6 @@
     loss = NMSE + c_aux AuxK + lambda penalty (+ c_faith NMSE at m = 1: stochastic), --objective kl: KL for the first
     NMSE = E|y - y_hat|^2 / E|y - E y|^2
     AuxK = |e - e_hat|^2 / |e - E e|^2, e = y - y_hat, e_hat from the D / 2 largest pre of dead units: it revives them
-         (+ c_wake sum of E max(0, tau - gate) of dead units: stochastic, or AuxK would train what no gate lets through)
 --skip adds the affine map W_skip, from 0 on (Paulo, Shabalin, Belrose 2025, arXiv:2501.18823).
 Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0, whose
   goal falls from F to k: every variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
@@ -69,7 +68,6 @@ class Config:
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
     c_first: float = 1e-3           # relu, stochastic: first lambda
     follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / goal - 1))
-    c_wake: float = 0.2             # stochastic: push on gates of the dead, in AuxK; at 0 a quarter are, 1 disturbs
     c_faith: float = 1.0            # stochastic: NMSE with every mask at 1, as SPD's faithfulness
     noise: bool = True              # stochastic: r ~ U(0, 1); without, r = 0
     alpha: float = 0.1              # stochastic: slope of the leaky hard sigmoids
@@ -195,8 +193,8 @@ def loss_fn(tc, x_ND, y_ND, kl, t, gen):
             f = pre.relu()
             on, lam, penalty = f.detach() > 0, tc.lam, f.sum(-1).mean()
         else:
-            v, z = pre.relu(), F.linear(x_ND, tc.W_gate, tc.b_gate)
-            g, m, penalty = stochastic(z, cfg, t, gen)
+            v = pre.relu()
+            g, m, penalty = stochastic(F.linear(x_ND, tc.W_gate, tc.b_gate), cfg, t, gen)
             f, on, lam, faith = v * m, (g > cfg.tau) & (v > 0), tc.lam, nmse(v @ W_dec + tc.affine(x_ND))
         y_hat, l0, fired_F = f @ W_dec, on.detach().sum(-1).float().mean(), on.any(0)
     y_hat = y_hat + tc.affine(x_ND)
@@ -206,8 +204,6 @@ def loss_fn(tc, x_ND, y_ND, kl, t, gen):
         e_ND, k_aux = (y_ND - y_hat).detach(), min(y_ND.shape[1] // 2, len(dead))
         e_hat = fused.topk(x_ND, tc.W_enc[dead], tc.b_enc[dead], W_dec[dead], k_aux, relu=False)[0]
         aux = (e_ND - e_hat).square().sum() / (e_ND - e_ND.mean(0)).square().sum()
-        if cfg.variant == "stochastic":
-            aux = aux + cfg.c_wake * (cfg.tau - z[:, dead]).clamp(min=0).mean(0).sum()
     total = rec + cfg.c_aux * aux + cfg.c_faith * faith + lam * penalty
     terms = dict(loss=total, rec=rec, aux=aux, faith=faith, penalty=lam * penalty, l0=l0, dead=torch.tensor(len(dead)))
     return total, {k: v.detach() for k, v in terms.items()}, (fired_F, l0, lowest)
