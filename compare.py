@@ -47,7 +47,7 @@ class Config:
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
     methods: str = "all"            # some of the rows that --explain names, comma-separated
-    metrics: str = "all"            # faithfulness,completeness,parts,words,effects,robustness,stability: some of them
+    metrics: str = "all"            # some of faithfulness, completeness, parts, words, effects, robustness, stability
     seeds: int = 3                  # models per method and sparsity, seeds 0, 1, ..
     tokens: int = 4_096_000         # that each model is trained on
     eval_tokens: int = 50_000       # of fit (means, choices) and of test (scores)

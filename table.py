@@ -7,6 +7,7 @@ import io
 import json
 import re
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,7 +229,8 @@ def describe():
         lines += ["", group]
         for c in columns.values():
             null = "" if c.null is None else f"; to beat: {c.null}" if isinstance(c.null, str) else f"; null: {c.null}"
-            lines += [f"  {c.head + ' ' + ARROWS[c.better]:<13}{c.text}{null}"]
+            line = f"  {c.head + ' ' + ARROWS[c.better]:<13}{c.text}{null}"
+            lines += textwrap.wrap(line, 118, subsequent_indent=" " * 15)
     return "\n".join(lines)
 
 def write(results, out):
