@@ -296,7 +296,7 @@ def bench_act(name, cfg):
     if cfg.peers:
         return bench_peers(cfg) if name == "sae" else common.fail(f"bench.py {name} --peers: only sae has peers")
     (build, variants), device = STEPS[name], common.device(cfg.device)
-    memory = [peak_gib(cfg, f"bench.{build.__name__}(cfg.device, F={F})") for F in WIDTHS]
+    memory = [peak_gib(cfg, f"bench.{build.__name__}({str(device)!r}, F={F})") for F in WIDTHS]
     steps = {(v, F): build(device, F=F, variant=v) for F in WIDTHS for v in variants}
     flops = {key: arithmetic(step) for key, step in steps.items()}
     seconds, rates = measured(cfg, random_gpt(64, device), steps, SQUARES)

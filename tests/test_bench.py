@@ -114,13 +114,13 @@ def test_prints_every_figure(small, flags, monkeypatch, capsys):
 @pytest.mark.parametrize("name", list(bench.STEPS))
 def test_activation_methods_print_every_variant_at_every_width(name, monkeypatch, capsys):
     monkeypatch.setattr(bench, "WIDTHS", (32, 64))
-    monkeypatch.setattr(bench, "peak_gib", lambda cfg, step: 0.5)
+    monkeypatch.setattr(bench, "peak_gib", lambda cfg, step: 0.5 if "'auto'" not in step else 1 / 0)
     monkeypatch.setattr(bench, "SQUARES", [(64, 64, 64)])
     build, variants = bench.STEPS[name]
     small = functools.partial(build, D=16, N=64, **({} if name == "molt" else dict(k=4)))
     small.__name__ = build.__name__
     monkeypatch.setitem(bench.STEPS, name, (small, variants))
-    bench.main(name, "--rounds", "1", "--device", "cpu")
+    bench.main(name, "--rounds", "1")
     out = capsys.readouterr().out
     assert all(re.search(rf"{v} +F +{F} .* ms", out) for v in variants for F in (32, 64))
     assert out.count("0.50 GiB") == 2 and not re.search(r"\bnan\b|\binf\b", out)
