@@ -108,8 +108,14 @@ def select(x_ND, W_FD, b_F, k, rows=256) -> tuple[Tensor, Tensor]:
         values.append(pre.gather(1, best)), units.append(among.gather(1, best) if S > 1 else best)
     return torch.cat(units), torch.cat(values)
 
-def _largest(z, k):     # columns of the k largest of each row; numpy selects twice as fast as torch.topk
-    return torch.from_numpy(np.argpartition(z.numpy(), z.shape[1] - k, 1)[:, z.shape[1] - k:])
+def _largest(z, k):
+    """Columns of the k largest of each row. numpy's partition and a comparison take a third of the time of its
+    argpartition, which is left for ties, and a sixth of torch.topk's."""
+    z, n = z.numpy(), z.shape[1]
+    hits = np.flatnonzero(z >= np.partition(z, n - k, 1)[:, n - k:n - k + 1])
+    if len(hits) != len(z) * k:
+        return torch.from_numpy(np.argpartition(z, n - k, 1)[:, n - k:])
+    return torch.from_numpy(hits % n).view(len(z), k)
 
 def select_batch(x_ND, W_FD, b_F, k) -> tuple[Tensor, Tensor, Tensor]:
     """Positions, units and values (H) of the H = N k largest of x W^T + b in the whole batch. Candidates are the 4 k
