@@ -186,3 +186,8 @@ def _dense_topk(x, W_enc, b_enc, W_dec, k, batch, relu=True):
     token, unit = hits // len(W_enc), hits % len(W_enc)
     f = pre[token, unit].relu() if relu else pre[token, unit]
     return torch.zeros_like(pre).index_put((token, unit), f) @ W_dec, token, unit, f
+
+def count(on_NF) -> Tensor:
+    """At how many positions each column of a boolean is true (F). In bytes, 255 rows at a time: torch adds those twenty
+    times as fast as it adds up booleans."""
+    return sum(part.view(torch.uint8).sum(0, dtype=torch.uint8).int() for part in on_NF.split(255))

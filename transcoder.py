@@ -82,21 +82,21 @@ class Config:
 FREE = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
 
 class JumpReLU(torch.autograd.Function):
-    """pre 1[pre > theta] and 1[pre > theta]. Their slopes by theta, a delta at pre = theta, are smeared over a window
-    of width bw around it. The window is laid on pre: on f, which is 0 below theta, half of it would be lost."""
+    """pre 1[pre > theta] (N, F) and its rate E 1[pre > theta] (F). Their slopes by theta, a delta at pre = theta, are
+    smeared over a window of width bw around it. The window is laid on pre: on f, 0 below theta, half would be lost."""
     @staticmethod
     def forward(ctx, pre, theta, bw):
-        on = (pre > theta).to(pre.dtype)
+        on = pre > theta
         ctx.save_for_backward(pre, theta, on)
         ctx.bw = bw
-        return pre * on, on
+        return pre.where(on, 0), fused.count(on) / len(pre)
 
     @staticmethod
-    def backward(ctx, df, don):
+    def backward(ctx, df, drate):
         pre, theta, on = ctx.saved_tensors
-        near = (pre - theta).abs() < ctx.bw / 2
-        dtheta = -((theta * df + don) * near).flatten(0, -2).sum(0) / ctx.bw
-        return df * on, dtheta, None
+        near = (pre > theta - ctx.bw / 2) & (pre < theta + ctx.bw / 2)
+        dtheta = -(theta * df.where(near, 0).sum(0) + drate * fused.count(near) / len(pre)) / ctx.bw
+        return df.where(on, 0), dtheta, None
 
 class Transcoder(nn.Module):
     def __init__(self, cfg, D, gen, layer=0):
@@ -187,16 +187,17 @@ def loss_fn(tc, x_ND, y_ND, kl, t, gen):
     else:
         pre = F.linear(x_ND, tc.W_enc, tc.b_enc)
         if cfg.variant == "jumprelu":
-            f, on = JumpReLU.apply(pre, tc.theta, cfg.bandwidth)
-            lam, penalty = cfg.c_l0 * min(1, 2 * t), (on.sum(-1).mean() / cfg.k - 1).square()
+            f, rate_F = JumpReLU.apply(pre, tc.theta, cfg.bandwidth)
+            lam, penalty = cfg.c_l0 * min(1, 2 * t), (rate_F.sum() / cfg.k - 1).square()
         elif cfg.variant == "relu":
             f = pre.relu()
-            on, lam, penalty = f.detach() > 0, tc.lam, f.sum(-1).mean()
+            rate_F, lam, penalty = fused.count(f > 0) / len(f), tc.lam, f.sum(-1).mean()
         else:
             v = pre.relu()
             g, m, penalty = stochastic(F.linear(x_ND, tc.W_gate, tc.b_gate), cfg, t, gen)
-            f, on, lam, faith = v * m, (g > cfg.tau) & (v > 0), tc.lam, nmse(v @ W_dec + tc.affine(x_ND))
-        y_hat, l0, fired_F = f @ W_dec, on.detach().sum(-1).float().mean(), on.any(0)
+            rate_F = fused.count((g > cfg.tau) & (v > 0)) / len(v)
+            f, lam, faith = v * m, tc.lam, nmse(v @ W_dec + tc.affine(x_ND))
+        y_hat, l0, fired_F = f @ W_dec, rate_F.detach().sum(), rate_F > 0
     y_hat = y_hat + tc.affine(x_ND)
     rec = kl(y_hat / tc.scale) if kl else nmse(y_hat)
     dead = (tc.idle >= cfg.dead).nonzero().squeeze(1)

@@ -137,3 +137,9 @@ def test_topk_computes_only_the_gradients_asked_for():
     want = torch.autograd.grad(fused.topk(*inputs, 3)[0].square().sum(), inputs)
     got = torch.autograd.grad(fused.topk(inputs[0].detach(), *inputs[1:], 3)[0].square().sum(), inputs[1:])
     assert all(torch.equal(a, b) for a, b in zip(got, want[1:]))
+
+
+def test_count_is_the_sum_of_booleans():
+    for n in (1, 255, 256, 1000):
+        on = torch.rand(n, 7, generator=torch.Generator().manual_seed(n)) < torch.tensor([0, .1, .3, .5, .9, 1, 1])
+        assert torch.equal(fused.count(on), on.sum(0))

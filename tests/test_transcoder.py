@@ -74,8 +74,8 @@ def test_jumprelu_pseudo_gradients_are_the_numerical_ones_of_the_smoothed_loss()
     theta, w_f, w_on = (torch.tensor(v).double() for v in ([0.3, 1.0, 2.0], [2.0, -1.0, 0.5], [0.0, 3.0, 1.0]))
 
     def loss(pre, theta):
-        f, on = transcoder.JumpReLU.apply(pre, theta, bw)
-        return (w_f * f + w_on * on).sum()
+        f, rate = transcoder.JumpReLU.apply(pre, theta, bw)
+        return (w_f * f).sum() + n * (w_on * rate).sum()
     theta.requires_grad_(), pre.requires_grad_()
     got, dpre = torch.autograd.grad(loss(pre, theta), (theta, pre))
     for i, h in enumerate(torch.eye(3).double() * bw / 2):
