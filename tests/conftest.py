@@ -3,9 +3,18 @@ import numpy as np
 import pytest
 import torch
 
+import common
 from model import GPT, GPTConfig
 
 D, M, V, T = 8, 16, 30, 12
+
+
+def noisy_gpt(n_layer, D, M, T, V):
+    """A random GPT in which nothing is zero."""
+    gpt = GPT(GPTConfig(V, n_layer=n_layer, n_embd=D, n_head=2, n_inner=M, n_positions=T), common.generator(0, "init"))
+    for p in gpt.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=common.generator(p.numel(), "more"))
+    return gpt.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

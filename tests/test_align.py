@@ -18,7 +18,7 @@ import sae
 import transcoder
 import units
 from align import Block, Matches
-from model import GPT, GPTConfig
+from conftest import noisy_gpt
 
 D, M, T, V = 16, 24, 14, 30
 
@@ -29,10 +29,7 @@ def randn(name, *shape):
 
 @pytest.fixture(scope="module")
 def gpt():
-    gpt = GPT(GPTConfig(V, n_layer=3, n_embd=D, n_head=2, n_inner=M, n_positions=T), common.generator(0, "init"))
-    for p in gpt.parameters():
-        p.data += 0.3 * torch.randn(p.shape, generator=common.generator(p.numel(), "more"))
-    return gpt.eval().requires_grad_(False)
+    return noisy_gpt(3, D, M, T, V)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import baselines
 import common
 import evals
 import units
+from conftest import noisy_gpt
 from model import GPT, GPTConfig
 from test_common import fails
 
@@ -16,10 +17,7 @@ D, M, T, V = 16, 24, 12, 30
 
 @pytest.fixture(scope="module")
 def gpt():
-    gpt = GPT(GPTConfig(V, n_layer=2, n_embd=D, n_head=2, n_inner=M, n_positions=T), common.generator(0, "init"))
-    for p in gpt.parameters():
-        p.data += 0.3 * torch.randn(p.shape, generator=common.generator(p.numel(), "more"))
-    return gpt.eval().requires_grad_(False)
+    return noisy_gpt(2, D, M, T, V)
 
 
 @pytest.fixture(scope="module")
