@@ -11,7 +11,6 @@ import fused
 
 ROWS = 512          # sequences whose tokens are shuffled together; 127 tokens each, 67 MB a layer in the bundled target
 
-
 @torch.no_grad()
 def at_mlps(gpt, idx_BT, layers, stream=False):
     """Input x and output y of the MLPs of `layers` (ascending) at every token but the first of a row, one clean pass
@@ -26,6 +25,9 @@ def at_mlps(gpt, idx_BT, layers, stream=False):
             x_BTD, r_BTD = gpt.h[layer + 1].to_mlp(r_BTD + y_BTD)
     return torch.stack(xs), torch.stack(ys)
 
+def over_rows(gpt, idx_RT, layers, stream=False):
+    """at_mlps of many rows, 16 at a time."""
+    return [torch.cat(part, 1) for part in zip(*(at_mlps(gpt, idx, layers, stream) for idx in idx_RT.split(16)))]
 
 @torch.no_grad()
 def clean_pass(gpt, layer, idx_BT):
@@ -37,7 +39,6 @@ def clean_pass(gpt, layer, idx_BT):
     clean = final_BTD, *fused.log_partition(final_BTD, W_VD)
     kl = lambda y_hat_BTD: fused.kl_unembed(clean, gpt.hidden(r_BTD, y_hat_BTD, layer), W_VD)
     return x_BTD, y_BTD, r_BTD, kl
-
 
 def batches(gpt, corpus, layers, T, N, seed, start=0, stream=False):
     """Endless training batches (x_LND, y_LND) from step `start` on: tokens of ROWS sequences of the corpus at a time,
@@ -51,8 +52,7 @@ def batches(gpt, corpus, layers, T, N, seed, start=0, stream=False):
     while True:
         turn = step // steps
         idx_RT = corpus.batch(turn, ROWS, T, seed).to(device)
-        parts = [at_mlps(gpt, idx_BT, layers, stream) for idx_BT in idx_RT.split(16)]
-        x_LND, y_LND = (torch.cat(part, 1) for part in zip(*parts))
+        x_LND, y_LND = over_rows(gpt, idx_RT, layers, stream)
         order = torch.randperm(x_LND.shape[1], generator=common.generator(seed, f"shuffle {turn}")).to(device)
         for step in range(step, (turn + 1) * steps):
             some = order[step % steps * N:][:N]

@@ -19,7 +19,7 @@ import data
 import evals
 import spd
 import units
-from activations import at_mlps
+from activations import over_rows
 from model import GPT, default_layer
 
 @dataclass
@@ -107,7 +107,7 @@ def fit(m, gpt, layer, rows_RT, gain=False):
 @torch.no_grad()
 def baselines(gpt, layer, rows_RT, k, F, seed):
     """{name: decomposition}, fitted on some rows. 20 s for 50,000 tokens."""
-    mlp, (y_ND,) = gpt.h[layer].mlp, torch.cat([at_mlps(gpt, idx, [layer])[1] for idx in rows_RT.split(16)], 1)
+    mlp, (_, (y_ND,)) = gpt.h[layer].mlp, over_rows(gpt, rows_RT, [layer])
     mean_D, P_DD = y_ND.mean(0), torch.linalg.eigh(torch.cov(y_ND.T)).eigenvectors.T
     pca, random = (Dictionary(layer, R, mean_D, k) for R in (
         torch.cat([P_DD, -P_DD]), directions(F, len(mean_D), seed).to(mean_D.device)))

@@ -241,13 +241,14 @@ def trained(job, run, gpt, dev):
     """(model, its training's cost, hash of its checkpoint), trained or loaded."""
     module = job.method.module
     path = Path(run.out) / f"{module.__name__}.safetensors"
-    done = path.exists() and common.load(path)[1].get("step") == run.steps
-    if not done:
-        run.resume = path.exists()
+    expect = dict(method=module.__name__, target=gpt.hash)
+    run.resume = path.exists()
+    tensors, meta = common.load(path, **expect) if run.resume else ({}, {})
+    if meta.get("step") != run.steps:
         Path(run.out).mkdir(parents=True, exist_ok=True)
         with open(Path(run.out) / "train.txt", "a") as log, contextlib.redirect_stdout(log):
             module.train(run)
-    tensors, meta = common.load(path, method=module.__name__, target=gpt.hash)
+        tensors, meta = common.load(path, **expect)
     m = module.build(run, gpt)
     m = m[0] if isinstance(m, tuple) else m
     common.unflat(tensors, **{job.method.part: m})

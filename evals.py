@@ -18,8 +18,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-import fused
-
 RARE, DENSE = 0.002, 0.3    # shares of the tokens between which a concept says something
 ALIVE = 10              # a unit is alive when it is on at this many tokens or more
 

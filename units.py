@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as nnf
 
+from activations import over_rows
 from evals import ALIVE, DENSE, RARE, clean, concept_ablation, f1_scores, steering
 
 LEVELS = 10             # a unit is on at level l where it exceeds l / LEVELS of its largest value on fit
@@ -469,7 +470,7 @@ def pushes(gpt, layer, fit, test, after, target_UV, gen, prompts=16):
     of y, and steering_random, of random directions. The same for all decompositions of an MLP."""
     if not len(after):
         return {}
-    y_ND = torch.cat([gpt.h[layer].mlp(gpt.prefix(idx, layer)[0])[:, 1:].flatten(0, 1) for idx in fit[0].split(16)])
+    _, (y_ND,) = over_rows(gpt, fit[0], [layer])
     means = difference_of_means(y_ND, torch.as_tensor(fit[1])[:, 1:, after.cpu()].flatten(0, 1).to(y_ND.device))
     random = torch.randn(means.shape, generator=gen).to(means)
     S = steering(gpt, layer, *opening(fit, test, prompts), torch.cat([means, random]), target_UV.repeat(2, 1))["S"]
