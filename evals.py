@@ -77,10 +77,12 @@ def divergence(idx_BT, logp_BSV, logq_BSV):
     same = logp_BSV is logq_BSV
     return torch.stack([ce_BS, 0 * ce_BS if same else (logp_BSV.exp() * (logp_BSV - logq_BSV)).sum(-1)], -1)
 
+def per_token(by_row):
+    """{name: {"ce", "kl"}}: the means of scores_by_row."""
+    return {name: dict(zip(("ce", "kl"), row.mean(0).tolist())) for name, row in by_row.items()}
+
 def scores(gpt, rows_RT, replaces, batch=16):
-    """{name: {"ce", "kl"}} per token: the means of scores_by_row."""
-    return {name: dict(zip(("ce", "kl"), row.mean(0).tolist()))
-            for name, row in scores_by_row(gpt, rows_RT, replaces, batch).items()}
+    return per_token(scores_by_row(gpt, rows_RT, replaces, batch))
 
 @torch.no_grad()
 def scores_at(gpt, layer, rows_RT, outputs, batch=16):
@@ -110,6 +112,15 @@ def interval(statistic, *rows, draws=1000, level=0.95, seed=0):
     weight = torch.zeros(draws, R, dtype=torch.float64).scatter_add_(1, pick, torch.ones(draws, R).double())
     values = statistic(*(torch.tensordot(weight / R, row.double(), 1) for row in rows))
     return torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+
+def within(by_row, name, ablation="mean ablation"):
+    """Half the 95 % intervals, over rows, of name's CE recovered, KL and KL recovered in scores_by_row: what the choice
+    of the stories leaves open for one model. A flat dict."""
+    rows = [by_row[n] for n in (name, ablation, "original")]
+    of = dict(ce_recovered=lambda m, a, o: ((a - m) / (a - o))[:, 0], kl=lambda m, a, o: m[:, 1],
+              kl_recovered=lambda m, a, o: 1 - m[:, 1] / a[:, 1])
+    ends = {key: interval(statistic, *rows) for key, statistic in of.items()}
+    return {f"{key}_within": (high - low) / 2 for key, (low, high) in ends.items()}
 
 def score_lines(table, names):
     """The rows `names` of a table of scores as text."""
@@ -391,11 +402,12 @@ def explained(pairs):
 def replacement(m, gpt, layer, fit, test, names, units="units"):
     """(lines of text, flat dict) about a method that replaces one MLP: CE recovered, FVE, L0, active parameters, dead
     units (on at fewer than ALIVE tokens of fit) and the report on its units. fit, test: (rows, labels)."""
-    table = scores(gpt, test[0], ablations(gpt, layer, fit[0]) | {"replaced": splice(m)})
+    by_row = scores_by_row(gpt, test[0], ablations(gpt, layer, fit[0]) | {"replaced": splice(m)})
+    table = per_token(by_row)
     used = usage(m, gpt, layer, test[0])
     every = torch.arange(len(m.params_F), device=test[0].device)
     lines, out = report(m, gpt, fit, test, names, {units: every}, (0,), 0)
-    out |= score_keys(table) | used
+    out |= score_keys(table) | within(by_row, "replaced") | used
     out["ce_recovered"] = out.pop("ce_recovered_replaced")
     out["dead_fraction"] = 1 - out[f"alive_{units}"] / len(m.params_F)
     out["index_bits"] = index_bits(max(out[f"alive_{units}"], used["l0"]), used["l0"])

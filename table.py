@@ -119,14 +119,13 @@ ARROWS = dict(up="↑", down="↓") | {"": ""}
 
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)     # Student's t at 0.975, 1 to 9 degrees
 
-def over_seeds(values):
-    """Mean and 95 % t interval; no interval from one seed; None if no seed has a number."""
+def over_seeds(values, within=None):
+    """Mean and half of the 95 % t interval, which one seed has not: of it, `within`. None if no seed has a number."""
     values = [v for v in values if isinstance(v, (int, float))]
     if not values:
         return None
-    mean = statistics.mean(values)
-    half = (T975[min(len(values), 10) - 2] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
-    return dict(mean=mean, half=half, values=values)
+    half = T975[min(len(values), 10) - 2] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else within
+    return dict(mean=statistics.mean(values), half=half, values=values)
 
 def of_seeds(known, S):
     """The same of numbers that are of all S seeds at once, with the jackknife's standard error beside them (KEY_se)."""
@@ -148,8 +147,9 @@ def assemble(found, provenance):
     for row in rows.values():
         known, together = row.pop("known"), row.pop("together")
         whole = lambda key: not row["failed"] or all(key in k for k in known)
-        row["metrics"] = {key: number for key in dict.fromkeys(key for k in known for key in k)
-                          if whole(key) and (number := over_seeds([k.get(key) for k in known]))} | of_seeds(together, S)
+        keys = dict.fromkeys(key for k in known for key in k if not key.endswith("_within"))
+        number = {key: over_seeds([k.get(key) for k in known], known[0].get(f"{key}_within")) for key in keys}
+        row["metrics"] = {key: v for key, v in number.items() if v and whole(key)} | of_seeds(together, S)
         row |= {key: [k[key] for k in known if key in k] for key in ("attack", "alive_curve", "spectrum")}  # pictures
     target = next((k for job, k, _ in found if "ce_original" in k and not job.name.endswith(":untrained")), {})
     middle = {row["name"]: row["metrics"] for row in rows.values() if row["middle"]}
@@ -199,10 +199,11 @@ def render(results, markdown=False):
     target, p = results["target"], results["provenance"]
     floors = dict.fromkeys(row["name"] for row in results["rows"] if row["floor"])
     show = lambda v: "n/a" if v is None else f"{v:.4f}"
+    seeds = p["config"]["seeds"]
     lines = [f"MLP of layer {p['layer']}: cross-entropy {show(target['ce_original'])} nats, mean-ablated "
              f"{show(target['ce_mean_ablation'])}, zero-ablated {show(target['ce_zero_ablation'])}.",
-             f"Middle sparsity, mean ± half of the 95 % interval over {p['config']['seeds']} seed(s), on "
-             f"{p['config']['eval_tokens']:,} tokens; * not of all seeds.",
+             f"Middle sparsity, on {p['config']['eval_tokens']:,} tokens; mean ± half of the 95 % interval over "
+             f"{seeds} seed(s), or over stories; * not of all seeds.",
              "↑ higher is better, ↓ lower; null: what has to be beaten. `compare.py --explain` says what it all means.",
              f"Floors: {', '.join(floors)}.",
              "Rows differ in L0, and most numbers move with it: compare along the curves (curves.png) as well."]
@@ -218,12 +219,13 @@ def render(results, markdown=False):
     return "\n".join(lines + [""])
 
 def describe():
-    lines = ["Each row is one way to take an MLP apart into units, trained with several seeds (mean ± half of the",
-             "95 % interval) and asked at its middle sparsity. A unit is on at a token where what it says is above",
-             "0, alive when on at 10 tokens or more. What is chosen is chosen on some stories, every number is from",
-             "others. A concept is something that the generator of the stories knows to be true at a token; a parent",
-             "concept has others below it (animal > cow). ↑ higher is better, ↓ lower is better, no arrow: neither.",
-             "Null: what chance or nothing gives; to beat: the floor whose number is the null.",
+    lines = ["Each row is one way to take an MLP apart into units, trained with several seeds and asked at its middle",
+             "sparsity: mean ± half of the 95 % interval over seeds or, of one seed, over stories where it is known. A",
+             "unit is on at a token where what it says is above 0, alive when on at 10 tokens or more. What is chosen",
+             "is chosen on some stories, every number is from others. A concept is something that the generator of the",
+             "stories knows to be true at a token; a parent concept has others below it (animal > cow). ↑ higher is",
+             "better, ↓ lower is better, no arrow: neither. Null: what chance or nothing gives; to beat: the floor",
+             "whose number it is.",
              "", "rows", *(f"  {name:<23}{text}" for name, text in ROWS.items())]
     for group, columns in COLUMNS.items():
         lines += ["", group]

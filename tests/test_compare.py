@@ -256,13 +256,16 @@ def test_quick_and_narrowed(cfg, stub, monkeypatch):
     assert [(row["name"], row["value"]) for row in found["rows"]] == [("stub", 2), ("pca", 3)]
     assert not stub.asked and not Path(cfg.out).exists()
     assert max(map(len, table.render(found).splitlines())) <= 120
-    assert found["rows"][0]["metrics"]["l0"]["half"] is None
+    known = found["rows"][0]["metrics"]
+    assert known["l0"]["half"] is None and 0 < known["kl"]["half"] < 1       # over stories
+    assert not any(key.endswith("_within") for key in known)
 
 
 def test_means_intervals_and_nulls(cfg, stub):
     by_hand = table.over_seeds([1, 2, 3, None])
     assert by_hand == dict(mean=2, half=pytest.approx(4.303 / 3 ** 0.5), values=[1, 2, 3])
     assert table.over_seeds([None]) is None and table.over_seeds([5.])["half"] is None
+    assert table.over_seeds([5.], 0.5)["half"] == 0.5 and table.over_seeds([5., 5.], 0.5)["half"] == 0
     compare.main(cfg)
     rows = {(row["name"], row["value"]): row["metrics"] for row in results(cfg)["rows"]}
     values = rows["random", 3]["fve"]["values"]

@@ -149,6 +149,18 @@ def test_interval_of_a_mean_and_of_a_ratio():
     assert evals.interval(lambda a, b: a / b, 3 * x.abs(), x.abs()) == pytest.approx([3, 3])    # paired, row by row
 
 
+def test_intervals_within_one_model():
+    """CE 1 where whole, 2 where ablated, on all stories; the spliced model's is a fair coin's."""
+    coin = torch.randint(2, (400,), generator=common.generator(0, "coin")).double()
+    flat = torch.ones(400).double()
+    by_row = {"original": torch.stack([flat, 0 * flat], 1), "mean ablation": torch.stack([2 * flat, 3 * flat], 1),
+              "model": torch.stack([1 + coin, 2 * coin], 1)}
+    half = evals.within(by_row, "model")
+    se = 1.96 * 0.5 / 20
+    assert half == pytest.approx(dict(ce_recovered_within=se, kl_within=2 * se, kl_recovered_within=2 / 3 * se), rel=0.15)
+    assert evals.within(by_row, "original")["ce_recovered_within"] == 0
+
+
 class Off(Whole):
     """The MLP with an error added: noise, or along one direction."""
     def __init__(self, gpt, error):
