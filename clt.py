@@ -212,7 +212,7 @@ def build(cfg, gpt):
     layer, every = default_layer(gpt) if cfg.layer == -1 else cfg.layer, list(range(gpt.cfg.n_layer))
     common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
-                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(1, activations.ROWS * (cfg.T - 1)),
+                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, activations.ROWS * (cfg.T - 1)),
                   theta=(0, math.inf), bw=(1e-6, math.inf), ramp=(1e-6, 1))
     gen = common.generator(cfg.seed, "init")
     return CLT(len(every), gpt.cfg.n_embd, cfg, gen, [layer] if cfg.replace == "this" else every), layer
@@ -221,7 +221,7 @@ def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     clt, layer = build(cfg, gpt)
-    corpus, every = {s: data.load(cfg.data, s, gpt.vocab) for s in ("train", "fit", "test")}, range(gpt.cfg.n_layer)
+    corpus, every = data.load_all(cfg.data, gpt.vocab, cfg.T), range(gpt.cfg.n_layer)
     scale = Scale(*activations.at_mlps(gpt, corpus["fit"].rows(cfg.T, 64).to(dev), every))     # 64 rows are enough
     opt = torch.optim.Adam(clt.to(dev).parameters(), cfg.lr, fused=True)
     parts, path, start, seconds = dict(train=clt, scale=scale, opt=opt), Path(cfg.out) / "clt.safetensors", 0, 0.0

@@ -33,9 +33,12 @@ def cli(Config, argv=None):
     print("$", command(cfg), flush=True)
     return cfg
 
+ALWAYS = {"seed": (0, math.inf)} | dict.fromkeys(("lr", "warmup_lr", "adv_lr", "gamma_end", "bandwidth"), (1e-9, 1e9))
+
 def within(flags: dict, *counts, **limits):
-    """Fails on a flag whose value lies outside its limits (low, high); counts must be 1 or more."""
-    for name, (low, high) in (dict.fromkeys(counts, (1, math.inf)) | limits).items():
+    """Fails on a flag whose value lies outside its limits (low, high); counts must be 1 or more. ALWAYS holds too."""
+    always = {name: some for name, some in ALWAYS.items() if name in flags}
+    for name, (low, high) in (always | dict.fromkeys(counts, (1, math.inf)) | limits).items():
         if not low <= (value := flags[name]) <= high:
             fail(f"--{name} {value}: must be from {low} to {high}")
 

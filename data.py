@@ -17,6 +17,7 @@ import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ import concepts
 import story
 import tinytales
 from common import cli, fail, write
+from curve import save_picture
 from prompts import prompts  # noqa: F401  (part of this module's interface)
 from story import EOT, UNK, VOCAB
 
@@ -99,6 +101,14 @@ class Corpus:
         return torch.from_numpy(self.ids[at[:, None] + np.arange(T)].astype(np.int64))
 
     __hash__ = object.__hash__
+
+
+def load_all(spec, vocab, T, splits=("train", "fit", "test")) -> dict[str, Corpus]:
+    """{split: corpus}. Fails where one has no row of T tokens."""
+    corpora = {split: load(spec, split, vocab) for split in splits}
+    if short := [f"its {split} part has {len(c.ids)}" for split, c in corpora.items() if len(c.ids) < T]:
+        fail(f"--data {spec}: too short for a row of {T} tokens, {short[0]}")
+    return corpora
 
 
 def load(spec, split, vocab, n_tokens=None) -> Corpus:
@@ -257,13 +267,13 @@ def write_chunk(chunk, files, table):
 class Config:
     stories: int = 3            # stories to print
     seed: int = 0               # which ones
-    split: str = "test"         # train, fit, dev or test: the split that the statistics are about
-    plot: str = ""              # file for the rank-frequency picture (needs matplotlib); empty: none
+    split: Literal["fit", "dev", "test"] = "test"  # the split that the statistics are about
+    plot: str = ""              # file.png for the rank-frequency picture (needs matplotlib); empty: none
 
 
 def main(cfg):
-    if cfg.split not in SPLITS:
-        fail(f"--split {cfg.split}: allowed are {', '.join(SPLITS)}")
+    if cfg.plot and not cfg.plot.endswith(".png"):
+        fail(f"--plot {cfg.plot}: must end in .png")
     for i in range(cfg.seed, cfg.seed + cfg.stories):
         print(f"\n{decode(story.tell(i).ids[1:], VOCAB)}")
     began, n = time.perf_counter(), 200_000
@@ -293,7 +303,7 @@ cache: {CACHE}""")
             fail("--plot needs matplotlib: pip install matplotlib")
         plt.loglog(np.arange(1, len(counts) + 1), counts / counts.sum(), "k.", ms=3)
         plt.xlabel("rank of the word"), plt.ylabel("share of the tokens"), plt.title(f"TinyTales, {cfg.split} split")
-        plt.savefig(cfg.plot, dpi=120)
+        save_picture(plt.gcf(), cfg.plot)
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     molt = build(cfg, gpt)
-    corpus = {split: data.load(cfg.data, split, gpt.vocab) for split in ("train", "fit", "test")}
+    corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     opt = torch.optim.Adam(molt.parameters(), cfg.lr, betas=(0.9, 0.99), fused=True)
     path, start, seconds = Path(cfg.out) / "molt.safetensors", 0, 0.0
     fixed = dict(method="molt", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})

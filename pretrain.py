@@ -17,7 +17,7 @@ from model import GPT, GPTConfig, ablation_costs, cross_entropy
 @dataclass
 class Config:
     data: str = "tinytales"     # tinytales, or a text file X.txt
-    out: str = "target"         # folder for the model; checkpoint and log go to runs/pretrain-NAME
+    out: str = "target"         # folder for the model; checkpoint and log go to runs/pretrain-OUT
     vocab: int = 2000           # most frequent words kept of a text file; TinyTales brings its own
     tokens: int = 20_000_000    # of TinyTales written for training; longer runs see them again
     n_layer: int = 4            # layers
@@ -44,6 +44,8 @@ def check(cfg):
     inf = math.inf
     common.within(vars(cfg), "tokens", "B", "steps", "every", vocab=(3, 65536), mlp0=(0, inf), T=(2, inf), copy=(0, 1),
                   lr=(1e-9, inf), warmup=(0, inf), beta2=(0, 0.99999), wd=(0, inf), clip=(1e-9, inf), seed=(0, inf))
+    if cfg.data != "tinytales" and cfg.out == Config.out:
+        common.fail(f"--data {cfg.data}: needs an --out of its own, {Config.out}/ is the bundled model's")
     if Path(cfg.out).is_file():
         common.fail(f"--out {cfg.out}: is a file, must be a folder or new")
 
@@ -105,7 +107,7 @@ def copying(cfg, V: int, step: int):
     return words.repeat(1, cfg.T // period + 2)[:, :cfg.T + 1]
 
 def train(cfg) -> GPT:
-    """Train, write the folder cfg.out, return the model. Checkpoint and log.jsonl lie in runs/pretrain-NAME."""
+    """Train, write the folder cfg.out, return the model. Checkpoint and log.jsonl lie in runs/pretrain-OUT."""
     check(cfg)
     vocab, device = vocabulary(cfg), common.device(cfg.device)
     gpt = GPT(GPTConfig(len(vocab), cfg.n_layer, cfg.n_embd, cfg.n_head, cfg.n_inner, n_positions=cfg.T),
@@ -121,7 +123,8 @@ def train(cfg) -> GPT:
                              dict(params=[p for p in gpt.parameters() if p.ndim < 2], weight_decay=0)],
                             betas=(0.9, cfg.beta2), fused=True)
 
-    run, start, resume, cfg = Path("runs") / f"pretrain-{Path(cfg.out).name}", 0, cfg.resume, replace(cfg, resume=False)
+    run, start, resume = Path("runs") / f"pretrain-{'-'.join(Path(cfg.out).parts).strip('/-')}", 0, cfg.resume
+    cfg = replace(cfg, resume=False)
     ckpt = run / "checkpoint.safetensors"
     if resume:
         tensors, meta = common.load(ckpt, method="pretrain", config=vars(cfg))

@@ -272,7 +272,7 @@ def build(cfg, gpt):
     layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
     common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
-                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(1, activations.ROWS * (cfg.T - 1)))
+                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, activations.ROWS * (cfg.T - 1)))
     sae = SAE(cfg, D, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
     if cfg.site == "resid":         # the seam hands over x, y alone: the stream is noted on its way into LayerNorm
         gpt.h[layer].ln_2.register_forward_pre_hook(lambda module, args: setattr(sae, "stream", args[0]))
@@ -282,7 +282,7 @@ def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     sae = build(cfg, gpt)
-    corpus = {split: data.load(cfg.data, split, gpt.vocab) for split in ("train", "fit", "test")}
+    corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen, opt = common.generator(cfg.seed, "noise", dev), torch.optim.Adam(sae.parameters(), cfg.lr, fused=True)
     parts, path, start, seconds = dict(sae=sae, opt=opt, gen=gen), Path(cfg.out) / "sae.safetensors", 0, 0.0
     fixed = dict(method="sae", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})

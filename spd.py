@@ -317,6 +317,8 @@ def build(cfg, gpt):
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
     common.within(vars(cfg) | {"layer": layer}, "C", "ci_hidden", "B", "steps", "log_every", "save_every", "pgd_rows",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
+    if cfg.C < (rank := min(gpt.h[layer].mlp.c_fc.weight.shape)):
+        print(f"--C {cfg.C}: fewer components than the weights have ranks, {rank}; they can't add up to them")
     mlp = gpt.h[layer].mlp
     return SPD([mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias], cfg,
                common.generator(cfg.seed, "init"), layer)
@@ -325,7 +327,7 @@ def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     spd = build(cfg, gpt)
-    corpus = {split: data.load(cfg.data, split, gpt.vocab) for split in ("train", "fit", "test")}
+    corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen, opt = common.generator(cfg.seed, "masks", dev), optimizer(spd.parameters(), cfg.lr)
     pgd = PersistentPGD(spd, cfg, gen) if cfg.adversary == "pgd" else None
     parts = dict(spd=spd, opt=opt, gen=gen) | (dict(pgd=pgd, pgd_opt=pgd.opt) if pgd else {})

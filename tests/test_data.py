@@ -43,7 +43,6 @@ def test_stories_are_deterministic_whole_and_never_leave_the_vocabulary(some_sto
         assert 60 <= len(s.ids) - 1 <= 250 and s.ids[0] == 0 and 0 not in s.ids[1:] and 1 not in s.ids
         text = [data.VOCAB[i] for i in s.ids]
         assert text.count("“") == text.count("”") and text[-1] in ".!?”"
-        assert all(w in ".,!?:”" or w == "'s" or w == "'" or not re.match("[A-Z]", w) or w for w in text)
 
 
 def test_a_and_an_agree_everywhere(some_stories):
@@ -94,7 +93,7 @@ def test_every_choice_is_charged_once(some_stories, monkeypatch):
 
 
 def test_held_out_pairs_never_meet(some_stories):
-    """Names, agreement pairs and fact frames that the prompts use do not occur in the text."""
+    """Pairs of names and of agreement that the prompts use do not occur in the text."""
     tok = story.ID
     for s in some_stories:
         assert not story.held(s.reg["P"][-1], s.reg["C"][-1])
@@ -166,9 +165,9 @@ def test_labels_by_hand(corpus):
     truth = concepts.labels(np.array(ids), data.VOCAB, concepts.lexical(data.VOCAB))
     at = lambda name: np.flatnonzero(truth[:, all_names.index(name)]).tolist()
     assert at("cow") == [2, 19] and at("comma") == [4, 8] and at("feminine pronoun") == [16]
-    assert at("sentence: first word") == [1, 6, 15] or at("sentence: first word") == [1, 15]
+    assert at("sentence: first word") == [1, 15]
     assert at("inside quotes") == list(range(6, 14)) and at("after an article") == [2, 10, 19]
-    assert at("next: comma") == [3, 7] and at("repeated bigram") == [20] or at("repeated bigram") == [19, 20]
+    assert at("next: comma") == [3, 7] and at("repeated bigram") == [20]
 
 
 def test_rows_cover_and_align(corpus):
@@ -240,6 +239,8 @@ def test_your_own_bin(tmp_path, capsys):
     fails(capsys, lambda: data.load(str(tmp_path / "z.bin"), "train", vocab), "no such file")
     fails(capsys, lambda: data.load("x.csv", "train", vocab), "allowed")
     fails(capsys, lambda: data.load("tinytales", "train", vocab), "vocabulary")
+    assert [len(c.ids) for c in data.load_all(str(tmp_path / "x.bin"), vocab, 400).values()] == [9000, 400, 400]
+    fails(capsys, lambda: data.load_all(str(tmp_path / "x.bin"), vocab, 401), "x.bin", "fit part has 400")
 
 
 def test_your_own_text(tmp_path, capsys):

@@ -97,9 +97,9 @@ def command(*flags):
 def test_killed_and_resumed_run_is_bit_identical(text):
     env = dict(os.environ, OMP_NUM_THREADS="1")
     subprocess.run(command("--out", "a/t"), check=True, env=env, capture_output=True)
-    ckpt = Path("runs/pretrain-t/checkpoint.safetensors")
+    ckpt = Path("runs/pretrain-a-t/checkpoint.safetensors")
     whole = {name: Path("a/t", name).read_bytes() for name in os.listdir("a/t")}, ckpt.read_bytes()
-    log = [json.loads(s) for s in Path("runs/pretrain-t/log.jsonl").read_text().splitlines()]
+    log = [json.loads(s) for s in Path("runs/pretrain-a-t/log.jsonl").read_text().splitlines()]
     for path in (ckpt, *Path("a/t").iterdir()):
         path.unlink()
     victim = subprocess.Popen(command("--out", "a/t"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -112,7 +112,7 @@ def test_killed_and_resumed_run_is_bit_identical(text):
     assert 0 < common.load(ckpt)[1]["step"] < 400 and not list(Path("a/t").iterdir())
     subprocess.run(command("--out", "a/t", "--resume"), check=True, env=env, capture_output=True)
     assert ({name: Path("a/t", name).read_bytes() for name in os.listdir("a/t")}, ckpt.read_bytes()) == whole
-    again = [json.loads(s) for s in Path("runs/pretrain-t/log.jsonl").read_text().splitlines()]
+    again = [json.loads(s) for s in Path("runs/pretrain-a-t/log.jsonl").read_text().splitlines()]
     assert [{**r, "speed": 0} for r in again] == [{**r, "speed": 0} for r in log]
 
 def test_bad_input_is_one_line_and_overwrites_nothing(text, capsys):
@@ -131,6 +131,7 @@ def test_bad_input_is_one_line_and_overwrites_nothing(text, capsys):
     for flag, value in low.items():
         bad(f"--{flag} {value}", "must be from", **{flag: value})
     bad("--out x.txt", "folder", out="x.txt")
+    bad("--out of its own", out=Config.out)                 # the bundled target is not made of anybody's text
     bad("--vocab 70000", "65536", vocab=70000)
     bad("n_embd 15", "n_head 2", n_embd=15)
     bad("n_layer is 0", n_layer=0)

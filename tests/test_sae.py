@@ -320,7 +320,8 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(layer=7), "--layer 7"), (dict(layer=-2), "--layer -2"), (dict(F=0), "--F 0"), (dict(T=T + 1), f"--T {T + 1}"),
     (dict(k=25), "--k 25"), (dict(k=0), "--k 0"), (dict(N=0), "--N 0"), (dict(N=89), "--N 89"),
     (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"),
-    (dict(sweep=True, k=3), "--sweep"), (dict(resume=True), "no such file"), (dict(device="tpu"), "--device tpu")])
+    (dict(sweep=True, k=3), "--sweep"), (dict(resume=True), "no such file"), (dict(device="tpu"), "--device tpu"),
+    (dict(seed=-1), "--seed -1"), (dict(lr=-1.), "--lr -1"), (dict(gamma_end=0.), "--gamma_end 0")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     fails(capsys, lambda: sae.main(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()

@@ -139,6 +139,8 @@ def test_adversaries_leave_no_gradient_on_the_decomposition(built, cfg):
     source = pgd.ascend(m, gs, run, t=1)
     assert all(p.grad is None for p in m.parameters())
     assert all((a != b).any() and a.min() >= 0 and a.max() <= 1 for a, b in zip(source, before))
+    loss = lambda source: run(m.masked(gs, source, detach=True))[0].item()
+    assert loss(source) > loss(before)          # persistent PGD climbs too
 
 
 @pytest.mark.parametrize("kind", ["global", "mlp", "shared", "vector"])
@@ -236,7 +238,8 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(layer=7), "--layer 7"), (dict(layer=-2), "--layer -2"), (dict(C=0), "--C 0"), (dict(T=T + 1), f"--T {T + 1}"),
     (dict(B=0), "--B 0"), (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"),
     (dict(data="nowhere.bin"), "nowhere.bin"), (dict(data="x.csv"), "x.csv"), (dict(resume=True), "no such file"),
-    (dict(device="tpu"), "--device tpu")])
+    (dict(device="tpu"), "--device tpu"),
+    (dict(seed=-1), "--seed -1"), (dict(lr=-1.), "--lr -1"), (dict(gamma_end=0.), "--gamma_end 0")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     fails(capsys, lambda: spd.train(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()

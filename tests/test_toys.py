@@ -122,7 +122,7 @@ def job(args):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("toy", TOYS)
-def test_one_component_per_feature_and_matrix(toy):
+def test_one_component_per_feature_and_matrix(toy, capsys):
     n, good = TOYS[toy][0], 0
     with get_context("spawn").Pool(torch.get_num_threads()) as pool:        # one thread each: the toys are tiny
         for seed, (norms, loss, seconds, verdict) in enumerate(pool.imap(job, [(toy, seed) for seed in SEEDS])):
@@ -131,5 +131,6 @@ def test_one_component_per_feature_and_matrix(toy):
             if toy == "5-2":
                 assert loss == pytest.approx(0.0018, abs=1e-4) and all(abs(v - 1.13) < 0.02 for v in norms)
             good += solved(verdict, n)
-    print(f"TMS {toy}: {good} of {len(SEEDS)} seeds solved")
+    with capsys.disabled():
+        print(f"\nTMS {toy}: {good} of {len(SEEDS)} seeds solved")
     assert good >= 4
