@@ -176,17 +176,18 @@ def attribution(m, gpt, idx_BT, layer):
 
 @torch.no_grad()
 def ladder(m, gpt, rows_fit_RT, rows_RT, ks=(1, 2, 5, 10, 20)):
-    """With C = the k units of each token that |attribution| puts first (Marks et al. 2024, arXiv:2403.19647, mean
-    ablation): faith(k) = CE recovered by C alone, without error; comp(k) = CE recovered by all but C, error kept:
-    LOW means that C is what mattered. Means are restored from fit. {"faith": {k: ..}, "comp": {k: ..}, "faith_auc",
+    """With C = the k units of each token that |attribution| puts first, of each matrix where units are components of
+    two, since one matrix alone writes a constant (Marks et al. 2024, arXiv:2403.19647, mean ablation): faith(k) = CE
+    recovered by C alone, without error; comp(k) = CE recovered by all but C, error kept: LOW means that C mattered.
+    Means are restored from fit. {"faith": {k: ..}, "comp": {k: ..}, "faith_auc",
     "comp_auc"}, areas over log k. 4 s + 1 s per k on 64 + 64 rows."""
     layer, = m.layers
-    mlp = gpt.h[layer].mlp
+    mlp, matrices = gpt.h[layer].mlp, 2 if hasattr(m, "site") else 1
     def parts(idx):         # {name: what is written}, means not yet restored
         x_BTD, f_BTF, a_BTF = attribution(m, gpt, idx, layer)
-        y_BTD, out = mlp(x_BTD), {}
+        y_BTD, out, worth = mlp(x_BTD), {}, a_BTF.abs().unflatten(-1, (matrices, -1))
         for k in ks:
-            kept = torch.zeros_like(f_BTF).scatter_(-1, a_BTF.abs().topk(min(k, f_BTF.shape[-1])).indices, 1.)
+            kept = torch.zeros_like(worth).scatter_(-1, worth.topk(min(k, worth.shape[-1])).indices, 1.).flatten(-2)
             out["faith", k] = m.decode(layer, f_BTF * kept, x_BTD)
             out["comp", k] = y_BTD - m.decode(layer, f_BTF, x_BTD) + m.decode(layer, f_BTF * (1 - kept), x_BTD)
         return y_BTD, out
@@ -337,8 +338,8 @@ def aggregation(m, gpt, rows_RT, gen, ks=(1, 8, 64), tau=0.1):
 @torch.no_grad()
 def usage(m, gpt, layer, rows_RT, batch=16):
     """What m writes at one layer and with how much, on the clean inputs: fve = 1 - E|y - y_hat|^2 / E|y - E y|^2;
-    shrinkage = mean |y_hat| / |y|; l0 and active_params, per token the units that are on (f > 0) and
-    their parameters."""
+    shrinkage = mean |y_hat| / |y|; l0 and active_params, per token the units that are on (f > 0) and their parameters,
+    m.always_params included, those of what is always on, such as a skip."""
     ys, wrong, l0, params, size = [], 0, 0, 0, 0
     for idx in rows_RT.split(batch):
         x_BTD, f_BTF = clean(m, gpt, idx, layer)
@@ -350,7 +351,7 @@ def usage(m, gpt, layer, rows_RT, batch=16):
     y_ND = torch.cat(ys).double()
     n = len(y_ND)
     return dict(fve=1 - wrong / (y_ND - y_ND.mean(0)).square().sum().item(), shrinkage=size / n, l0=l0 / n,
-                active_params=params / n)
+                active_params=params / n + getattr(m, "always_params", 0))
 
 @torch.no_grad()
 def spectrum(m, gpt, layer, rows_RT, batch=16):

@@ -106,7 +106,7 @@ class Transcoder(nn.Module):
         W_FD, W_dec_FD = (F.normalize(torch.randn(cfg.F, D, generator=gen), dim=-1) for _ in range(2))
         self.W_enc, self.b_enc = nn.Parameter(cfg.enc * W_FD), nn.Parameter(torch.zeros(cfg.F))
         self.W_dec, self.b_dec = nn.Parameter(W_dec_FD), nn.Parameter(torch.zeros(D))
-        self.W_skip = nn.Parameter(torch.zeros(D, D)) if cfg.skip else None
+        self.W_skip, self.always_params = nn.Parameter(torch.zeros(D, D)) if cfg.skip else None, D * D * cfg.skip
         self.theta = nn.Parameter(torch.full((cfg.F,), cfg.theta)) if cfg.variant == "jumprelu" else 0
         if cfg.variant == "stochastic":
             self.W_gate, self.b_gate = nn.Parameter(W_FD / 4), nn.Parameter(torch.full((cfg.F,), 0.5))
@@ -254,14 +254,14 @@ def build(cfg, gpt):
     layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
     common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
-                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(1, activations.ROWS * (cfg.T - 1)))
+                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, activations.ROWS * (cfg.T - 1)))
     return Transcoder(cfg, D, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
 
 def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     tc = build(cfg, gpt)
-    corpus = {split: data.load(cfg.data, split, gpt.vocab) for split in ("train", "fit", "test")}
+    corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen, opt = common.generator(cfg.seed, "noise", dev), torch.optim.Adam(tc.parameters(), cfg.lr, fused=True)
     parts, path, start, seconds = dict(tc=tc, opt=opt, gen=gen), Path(cfg.out) / "transcoder.safetensors", 0, 0.0
     fixed = dict(method="transcoder", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})

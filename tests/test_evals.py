@@ -102,6 +102,8 @@ def test_usage_and_replacement_of_known_reconstructions(gpt, rows):
     used = evals.usage(m, gpt, 1, rows, batch=5)
     assert used["fve"] == pytest.approx(1 - 0.25 * (y.square().sum() / (y - y.mean(0)).square().sum()).item(), abs=1e-5)
     assert used["l0"] == 1 and used["active_params"] == 7
+    m.always_params = 5
+    assert evals.usage(m, gpt, 1, rows)["active_params"] == 12
     assert evals.usage(Whole(gpt), gpt, 1, rows)["fve"] == pytest.approx(1, abs=1e-9)
 
 
@@ -281,6 +283,23 @@ def test_the_ladder_climbs_to_the_whole_and_down_to_the_error(loud):
     assert whole["faith"][2] == pytest.approx(0, abs=1e-4) and whole["comp"][2] == pytest.approx(1, abs=1e-4)
 
 
+def test_the_ladder_keeps_as_many_components_of_each_matrix(loud):
+    """Two copies of the same units, as matrices with half a say each: k of both are k of one."""
+    gpt, fit, test = loud
+
+    class Twice(Parts):
+        site = None
+
+        def encode(self, layer, x_BTD, mlp):
+            f = super().encode(layer, x_BTD, mlp)
+            return torch.cat([f, f], -1)
+
+        def decode(self, layer, f_BTF, x_BTD):
+            return sum(super(Twice, self).decode(layer, f, x_BTD) for f in f_BTF.chunk(2, -1)) / 2
+    one, two = (evals.ladder(m(gpt), gpt, fit, test, ks=(1, 4)) for m in (Parts, Twice))
+    assert two["faith"] == pytest.approx(one["faith"], abs=1e-4) and two["comp"] == pytest.approx(one["comp"], abs=1e-4)
+
+
 def test_ablating_a_concepts_unit_costs_on_the_concepts_tokens(loud):
     """Unit 0 writes the MLP's output where the previous token is even, unit 1 elsewhere."""
     gpt, _, rows = loud
@@ -354,8 +373,12 @@ def test_effects_of_planted_units(loud):
     m, target, split = Planted(gpt), torch.arange(V) % 3 == torch.arange(3).view(-1, 1), (rows, kinds)
     gen = lambda: common.generator(0, "effects")
     out = units.effects(m, gpt, split, split, torch.arange(3), target, gen(), units=1)
-    cost = evals.concept_ablation(m, gpt, rows, kinds, torch.arange(3).view(-1, 1))
-    assert out["ablation"] == pytest.approx((cost["on"] - cost["off"]).mean().item(), rel=1e-4)     # others cost nothing
+    cost = evals.concept_ablation(m, gpt, rows, kinds, own := torch.arange(3).view(-1, 1))
+    dice, whole = gen(), units.record(m, gpt, *split)
+    null = [evals.concept_ablation(m, gpt, rows, kinds, units.like(whole, own, dice)) for _ in range(3)]
+    chance = sum((some["on"] - some["off"]).mean().item() for some in null) / 3
+    assert out["ablation"] == pytest.approx((cost["on"] - cost["off"]).mean().item() - chance, rel=1e-4)
+    assert abs(chance) < 0.2 * out["ablation"]
     assert out["ablation_at"] == pytest.approx(cost["on"].mean().item(), rel=1e-4)
     assert out["ablation_at"] > 100 * abs(out["ablation_elsewhere"])
     S = lambda push: evals.steering(gpt, 1, rows[:, :T // 8], rows[:, :T // 8], push, target)["S"].mean().item()
