@@ -125,9 +125,9 @@ def find_rules(literals, truth_NJ, value_NU):
 # ----------------------------------------------------------------------------------------- how well they hold
 def windows(x_NU, T):
     """(W, WINDOW, U): the tokens of rows of T in windows; position 0 of a row, which N leaves out, is empty."""
-    rows = x_NU.view(-1, T - 1, x_NU.shape[1])
-    rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)[:, :T // WINDOW * WINDOW]
-    return rows.reshape(-1, min(WINDOW, T), x_NU.shape[1])
+    rows, size = x_NU.view(-1, T - 1, x_NU.shape[1]), min(WINDOW, T)
+    rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)[:, :T // size * size]
+    return rows.reshape(-1, size, x_NU.shape[1])
 
 def balanced(said_WR, active_WU):
     """(R, U): balanced accuracy of each rule's windows for each unit."""

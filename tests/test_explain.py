@@ -89,6 +89,8 @@ def test_windows_and_balanced_accuracy_against_a_loop(world):
     assert w.shape == (R * 2, 32, 6) and (w[::2, 0] == 0).all()             # position 0 is empty
     assert torch.equal(w[1, :, 2], value.view(R, T - 1, 6)[0, 31:, 2])
     assert torch.equal(explain.active_windows(fit, T), (w > 0).any(1))
+    short = torch.arange(22.).view(22, 1)                   # two rows of 12: shorter than a window
+    assert explain.windows(short, 12)[..., 0].tolist() == [[0, *range(11)], [0, *range(11, 22)]]
     said, real = torch.rand(40, 2) < 0.5, torch.rand(40, 3) < 0.3
     for r in range(2):
         for u in range(3):
