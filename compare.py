@@ -18,6 +18,7 @@ import inspect
 import json
 import math
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import activations
 import align
 import baselines
 import clt
@@ -33,6 +35,8 @@ import concepts
 import data
 import evals
 import explain
+import fused
+import judge
 import molt
 import sae
 import spd
@@ -47,11 +51,13 @@ class Config:
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
     methods: str = "all"            # some of the rows that --explain names, comma-separated
-    metrics: str = "all"            # some of faithfulness, completeness, parts, words, effects, robustness, stability
+    metrics: str = "all"            # some of faithfulness, completeness, parts, words, judged, effects, robustness, ..
     seeds: int = 3                  # models per method and sparsity, seeds 0, 1, ..
     tokens: int = 4_096_000         # that each model is trained on
     eval_tokens: int = 50_000       # of fit (means, choices) and of test (scores)
     explained: int = 100            # units per model that are explained in words
+    judge_url: str = ""             # also by an LLM at this OpenAI-compatible endpoint; its key: $OPENAI_API_KEY
+    judge_model: str = ""           # which LLM
     quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small dictionaries
     explain: bool = False           # say what each row and each column means, and stop
     out: str = "results"            # folder for what is found; results-quick, results-part for less than everything
@@ -107,7 +113,15 @@ class Bench(NamedTuple):
     test: tuple
     names: list
     explained: int
-    once: dict                      # by target: what holds for all decompositions of it
+    judge: Any                      # the LLM, if there is one
+    once: dict                      # what holds for all decompositions of a target
+
+    def common(self, function, name, **how):
+        """Such a thing, found once: function(gpt, layer, fit, test, gen)."""
+        if (key := (name, self.gpt.hash)) not in self.once:
+            gen = common.generator(0, name)
+            self.once[key] = function(self.gpt, self.layer, fit=self.fit, test=self.test, gen=gen, **how)
+        return self.once[key]
 
 def faithfulness(m, bench, gen):
     _, out = evals.replacement(m, bench.gpt, bench.layer, bench.fit, bench.test, bench.names)
@@ -121,11 +135,16 @@ def completeness(m, bench, gen):
 def parts(m, bench, gen):
     parents = sorted({bench.names.index(parent) for parent, _ in concepts.HIERARCHY if parent in bench.names})
     parents = torch.tensor(parents, dtype=torch.long, device=bench.fit[0].device)
-    return units.summary(m, bench.gpt, bench.fit, bench.test, parents, gen)
+    yardsticks = bench.common(units.probe_yardsticks, "probes")
+    return units.summary(m, bench.gpt, bench.fit, bench.test, parents, gen) | yardsticks
+
+def recorded(m, bench):
+    """Recordings of fit and test, and in how many windows of fit a unit must be on to be explained: 200 of 200,000."""
+    both = units.halve(*(units.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
+    return *both, max(10, bench.fit[0].numel() // 1000)
 
 def words(m, bench, gen):
-    fit, test = units.halve(*(units.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
-    least = max(10, bench.fit[0].numel() // 1000)           # windows; 200 of 200,000 tokens
+    fit, test, least = recorded(m, bench)
     found = explain.explain(fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, gen, bench.explained, least)
     share = found["scorable"] / max(1, (fit.on() >= evals.ALIVE).sum().item())     # alive units too rare for a rule:
     chance = lambda k: 0.5 if k in ("det", "det_hard", "fuzz", "discr") else 0     # they are at chance
@@ -133,16 +152,21 @@ def words(m, bench, gen):
             for k, v in found.items() if torch.is_tensor(v) and k != "units"}
     return mean | dict(rule_scorable=share, rule_units=len(found["units"]), texts=found["texts"])
 
+def judged(m, bench, gen):
+    fit, test, least = recorded(m, bench)
+    some = explain.scorable(explain.active_windows(fit, bench.fit[0].shape[1]), bench.explained, least, gen)
+    found = judge.llm_explain(bench.judge, fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, some, gen)
+    mean = {f"judge_{k}": torch.tensor(found[k]).nanmean().item() for k in ("det", "fuzz")}
+    return mean | dict(judge=found["judge"], judge_failures=found["failures"], judge_texts=found["texts"])
+
 def effects(m, bench, gen):
     words, is_VW = [*concepts.WORDS, *concepts.PATTERNS], torch.from_numpy(concepts.lexical(bench.gpt.vocab))
     sets = [c for c in concepts.NEXT if f"next: {c}" in bench.names and is_VW[:, words.index(c)].sum() >= 20]
     after = torch.tensor([bench.names.index(f"next: {c}") for c in sets], dtype=torch.long)
-    few, gpt = max(1, len(bench.fit[0]) // 8), bench.gpt
-    how = dict(fit=bench.fit, test=bench.test, after=after, target_UV=is_VW.T[[words.index(c) for c in sets]],
-               prompts=min(16, few))
-    if gpt.hash not in bench.once:
-        bench.once[gpt.hash] = units.pushes(gpt, bench.layer, **how, gen=common.generator(0, "pushes"))
-    return units.effects(m, gpt, **how, gen=gen, rows=min(32, few)) | bench.once[gpt.hash]
+    few = max(1, len(bench.fit[0]) // 8)
+    how = dict(after=after, target_UV=is_VW.T[[words.index(c) for c in sets]], prompts=min(16, few))
+    return units.effects(m, bench.gpt, bench.fit, bench.test, **how, gen=gen, rows=min(32, few)) | bench.common(
+        units.pushes, "pushes", **how)
 
 def robustness(m, bench, gen):
     """Only of what has masks. The attack: 20 sign steps of 0.1, one source for all positions of 32 rows."""
@@ -164,12 +188,16 @@ def robustness(m, bench, gen):
 
 def stability(ms, bench, gen):
     found = align.stability(ms, bench.gpt, bench.test[0], gen)
-    return found | dict(activations_survival=found[f"activations_survival_{len(ms) - 1}"])
+    last = f"activations_survival_{len(ms) - 1}"
+    return found | {f"{null}activations_survival": found[f"{null}{last}"] for null in ("", "null_")}
 
-GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words, effects=effects,
-              robustness=robustness, stability=stability)
+GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words, judged=judged,
+              effects=effects, robustness=robustness, stability=stability)
 CURVES = {"faithfulness"}           # asked of every sparsity, the others of the middle one
+DENSE = {"words", "judged"}         # asked of random directions at every sparsity: what their density alone gives
 TOGETHER = {"stability"}            # asked of all seeds at once
+
+EVALUATION = (Rounded, evals, units, explain, concepts, baselines, data, activations, fused, sys.modules["model"])
 
 # ------------------------------------------------------------------------------------------------------- the runs
 def digest(value):
@@ -187,7 +215,8 @@ class Job:
 
     def groups(self, some):
         """Those of some groups of metrics that it is asked."""
-        return [g for g in some if (g in TOGETHER) == (self.seed is None) and (self.middle or g in CURVES)]
+        curve = CURVES | DENSE if self.name == "random" else CURVES
+        return [g for g in some if (g in TOGETHER) == (self.seed is None) and (self.middle or g in curve)]
 
     @property
     def floor(self):
@@ -279,9 +308,9 @@ def carry_out(job, cfg, bench, groups, dev):
         make = lambda: baselines.baselines(gpt, layer, rows_RT, job.value, F, job.seed)[job.name]
     asked, failed = None, []
     for name in groups:
-        code = [evals, units, explain, concepts, baselines, Rounded, job.method.module if job.method else spd,
-                GROUPS[name]] + [align] * (name in TOGETHER)
-        how = [*map(source, code), text_hash(cfg.data), cfg.eval_tokens, cfg.explained if name == "words" else 0]
+        code = [*EVALUATION, job.method.module if job.method else spd, GROUPS[name]] + [align] * (name in TOGETHER)
+        how = [*map(source, code), text_hash(cfg.data), cfg.eval_tokens, cfg.explained if name in DENSE else 0]
+        how += [source(judge), cfg.judge_url, cfg.judge_model] * (name == "judged")
         path = folder / f"{name}-{digest([name, str(job), which, gpt.hash, layer, how])}.json"
         try:
             if not path.exists():
@@ -338,10 +367,22 @@ def check(cfg, gpt):
     common.within(vars(cfg) | {"layer": layer}, "tokens",
                   layer=(0, gpt.cfg.n_layer - 1), seeds=(1, 10), explained=(10, math.inf),
                   eval_tokens=(2 * gpt.cfg.n_positions, math.inf))
-    groups = [g for g in GROUPS if cfg.metrics == "all" or g in cfg.metrics.split(",")]
+    groups = [g for g in GROUPS if (g in cfg.metrics.split(",") or cfg.metrics == "all") and (
+        g != "judged" or cfg.judge_url)]
+    if bool(cfg.judge_url) != bool(cfg.judge_model) or "judged" in cfg.metrics and not cfg.judge_url:
+        common.fail(f"--judge_url {cfg.judge_url or None}: must come with --judge_model, and judged with both")
     if not any(job.groups(groups) for job in jobs(cfg)):
         common.fail(f"--metrics {cfg.metrics}: needs a method, not a floor, and --seeds of 2 or more")
     return layer, groups
+
+def prepared(cfg, gpt, layer, dev):
+    """The Bench that cfg asks for, with the concepts that are true at enough tokens of it."""
+    T, corpora = gpt.cfg.n_positions, data.load_all(cfg.data, gpt.vocab, gpt.cfg.n_positions, ("fit", "test"))
+    both, names = [c.labelled(T, cfg.eval_tokens // T, dev) for c in corpora.values()], corpora["test"].names
+    enough = [k for k in range(len(names)) if min(label[:, 1:, k].sum() for _, label in both) >= evals.ALIVE]
+    fit, test = ((rows, label[..., enough]) for rows, label in both)
+    return Bench(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained,
+                 judge.ChatClient(cfg.judge_url, cfg.judge_model), {})
 
 def main(cfg):
     if cfg.explain:
@@ -354,13 +395,7 @@ def main(cfg):
     cfg.out += part
     gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
     layer, groups = check(cfg, gpt)
-    T, corpus = gpt.cfg.n_positions, {split: data.load(cfg.data, split, gpt.vocab) for split in ("fit", "test")}
-    R = cfg.eval_tokens // T
-    labels = [c.labels(T, R) for c in corpus.values()]
-    enough = [k for k in range(len(corpus["test"].names)) if min(l[:, 1:, k].sum() for l in labels) >= evals.ALIVE]
-    fit, test = ((c.rows(T, R).to(dev), l[..., enough]) for c, l in zip(corpus.values(), labels))
-    bench = Bench(gpt, layer, fit, test, [corpus["test"].names[k] for k in enough], cfg.explained, {})
-    found = collect(cfg, bench, groups, dev)
+    found = collect(cfg, prepared(cfg, gpt, layer, dev), groups, dev)
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer))
     table.write(results, cfg.out)
     if cfg.readme:

@@ -92,8 +92,9 @@ def words(rows, style, columns):
     ax, (mean, half) = figure.subplots(), zip(*(of(row, "rule_det_hard") for row in rows))
     ax.barh([row["name"] for row in rows], [m - 0.5 for m in mean], left=0.5, xerr=half, color="0.75", edgecolor="k",
             capsize=3)
-    if (null := rows[0]["metrics"]["rule_det_hard"]["null"]) is not None:
-        ax.axvline(null, color="k", ls="--", label="random directions, their mean")
+    nulls = [(row["metrics"]["rule_det_hard"]["null"], row["name"]) for row in rows if not row["floor"]]
+    if nulls := [pair for pair in nulls if pair[0] is not None]:
+        ax.plot(*zip(*nulls), "k|", ms=14, mew=2, label="random directions that are on as often")
         figure.legend(loc="outside upper center", fontsize=8)
     ax.invert_yaxis()
     ax.set(xlabel="balanced accuracy of rules in words against hard negatives (chance 0.5)")

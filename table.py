@@ -1,10 +1,12 @@
 """What compare.py found: the meaning of each column, means and intervals over seeds, text, Markdown, CSV.
 
-A column's null is what its number has to be held against: a constant, or the same number of a floor (baselines.py).
+A column's null is what its number has to be held against: a constant, or the same number of a floor (baselines.py), at
+the floor's sparsity that is nearest: in L0 for what is written, in the share of units on for what units mean.
 """
 import csv
 import io
 import json
+import math
 import re
 import statistics
 import textwrap
@@ -23,7 +25,8 @@ class Column(NamedTuple):
 
 ROWS = {
     "spd": "parameter components of both matrices, masks rounded at 0.1: what is not on is not written",
-    "transcoder": "from the MLP's input to its output, TopK", "transcoder-skip": "the same beside an affine map",
+    "transcoder": "from the MLP's input to its output, TopK",
+    "transcoder-skip": "the same beside an affine map, which is always on",
     "transcoder-stochastic": "the same with SPD's stochastic masks and penalty instead of TopK",
     "clt": "cross-layer transcoder, BatchTopK: its features of this layer and of all before",
     "molt": "mixture of linear transforms, JumpReLU gates",
@@ -43,32 +46,35 @@ COLUMNS = {
         fve=Column("FVE", "up", "pca", 3, "1 - E|y - y_hat|^2 / E|y - E y|^2 of the MLP's output y"),
         completeness=Column("complete", "up", 0, 3, "1 - CE recovered by what is left out alone; read beside CE rec"),
         error_pathology=Column("err path", "down", 1, 2, "KL over the KL of random errors of the same size"),
-        faith_auc=Column("faith k", "up", "random", 3, "CE recovered by the 1 to 20 units that matter most at each "
-                         "token, area over log k"),
+        faith_auc=Column("faith k", "up", "random", 3, "CE recovered by the 1 to 20 units (spd, svd: of each matrix) "
+                         "that matter most at each token, area over log k"),
         comp_auc=Column("all but k", "down", "random", 3, "CE recovered by all but those units, errors kept")),
     "sparse": dict(
         l0=Column("L0", "down", None, 1, "units on per token (SPD: of both matrices)"),
-        active_params=Column("params", "down", None, 0, "parameters of the units on, per token"),
+        active_params=Column("params", "down", None, 0, "parameters of the units on, per token, and of a skip"),
         index_bits=Column("bits", "down", None, 1, "log2(alive choose L0): what naming the units on costs, per token"),
         alive_units=Column("alive", "", None, 0, "units on at 10 tokens of fit or more"),
         dead_fraction=Column("dead", "down", None, 3, "share of the units that are not alive"),
         tokens=Column("tokens", "", None, 0, "that the model was trained on"),
         steps=Column("steps", "", None, 0, "of training"),
-        seconds=Column("seconds", "down", None, 0, "of training")),
+        seconds=Column("seconds", "", None, 0, "of training, on a machine that did other things too; clt: all MLPs")),
     "concepts": dict(
         coverage=Column("coverage", "up", "neurons", 3, "F1 of the best unit for each true concept, mean"),
         board=Column("board", "up", "neurons", 3, "F1 of all concepts said by units of precision 0.95"),
         concept_matched_fraction=Column("matched", "up", "random", 3, "share of the alive units that match a "
                                         "concept, F1 0.5 or more"),
-        probe_auroc_1=Column("probe 1", "up", "neurons", 3, "AUROC of a probe on the best unit for each concept"),
-        probe_auroc_5=Column("probe 5", "up", "neurons", 3, "AUROC of a probe on five units"),
         splits=Column("splits", "down", "random", 2, "units that a parent concept is split into; see parent F1"),
         parent_f1=Column("parent F1", "up", "random", 3, "F1 of the best unit for the parent concepts"),
         absorption_fraction=Column("absorb", "down", "random", 3, "share of a parent concept's effect taken over by "
-                                   "other units; n/a where parent F1 is under 0.6, where it means nothing")),
+                                   "other units; n/a where it means nothing: parent F1 under 0.6, spd, svd")),
+    "probes": dict(
+        probe_auroc_1=Column("probe 1", "up", "plain neurons", 3, "AUROC of a probe on the best unit for each concept"),
+        probe_auroc_2=Column("probe 2", "up", "plain neurons", 3, "the same on two units"),
+        probe_auroc_5=Column("probe 5", "up", "plain neurons", 3, "the same on five units"),
+        probe_dense=Column("dense", "", None, 3, "the same on all of y: the ceiling")),
     "atoms": dict(
         units_atomic=Column("atomic", "up", "neurons", 3, "share of the alive units that one concept explains"),
-        units_polysemantic=Column("either", "down", "neurons", 3, "share that 'a or b' explains better"),
+        units_polysemantic=Column("either", "", None, 3, "share that 'a or b' explains better"),
         units_composite=Column("both", "", None, 3, "share that 'a and b' explains better"),
         units_unexplained=Column("neither", "down", "neurons", 3, "share whose best concept has F1 under 0.5"),
         effective_rank=Column("rank", "", None, 2, "directions that a unit writes; 1 by construction for dictionaries"),
@@ -84,9 +90,14 @@ COLUMNS = {
         rule_f1=Column("token F1", "up", "random", 3, "F1 of the rule over tokens as they come"),
         rule_lookup_f1=Column("lookup F1", "", None, 3, "the same of the best table of tokens, of any size"),
         rule_scorable=Column("scorable", "up", None, 3, "share of the alive units on often enough to be explained")),
+    "by LLM": dict(
+        judge_det=Column("LLM det", "up", "random", 3, "balanced accuracy of an LLM that tells windows where the unit "
+                         "is on from others by its own explanation; never mixed with the rules'"),
+        judge_fuzz=Column("LLM fuzz", "up", "random", 3, "the same of right and wrong marks in a window"),
+        judge_failures=Column("no answer", "down", None, 3, "share of its answers that could not be used")),
     "effects": dict(
         ablation=Column("ablate", "up", 0, 3, "nats that switching off the five units of 'the next token is a noun, a "
-                        "verb, ..' costs there, less elsewhere, less the same of units on as often"),
+                        "verb, ..' costs there, less elsewhere, less the same of fifteen units on as often"),
         ablation_at=Column("there", "", None, 3, "nats that it costs there"),
         ablation_elsewhere=Column("elsewhere", "", None, 3, "nats that it costs elsewhere"),
         steering=Column("steer", "up", "random", 3, "harmonic mean of success, fluency and harmlessness when the best "
@@ -95,9 +106,10 @@ COLUMNS = {
         steering_random=Column("s. random", "", None, 3, "the same of random directions")),
     "stability": {
         "weights_similarity_corrected": Column("weights", "up", 0, 3, "similarity in weights of units of two seeds, "
-                                               "matched one to one, in excess of random units"),
+                                               "matched one to one, in excess of random units: mean of two cosines, "
+                                               "spd and molt their product, which is lower"),
         "weights_shared_0.7": Column("same w", "up", None, 3, "share of the alive units with a mate in another seed "
-                                     "that reads and writes the same, cosines of 0.7 or more"),
+                                     "that reads and writes the same, cosines of 0.7 or more (molt: their product)"),
         "activations_similarity_corrected": Column("values", "up", 0, 3, "similarity of their values over tokens, in "
                                                    "excess of shifted tokens"),
         "activations_shared_0.7": Column("same v", "up", None, 3, "share with a mate of correlation 0.7 or more"),
@@ -152,35 +164,52 @@ def assemble(found, provenance):
         row["metrics"] = {key: v for key, v in number.items() if v and whole(key)} | of_seeds(together, S)
         row |= {key: [k[key] for k in known if key in k] for key in ("attack", "alive_curve", "spectrum")}  # pictures
     target = next((k for job, k, _ in found if "ce_original" in k and not job.name.endswith(":untrained")), {})
-    middle = {row["name"]: row["metrics"] for row in rows.values() if row["middle"]}
-    middle["mean ablation"] = dict(kl=dict(mean=target.get("kl_mean_ablation")))
-    for key, column in EVERY.items():               # each number gets its null
-        null = column.null
-        if isinstance(null, str):
-            null = middle.get(null, {}).get(key, {}).get("mean")
-        for row in rows.values():
-            if key in row["metrics"]:               # its own, if it has one
-                row["metrics"][key]["null"] = row["metrics"].get(f"null_{key}", dict(mean=null))["mean"]
+    for group, columns in COLUMNS.items():          # each number gets its null
+        for key, column in columns.items():
+            for row in rows.values():
+                if key in row["metrics"]:
+                    row["metrics"][key]["null"] = null(row, rows.values(), group, key, column)
     return dict(provenance=provenance, rows=list(rows.values()),
                 target={k: target.get(k) for k in ("ce_original", "ce_mean_ablation", "ce_zero_ablation",
                                                    "kl_mean_ablation")},
                 columns={key: column._asdict() for key, column in EVERY.items()})
+
+def null(row, rows, group, key, column):
+    """What one number has to be held against: its own null, a constant, the target's, or a floor's nearest."""
+    if (own := row["metrics"].get(f"null_{key}")) or not isinstance(column.null, str):
+        return own["mean"] if own else column.null
+    if column.null == "mean ablation":
+        return row["metrics"].get("kl_mean_ablation", dict(mean=None))["mean"]
+    def size(row):
+        of = lambda key: max(row["metrics"].get(key, {}).get("mean", 0), 1e-9)
+        return math.log(of("l0") / (1 if group == "faithful" else of("alive_units")))
+    some = [other for other in rows if other["name"] == column.null and key in other["metrics"]]
+    return min(some, key=lambda other: abs(size(other) - size(row)))["metrics"][key]["mean"] if some else None
+
+def beaten(row, key):
+    """Whether a number is better than its null by more than its interval; True where there is nothing to beat."""
+    found, sign = row["metrics"][key], dict(up=1, down=-1).get(EVERY[key].better)
+    if row["floor"] or found.get("null") is None or not sign:
+        return True
+    return sign * (found["mean"] - found["null"]) > (found["half"] or 0)
 
 def cell(row, key):
     """A number as the table shows it."""
     if not (found := row["metrics"].get(key)):
         return "FAILED" if row["failed"] else "n/a"
     half = f"±{short(found['half'], key)}".replace("±0.", "±.") if found["half"] else ""
-    return short(found["mean"], key) + half + "*" * (0 < len(found["values"]) < len(row["seeds"]))
+    marks = "*" * (0 < len(found["values"]) < len(row["seeds"])) + "°" * (not beaten(row, key))
+    return short(found["mean"], key) + half + marks
 
 def short(v, key):
     return (f"{v / 1e6:.2g}M" if abs(v) >= 1e6 else f"{v / 1e3:.3g}k" if abs(v) >= 1e4 else
             f"{v:.{EVERY[key].digits}f}")
 
 def to_beat(rows, key):
-    """The null of a column as the table shows it, where all rows have the same."""
-    nulls = {row["metrics"][key]["null"] for row in rows if key in row["metrics"]}
-    return short(nulls.pop(), key) if len(nulls) == 1 and None not in nulls else ""
+    """The null of a column as the table shows it: from the least to the largest that rows have."""
+    nulls = [found["null"] for row in rows if ":" not in row["name"] and (found := row["metrics"].get(key))]
+    nulls = sorted(v for v in nulls if v is not None)
+    return "-".join(dict.fromkeys(short(v, key) for v in nulls[:1] + nulls[-1:]))
 
 def tables(results):
     """[(group, heads, [cells of a row])] of the middle sparsities: groups and columns with a number in them."""
@@ -204,7 +233,8 @@ def render(results, markdown=False):
              f"{show(target['ce_mean_ablation'])}, zero-ablated {show(target['ce_zero_ablation'])}.",
              f"Middle sparsity, on {p['config']['eval_tokens']:,} tokens; mean ± half of the 95 % interval over "
              f"{seeds} seed(s), or over stories; * not of all seeds.",
-             "↑ higher is better, ↓ lower; null: what has to be beaten. `compare.py --explain` says what it all means.",
+             "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than its interval.",
+             "`compare.py --explain` says what it all means.",
              f"Floors: {', '.join(floors)}.",
              "Rows differ in L0, and most numbers move with it: compare along the curves (curves.png) as well."]
     if p["config"]["quick"]:

@@ -253,6 +253,21 @@ def dense_probes(y_ND, y2_ND, label_NK, label2_NK, concepts, gen, n=1000):
         out.append((auroc(score), balanced_f1(score), w))
     return dict(zip(("auroc", "f1", "w"), map(torch.cat, zip(*out))))
 
+@torch.no_grad()
+def probe_yardsticks(gpt, layer, fit, test, gen, n=1000):
+    """What probes on anybody's units are held against: null_probe_auroc_k, of plain neurons, act(z) at every token, and
+    probe_dense, of all of y. fit, test: (rows, labels). The same for all decompositions of an MLP: 30 s."""
+    def inside(rows_RT, labels_RTK):
+        (x_ND,), (y_ND,) = over_rows(gpt, rows_RT, [layer])
+        return Dense(nnf.gelu(gpt.h[layer].mlp.c_fc(x_ND), approximate="tanh"),
+                     torch.as_tensor(labels_RTK)[:, 1:].flatten(0, 1).to(y_ND.device)), y_ND
+    (a, y_ND), (b, y2_ND) = inside(*fit), inside(*test)
+    if not len(keep := usual(a)):
+        return {}
+    dense = dense_probes(y_ND, y2_ND, a.label_NK, b.label_NK, keep, gen, n)["auroc"].mean().item()
+    return dict(probe_dense=dense) | {f"null_probe_auroc_{k}": v.mean().item()
+                                      for k, v in probes(a, b, keep, gen, n=n)["auroc"].items()}
+
 def lasso(X_KNJ, truth_N, l1=0.01, steps=100):
     """Weights (K, J) of the mean log-loss + l1 |w|_1 on inputs of unit variance, by accelerated proximal steps."""
     X = (X_KNJ - X_KNJ.mean(1, keepdim=True)) / X_KNJ.std(1, keepdim=True).clamp(min=1e-6)
@@ -439,25 +454,27 @@ def meta_dictionary(write_FD, gen, width, k=4, steps=1000, lr=3e-3, seeds=3):
 
 # ---------------------------------------------------------------------------- what a concept's units do to predictions
 @torch.no_grad()
-def effects(m, gpt, fit, test, after, target_UV, gen, units=5, rows=32, prompts=16):
+def effects(m, gpt, fit, test, after, target_UV, gen, units=5, draws=3, rows=32, prompts=16):
     """For the columns `after` of labels, each "the next token is one of a set", target_UV. fit, test: (rows, labels).
       ablation  nats that switching off the `units` units of largest |d'| costs where the column is true, errors kept,
-                less what it costs elsewhere (evals.concept_ablation), less the same of units that are on as often.
-                ablation_at, ablation_elsewhere: the two costs themselves
+                less what it costs elsewhere (evals.concept_ablation), less the same of `draws` times as many others
+                that are on as often. ablation_at, ablation_elsewhere: the two costs themselves
       steering  S (evals.steering) of the writes of the unit of largest d', towards the set: held against `pushes`
-    Means over columns, as a flat dict; empty without columns, or if nothing is on. 40 s on two cores."""
+    Means over columns, as a flat dict; empty without columns, or if nothing is on. A minute on two cores."""
     (layer,), whole = m.layers, record(m, gpt, *fit)
     if not len(after) or not len(whole.unit_E):
         return {}
     best_Uu = d_prime(whole)[:, after].abs().topk(min(units, whole.F // 2), 0).indices.T
-    both, label = torch.cat([best_Uu, like(whole, best_Uu, gen)]), torch.as_tensor(test[1])[:rows, :, after.cpu()]
-    cost = concept_ablation(m, gpt, test[0][:rows], label.repeat(1, 1, 2), both)
-    (at, at_null), (off, off_null) = (cost[where].view(2, -1) for where in ("on", "off"))
+    every = torch.cat([best_Uu, *(like(whole, best_Uu, gen) for _ in range(draws))])
+    label = torch.as_tensor(test[1])[:rows, :, after.cpu()].repeat(1, 1, 1 + draws)
+    cost = concept_ablation(m, gpt, test[0][:rows], label, every)
+    (at, *at_null), (off, *off_null) = (cost[where].view(1 + draws, -1) for where in ("on", "off"))
+    null = sum(at_null) / draws - sum(off_null) / draws
     mean = lambda v: v.nanmean().item()             # what is rare may be missing from these rows
     a, = halve(whole)
     push_UD = writes(shares(m, a, d_prime(a)[:, after].argmax(0)))
     S = steering(gpt, layer, *opening(fit, test, prompts), push_UD, target_UV)["S"]
-    return dict(ablation=mean(at - off - at_null + off_null), ablation_at=mean(at), ablation_elsewhere=mean(off),
+    return dict(ablation=mean(at - off - null), ablation_at=mean(at), ablation_elsewhere=mean(off),
                 steering=mean(S))
 
 def opening(fit, test, prompts):
@@ -480,7 +497,8 @@ def pushes(gpt, layer, fit, test, after, target_UV, gen, prompts=16):
 def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
     """A flat dict of all of the above. fit, test: (rows, labels); parents: columns of the concepts that have others
     below them, for splitting and absorption. The same of baselines.py are these numbers' nulls; a key that is
-    missing or None would mean nothing here. Two minutes on two cores."""
+    missing or None would mean nothing here: so does absorption where all of y is written twice, by each matrix of
+    components. Two minutes on two cores."""
     (layer,), (a, b) = m.layers, halve(record(m, gpt, *fit, tau), record(m, gpt, *test, tau))
     keep, top_F, alive_F = usual(a), top(a), a.on() >= ALIVE
     if not alive_F.any():
@@ -501,6 +519,6 @@ def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
         absorbed = absorption(m, b, y2_ND, known["w"], write_FD, split, parents, gen)
         sure = known["f1"] > 0.6                                # what y does not know can't be absorbed
         out |= dict(splits=split["n"].float().mean().item(), parent_f1=split["f1"].mean().item())
-        enough = out["parent_f1"] >= 0.6 and sure.sum() >= 5
+        enough = out["parent_f1"] >= 0.6 and sure.sum() >= 5 and not hasattr(m, "site")
         out |= {f"absorption_{k}": v[sure].nanmean().item() if enough else None for k, v in absorbed.items()}
     return out

@@ -1,6 +1,7 @@
 """The comparison with a method that trains in milliseconds: kill and continue, FAILED rows, nulls, tables, README."""
 import dataclasses
 import json
+import re
 import types
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 
 import common
 import compare
+import data
 import evals
 import table
 from baselines import Dictionary
@@ -270,11 +272,34 @@ def test_means_intervals_and_nulls(cfg, stub):
     rows = {(row["name"], row["value"]): row["metrics"] for row in results(cfg)["rows"]}
     values = rows["random", 3]["fve"]["values"]
     assert len(values) == 2 and values[0] != values[1] and len(rows["pca", 3]["fve"]["values"]) == 1
-    assert rows["stub", 1]["fve"]["null"] == rows["pca", 3]["fve"]["mean"]          # the floor's middle sparsity
+    assert rows["stub", 1]["fve"]["null"] == rows["pca", 2]["fve"]["mean"]          # the floor's nearest L0
+    assert rows["stub", 4]["fve"]["null"] == rows["pca", 4]["fve"]["mean"]
     ablated = results(cfg)["target"]["kl_mean_ablation"]
     assert rows["pca", 2]["kl"]["null"] == ablated > 0
     assert rows["stub", 1]["dead_fraction"]["null"] is None and rows["stub", 1]["l0"]["null"] is None
     assert "effective_rank" not in rows["stub", 1] and "fragmentation" not in rows["stub", 2]      # NaN: n/a
+
+
+def row(name, l0, units, floor=False, **metrics):
+    metrics = {key: dict(mean=mean, half=half, values=[mean]) for key, (mean, half) in metrics.items()}
+    return dict(name=name, floor=floor, failed=[], seeds=[0], metrics=metrics | dict(
+        l0=dict(mean=l0), alive_units=dict(mean=units)))
+
+
+def test_nulls_are_of_floors_that_are_as_dense():
+    some = [row("random", 8, 1000, True, rule_f1=(0.1, 0)), row("random", 64, 1000, True, rule_f1=(0.4, 0)),
+            row("random", 32, 1000, True), row("spd", 10, 200, rule_f1=(0.5, 0.2), kl=(1, None),
+                                               kl_mean_ablation=(3, None))]
+    spd, of = some[-1], lambda row, group, key: table.null(row, some, group, key, table.EVERY[key])
+    assert of(spd, "words", "rule_f1") == 0.4               # of 0.05 of the units, not of 10
+    assert of(spd, "faithful", "kl") == 3 and of(spd, "faithful", "ce_recovered") == 0
+    assert of(row("a", 10, 1000), "faithful", "fve") is None
+    own = row("a", 10, 1000, null_rule_f1=(0.3, None))
+    assert of(own, "words", "rule_f1") == 0.3
+    for key, null, better in (("rule_f1", 0.2, True), ("rule_f1", 0.4, False), ("kl", 3, True), ("kl", 0.5, False)):
+        spd["metrics"][key]["null"] = null
+        assert table.beaten(spd, key) == better and ("°" in table.cell(spd, key)) == (not better)
+    assert table.beaten(spd | dict(floor=True), "kl")
 
 
 def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
@@ -283,16 +308,33 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     flat = " ".join(shown.split())
     for column in table.EVERY.values():
         assert f" {column.head} " in flat and column.text in flat and column.better in ("up", "down", "")
-        assert isinstance(column.null, (int, float)) or column.null in (None, "mean ablation", *compare.FLOORS)
+        assert isinstance(column.null, (int, float)) or column.null in (None, "mean ablation", "plain neurons",
+                                                                            *compare.FLOORS)
     assert [*table.ROWS] == [*compare.METHODS, *compare.FLOORS] and all(f"  {name} " in shown for name in table.ROWS)
     assert sum(map(len, table.COLUMNS.values())) == len(table.EVERY)        # no key twice
     assert all(len(group) <= 8 for group in table.COLUMNS.values())         # 120 columns of text
+
+
+def test_each_column_has_a_metric_that_finds_it():
+    """All groups of metrics, of small untrained models of the bundled target."""
+    gpt, ms = GPT.load(ROOT / "target"), []
+    for seed in range(3):
+        run = compare.spd.Config(C=8, ci_hidden=8, seed=seed)
+        ms.append(compare.Rounded(compare.spd.build(run, gpt), 0.1))
+    bench, found = compare.prepared(Config(**compare.QUICK), gpt, 1, torch.device("cpu")), {}
+    for group, function in compare.GROUPS.items():
+        if group != "judged":
+            found |= function(ms if group in compare.TOGETHER else ms[0], bench, common.generator(0, group))
+    assert json.dumps(compare.finite(found))
+    wanted = {key for group, columns in table.COLUMNS.items() for key in columns if group != "by LLM"}
+    assert wanted - set(found) == {"tokens", "steps", "seconds"}
 
 
 @pytest.mark.parametrize("change, words", [
     (dict(methods="spd,sea"), ["--methods sea", "transcoder"]), (dict(metrics="beauty"), ["--metrics beauty", "parts"]),
     (dict(layer=2), ["--layer 2", "from 0 to 1"]), (dict(seeds=0), ["--seeds 0"]), (dict(tokens=0), ["--tokens 0"]),
     (dict(eval_tokens=5), ["--eval_tokens 5", "24"]), (dict(explained=0), ["--explained 0"]),
+    (dict(judge_url="http://x"), ["--judge_model"]), (dict(metrics="judged"), ["--judge_url"]),
     (dict(readme=True), ["--readme", "results/"]), (dict(data="nothing.bin"), ["nothing.bin"]),
     (dict(model="nowhere"), ["nowhere"])])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
@@ -348,3 +390,17 @@ def test_the_readme_says_what_the_results_say():
     found = json.loads((ROOT / "results/results.json").read_text())
     assert table.MARKERS[0] + "\n" + table.render(found, markdown=True) + table.MARKERS[1] in (
         ROOT / "README.md").read_text()
+
+
+@pytest.mark.skipif(not (ROOT / "results/README.md").exists(), reason="nothing is said about results")
+def test_the_narrative_says_what_the_results_say():
+    """Each "mean ± half" and each "null" in it is one of the table's."""
+    text = (ROOT / "results/README.md").read_text()
+    numbers = [number for row in json.loads((ROOT / "results/results.json").read_text())["rows"]
+               for number in row["metrics"].values()]
+    is_in = lambda said, keys: any(all(number.get(k) is not None and f"{number[k]:.{len(s.split('.')[1])}f}" == s
+                                       for k, s in zip(keys, said)) for number in numbers)
+    pairs, nulls = re.findall(r"(-?\d+\.\d+) ± (\d+\.\d+)", text), re.findall(r"null (-?\d+\.\d+)", text)
+    assert len(pairs) > 20 and len(nulls) > 5 and len(text.splitlines()) <= 60
+    assert [pair for pair in pairs if not is_in(pair, ("mean", "half"))] == []
+    assert [null for null in nulls if not is_in([null], ["null"])] == []
