@@ -8,6 +8,7 @@ from pathlib import Path
 
 from curve import save_picture
 
+COLORS = "C0", "C1", "C2", "C3", "C4", "C5", "C8", "C9", "C6"       # C7 is grey, as floors are
 SHARED = {"weights_shared_0.7": "read and write alike", "activations_shared_0.7": "say alike over tokens"}
 
 
@@ -34,7 +35,7 @@ def styles(rows):
     """{name: how its line looks}."""
     floors = {row["name"] for row in rows if row["floor"]}
     how = lambda i, name: (dict(color="0.6", ls=":") if name in floors else
-                           dict(color=f"C{i}", ls=("-", "--", "-.")[i % 3]))
+                           dict(color=COLORS[i % len(COLORS)], ls=("-", "--", "-.")[i % 3]))
     return {name: how(i, name) | dict(marker="osD^v<>PX*pd12x+"[i % 16], mfc="w", label=name)
             for i, name in enumerate(dict.fromkeys(row["name"] for row in rows))}
 
@@ -72,7 +73,8 @@ def curves(rows, style, columns):
                 ax.plot(x, [*map(lost, y)], **how)
                 ax.fill_between(x, [lost(a - h) for a, h in zip(y, half)], [lost(a + h) for a, h in zip(y, half)],
                                 alpha=0.2, color=how["color"], lw=0)
-        ax.set(xlabel=f"{columns[axis]['text']} (log)", xscale="log", yscale="log")
+        ax.set_xlabel(columns[axis]["text"], fontsize=9)
+        ax.set(xscale="log", yscale="log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())

@@ -395,14 +395,14 @@ def test_the_readme_says_what_the_results_say():
 @pytest.mark.skipif(not (ROOT / "results/README.md").exists(), reason="nothing is said about results")
 def test_the_narrative_says_what_the_results_say():
     """Each "mean ± half" and each "null" in it is that of the **column** and the `row` named last."""
-    text, heads = (ROOT / "results/README.md").read_text(), {c.head: key for key, c in table.EVERY.items()}
+    lines, heads = (ROOT / "results/README.md").read_text().splitlines(), {c.head: key for key, c in table.EVERY.items()}
     rows = {row["name"]: row["metrics"] for row in json.loads((ROOT / "results/results.json").read_text())["rows"]
             if row["middle"]}
     token = (r"\*\*(?P<head>[^*]+)\*\*|`(?P<row>[^`]+)`|"
              r"(?P<mean>-?[\d.]*\d) ± (?P<half>[\d.]*\d)|null (?P<null>-?[\d.]*\d)")
     key = row = None
     checked, wrong = 0, []
-    for found in re.finditer(token, text):
+    for found in re.finditer(token, " ".join(" ".join(lines).split())):
         said = {k: v for k, v in found.groupdict().items() if v}
         key, row = heads.get(said.pop("head", None), key), rows.get(said.pop("row", None), row)
         for part, digits in said.items():
@@ -410,4 +410,4 @@ def test_the_narrative_says_what_the_results_say():
             number = row[key].get(part)
             if number is None or f"{number:.{len(digits.partition('.')[2])}f}" != digits:
                 wrong.append((found.group(), key, part, number))
-    assert not wrong and checked > 40 and len(text.splitlines()) <= 60
+    assert not wrong and checked > 40 and len(lines) <= 60
