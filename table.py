@@ -28,6 +28,7 @@ ROWS = {
     "transcoder": "from the MLP's input to its output, TopK",
     "transcoder-skip": "the same beside an affine map, which is always on",
     "transcoder-stochastic": "the same with SPD's stochastic masks and penalty instead of TopK",
+    "transcoder-noiseless": "its control: the same penalty, no noise in its masks",
     "clt": "cross-layer transcoder, BatchTopK: its features of this layer and of all before",
     "molt": "mixture of linear transforms, JumpReLU gates",
     "molt-sum": "the same, the transforms' sum tied to the weights",
