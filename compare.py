@@ -82,7 +82,8 @@ METHODS = {
     "transcoder": Method(transcoder, "tc", "k", (8, 16, 32), {}, dict(F=SMALL)),
     "transcoder-skip": Method(transcoder, "tc", "k", (8, 16, 32), dict(skip=True), dict(F=SMALL)),
     "transcoder-stochastic": Method(transcoder, "tc", "k", (8, 16, 32), dict(variant="stochastic"), dict(F=SMALL)),
-    "transcoder-noiseless": Method(transcoder, "tc", "k", (16,), dict(variant="stochastic", noise=False), dict(F=SMALL)),
+    "transcoder-noiseless": Method(transcoder, "tc", "k", (16,), dict(variant="stochastic", noise=False),
+                                   dict(F=SMALL)),
     "clt": Method(clt, "clt", "k", (4, 8, 16), {}, dict(F=128)),        # k per layer, and it is read at each so far
     "molt": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), {}, {}),
     "molt-sum": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), dict(sum_to_weights=True), {}),
