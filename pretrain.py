@@ -43,7 +43,7 @@ def check(cfg):
     """Fails on a number that cannot be meant."""
     inf = math.inf
     common.within(vars(cfg), "tokens", "B", "steps", "every", vocab=(3, 65536), mlp0=(0, inf), T=(2, inf), copy=(0, 1),
-                  lr=(1e-9, inf), warmup=(0, inf), beta2=(0, 0.99999), wd=(0, inf), clip=(1e-9, inf), seed=(0, inf))
+                  warmup=(0, inf), beta2=(0, 0.99999), wd=(0, inf), clip=(1e-9, inf))
     if cfg.data != "tinytales" and cfg.out == Config.out:
         common.fail(f"--data {cfg.data}: needs an --out of its own, {Config.out}/ is the bundled model's")
     if Path(cfg.out).is_file():
