@@ -11,7 +11,6 @@ from torch import nn
 
 import common
 import compare
-import data
 import evals
 import table
 from baselines import Dictionary
