@@ -13,7 +13,7 @@ B sequences, T positions, D residual width, M MLP hidden width, C components of 
                                         # install them), on the same activations
 """
 import functools, subprocess, sys, time, torch, torch.nn.functional as F
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -310,36 +310,56 @@ def bench_act(name, cfg):
 
 GOALS = {("topk", "dictionary_learning_topk"): (4, 7), ("topk", "sparsify_topk"): (2.5, 2.5),
          ("jumprelu", "dictionary_learning_jumprelu"): (2, 2)}          # times ours, at each of these widths:
-PEER_WIDTHS, PEER_JOB = (2048, 16384), dict(k=32, N=4096, steps=1000)
+PEER_WIDTHS, PEER_JOB, PEERS = (2048, 16384), dict(k=32, N=4096, steps=1000), Path(__file__).parent / "tests"
+
+@contextmanager
+def apart(name, F, ours):
+    """step() of a peer in a process of its own: in this one it would find the memory that our steps keep, which spares
+    it up to half of its time. There it has PyTorch and glibc as installed or, for `ours`, with the switches of ours."""
+    code = f"""import sys
+sys.path[:0] = {[str(Path(__file__).parent), str(PEERS)]!r}
+import torch, common, peers
+{"common.fast_matmul(), common.keep_memory()" if ours else ""}
+a_ND, F, k, steps = torch.randn({PEER_JOB["N"]}, 128), {F}, {PEER_JOB["k"]}, {PEER_JOB["steps"]}
+try:
+    update, *_ = peers.{name}(a_ND, F, k, steps, 1e-3, 0)
+except ImportError as e:
+    print("missing:", e, flush=True)
+for step, _ in enumerate(sys.stdin):
+    update(step, a_ND)
+    print("done", flush=True)"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as p:
+        def step():
+            print(file=p.stdin, flush=True)
+            if (answer := next((line for line in p.stdout if line.startswith(("done", "missing"))), "")) != "done\n":
+                p.kill()
+                common.fail(f"bench.py sae --peers: {answer or name}; tests/peers.py says how to install the peers")
+        yield step
 
 def bench_peers(cfg):
-    """Our steps and those of public trainers on the same activations; theirs with PyTorch as installed."""
-    sys.path.insert(0, str(Path(__file__).parent / "tests"))
-    import peers
-    steps, job, device = {}, PEER_JOB, common.device("cpu")
-    a_ND = torch.randn(job["N"], 128)
-    for F in PEER_WIDTHS:
-        for variant in ("topk", "jumprelu"):
-            steps[variant, F] = sae_step(device, F=F, variant=variant, **job)
-        for build in (getattr(peers, name) for _, name in GOALS):
-            try:
-                update, *_ = build(a_ND, F, job["k"], job["steps"], 1e-3, 0)
-            except ImportError as e:
-                common.fail(f"bench.py sae --peers: {e}; tests/peers.py says how to install the peers")
-            def theirs(update=update, count=iter(range(job["steps"]))):
-                with as_installed():
-                    update(next(count), a_ND)
-            steps[build.__name__, F] = theirs
-    seconds = interleaved(cfg.rounds, steps)
-    print(f"\npeers: {job['N']} activations a step, D 128, k {job['k']}, {torch.get_num_threads()} threads, medians of "
-          f"{cfg.rounds} rounds; theirs with PyTorch and glibc as installed")
-    for (name, F), own in seconds.items():
-        print(f"  {name:32} F {F:6} {1e3 * median(own):9.1f} ms")
+    """Our steps and those of public trainers on activations of the same shape."""
+    steps, kinds, device = {}, ("as installed", "with our switches"), common.device("cpu")
+    with ExitStack() as stack:
+        for F in PEER_WIDTHS:
+            for variant in ("topk", "jumprelu"):
+                steps[variant, F, "sae.py"] = sae_step(device, F=F, variant=variant, **PEER_JOB)
+            for _, name in GOALS:
+                for kind in kinds:
+                    steps[name, F, kind] = stack.enter_context(apart(name, F, kind != kinds[0]))
+                steps[name, F, kinds[0]]()              # fails at once if it is missing
+        seconds = interleaved(cfg.rounds, steps)
+    print(f"\npeers: {PEER_JOB['N']} activations a step, D 128, k {PEER_JOB['k']}, {torch.get_num_threads()} threads, "
+          f"medians of {cfg.rounds} rounds; theirs with PyTorch and glibc as installed, and with common.fast_matmul and "
+          f"common.keep_memory")
+    for (name, F, kind), own in seconds.items():
+        print(f"  {name:28} F {F:6} {kind:18} {1e3 * median(own):9.1f} ms")
     for (variant, name), goals in GOALS.items():
         for F, goal in zip(PEER_WIDTHS, goals):
-            times = median(b / a for a, b in zip(seconds[variant, F], seconds[name, F]))
-            print(f"  {name} takes {times:.1f} x our {variant} at F {F} (goal: {goal} x)")
-    grows = median(b / a for a, b in zip(*(seconds["topk", F] for F in PEER_WIDTHS)))
+            times, switched = (median(b / a for a, b in zip(seconds[variant, F, "sae.py"], seconds[name, F, kind]))
+                               for kind in kinds)
+            print(f"  {name} takes {times:.1f} x our {variant} at F {F} (goal: {goal} x), with our switches "
+                  f"{switched:.1f} x")
+    grows = median(b / a for a, b in zip(*(seconds["topk", F, "sae.py"] for F in PEER_WIDTHS)))
     print(f"  our topk takes {grows:.1f} x as long at F {PEER_WIDTHS[1]} as at {PEER_WIDTHS[0]} (goal: at most 5 x)")
 
 JOBS = {"spd": lambda cfg: (bench_yardstick if cfg.yardstick else bench_spd)(cfg),

@@ -133,26 +133,42 @@ def test_arithmetic_of_a_sparse_step_and_of_a_dense_one():
     assert count("topk") == 2 * N * D * F and count("relu") == 5 * 2 * N * D * F
 
 
-def test_peers_that_are_not_installed_are_named(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "PEER_WIDTHS", (64, 64))
+@pytest.fixture
+def stand_ins(monkeypatch, tmp_path):
+    """Small shapes, and a function that writes the body of every peer's trainer."""
+    monkeypatch.setattr(bench, "PEER_WIDTHS", (32, 64))
     monkeypatch.setattr(bench, "PEER_JOB", dict(k=4, N=64, steps=10))
-    monkeypatch.setitem(sys.modules, "dictionary_learning.trainers.top_k", None)
+    monkeypatch.setattr(bench, "PEERS", tmp_path)
+    return lambda body: (tmp_path / "peers.py").write_text("import time\nimport torch\n" + "".join(
+        f"def {name}(a, F, k, steps, lr, seed):\n    {body}\n" for _, name in bench.GOALS))
+
+
+def test_peers_that_are_not_installed_are_named(stand_ins, capsys):
+    stand_ins("import a_package_that_is_missing")
+    fails(capsys, lambda: bench.main("sae", "--peers", "--rounds", "1"), "a_package_that_is_missing", "tests/peers.py")
+
+
+def test_a_peer_that_breaks_ends_in_one_line(stand_ins, capsys):
+    stand_ins("raise SystemExit(3)")
     fails(capsys, lambda: bench.main("sae", "--peers", "--rounds", "1"), "tests/peers.py")
 
 
-def test_peers_are_timed_and_compared(monkeypatch, capsys):
-    """With stand-ins for the packages: each row and each ratio is printed."""
-    monkeypatch.syspath_prepend(str(bench.Path(bench.__file__).parent / "tests"))
-    import peers
-    for _, name in bench.GOALS:
-        fake = lambda a, F, k, steps, lr, seed: (lambda step, a: a @ a.T, None, None)
-        fake.__name__ = name
-        monkeypatch.setattr(peers, name, fake)
-    monkeypatch.setattr(bench, "PEER_WIDTHS", (32, 64))
-    monkeypatch.setattr(bench, "PEER_JOB", dict(k=4, N=64, steps=10))
+def test_peers_are_timed_and_compared(stand_ins, capsys):
+    """With stand-ins that sleep: each row and each ratio is printed, and their time is theirs."""
+    stand_ins("return lambda step, a: time.sleep(F / 200), None, None")
     bench.main("sae", "--peers", "--rounds", "1")
     out = capsys.readouterr().out
-    assert out.count(" x our ") == 6 and out.count(" ms") == 10 and "as long at F 64 as at 32" in out
+    assert out.count(" x our ") == 6 and out.count(" ms") == 16 and "as long at F 64 as at 32" in out
+    ms = [float(t) for t in re.findall(r"_topk +F +64 .* ([0-9.]+) ms", out)]
+    assert len(ms) == 4 and all(320 <= t < 1000 for t in ms)
+
+
+def test_peers_run_as_installed_and_with_our_switches(stand_ins, capfd):
+    stand_ins("print('is', torch.backends.mkldnn.matmul.fp32_precision, file=__import__('sys').stderr)\n"
+              "    return lambda step, a: None, None, None")
+    bench.main("sae", "--peers", "--rounds", "1")
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("is")]
+    assert len(said) == 12 and set(said) == {"is none", f"is {'bf16' if common.fast_matmul() else 'none'}"}
 
 
 def test_peak_memory_of_the_default_job():
