@@ -123,7 +123,8 @@ def main(cfg):
     layer, T = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_positions
     common.within(vars(cfg) | {"layer": layer},
                   layer=(0, gpt.cfg.n_layer - 1), k=(1, cfg.F), eval_tokens=(T, 10**9))
-    rows, test = (data.load(cfg.data, s, gpt.vocab).rows(T, cfg.eval_tokens // T).to(dev) for s in ("fit", "test"))
+    corpora = data.load_all(cfg.data, gpt.vocab, T, ("fit", "test"))
+    rows, test = (corpora[split].rows(T, cfg.eval_tokens // T).to(dev) for split in ("fit", "test"))
     found = baselines(gpt, layer, rows, cfg.k, cfg.F, cfg.seed)
     replaces = evals.ablations(gpt, layer, rows) | {name: evals.splice(m) for name, m in found.items()}
     table = evals.scores(gpt, test, replaces)

@@ -349,8 +349,8 @@ def bench_peers(cfg):
                 steps[name, F, kinds[0]]()              # fails at once if it is missing
         seconds = interleaved(cfg.rounds, steps)
     print(f"\npeers: {PEER_JOB['N']} activations a step, D 128, k {PEER_JOB['k']}, {torch.get_num_threads()} threads, "
-          f"medians of {cfg.rounds} rounds; theirs with PyTorch and glibc as installed, and with common.fast_matmul and "
-          f"common.keep_memory")
+          f"medians of {cfg.rounds} rounds;\ntheirs with PyTorch and glibc as installed, and with our switches, "
+          f"common.fast_matmul and common.keep_memory")
     for (name, F, kind), own in seconds.items():
         print(f"  {name:28} F {F:6} {kind:18} {1e3 * median(own):9.1f} ms")
     for (variant, name), goals in GOALS.items():

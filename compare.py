@@ -196,7 +196,7 @@ def stability(ms, bench, gen):
 GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words, judged=judged,
               effects=effects, robustness=robustness, stability=stability)
 CURVES = {"faithfulness"}           # asked of every sparsity, the others of the middle one
-DENSE = {"words", "judged"}         # asked of random directions at every sparsity: what their density alone gives
+BY_RATE = {"words", "judged"}       # asked of random directions at every sparsity: what their density alone gives
 TOGETHER = {"stability"}            # asked of all seeds at once
 
 EVALUATION = (Rounded, evals, units, explain, concepts, baselines, data, activations, fused, sys.modules["model"])
@@ -217,7 +217,7 @@ class Job:
 
     def groups(self, some):
         """Those of some groups of metrics that it is asked."""
-        curve = CURVES | DENSE if self.name == "random" else CURVES
+        curve = CURVES | BY_RATE if self.name == "random" else CURVES
         return [g for g in some if (g in TOGETHER) == (self.seed is None) and (self.middle or g in curve)]
 
     @property
@@ -311,7 +311,7 @@ def carry_out(job, cfg, bench, groups, dev):
     asked, failed = None, []
     for name in groups:
         code = [*EVALUATION, job.method.module if job.method else spd, GROUPS[name]] + [align] * (name in TOGETHER)
-        how = [*map(source, code), text_hash(cfg.data), cfg.eval_tokens, cfg.explained if name in DENSE else 0]
+        how = [*map(source, code), text_hash(cfg.data), cfg.eval_tokens, cfg.explained if name in BY_RATE else 0]
         how += [source(judge), cfg.judge_url, cfg.judge_model] * (name == "judged")
         path = folder / f"{name}-{digest([name, str(job), which, gpt.hash, layer, how])}.json"
         try:

@@ -76,8 +76,8 @@ class _LogPartition(torch.autograd.Function):
 def log_partition(h, W, rows=512) -> tuple[Tensor, Tensor]:
     """lse = logsumexp(h W^T) and mean = softmax(h W^T) W, which is also the gradient of lse by h. W (V, D) is frozen.
 
-    Forward and backward at once in chunks of `rows`: the (N, V) logits are never stored. 512 rows, as each product packs
-    W anew; 128, which fit a core's cache, took 1.3 times as long."""
+    Forward and backward at once in chunks of `rows`: the (N, V) logits are never stored. 512, as each product packs W
+    anew; chunks of 128, which fit a core's cache, took 1.3 times as long."""
     return _LogPartition.apply(h, W, rows)
 
 def kl_unembed(clean, h, W) -> Tensor:

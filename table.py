@@ -13,6 +13,8 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import common
 import pictures
 
@@ -38,6 +40,8 @@ ROWS = {
     "neurons": "floor: the neurons that write most", "pca": "floor: principal components of the output",
     "random": "floor: random directions", "svd": "floor: singular vectors of both matrices, those that write most"}
 
+AT = 16                             # an L0 that all rows of the full table reach
+
 COLUMNS = {
     "faithful": dict(
         ce_recovered=Column("CE rec", "up", 0, 3, "share of the cross-entropy that mean-ablating the MLP costs which "
@@ -50,6 +54,13 @@ COLUMNS = {
         faith_auc=Column("faith k", "up", "random", 3, "CE recovered by the 1 to 20 units (spd, svd: of each matrix) "
                          "that matter most at each token, area over log k"),
         comp_auc=Column("all but k", "down", "random", 3, "CE recovered by all but those units, errors kept")),
+    f"at L0 {AT}": dict(
+        ce_recovered_at=Column(f"CE @{AT}", "up", 0, 3, f"CE rec at L0 {AT}, read off each seed's curve: linear in log "
+                               "L0 between its sparsities"),
+        kl_recovered_at=Column(f"KL @{AT}", "up", 0, 3, "KL rec, read likewise"),
+        fve_at=Column(f"FVE @{AT}", "up", "pca", 3, "FVE, likewise"),
+        active_params_at=Column(f"params @{AT}", "down", None, 0, "params, likewise"),
+        index_bits_at=Column(f"bits @{AT}", "down", None, 1, "bits, likewise")),
     "sparse": dict(
         l0=Column("L0", "down", None, 1, "units on per token (SPD: of both matrices)"),
         active_params=Column("params", "down", None, 0, "parameters of the units on, per token, and of a skip"),
@@ -145,10 +156,22 @@ def of_seeds(known, S):
     return {key: dict(mean=v, half=T975[S - 2] * known[f"{key}_se"] if f"{key}_se" in known else None, values=[])
             for key, v in known.items() if isinstance(v, (int, float)) and not key.endswith("_se")}
 
+def at_one_l0(points):
+    """{KEY_at: number at L0 = AT} of one seed of a row, from what is known of it at each sparsity: linear in log L0 in
+    between; what lies outside by more than 5 % has none."""
+    points, out = sorted((p for p in points if p.get("l0")), key=lambda p: p["l0"]), {}
+    if points and points[0]["l0"] / 1.05 <= AT <= points[-1]["l0"] * 1.05:
+        logs = [math.log(p["l0"]) for p in points]
+        for key in ("ce_recovered", "kl_recovered", "fve", "active_params", "index_bits"):
+            if all(isinstance(p.get(key), (int, float)) for p in points):
+                out[f"{key}_at"] = float(np.interp(math.log(AT), logs, [p[key] for p in points]))
+    return out
+
 def assemble(found, provenance):
     """What results.json holds. A row is a method at one sparsity. What one of its seeds failed to give, it has not."""
-    rows, S = {}, provenance["config"]["seeds"]
+    rows, curves, S = {}, {}, provenance["config"]["seeds"]
     for job, known, failed in found:
+        curves.setdefault((job.name, job.seed), []).append(known)
         row = rows.setdefault((job.name, job.value), dict(
             name=job.name, knob=job.knob, value=job.value, floor=job.floor, middle=job.middle, seeds=[], known=[],
             together={}, failed=[]))
@@ -159,6 +182,8 @@ def assemble(found, provenance):
         row["failed"] += [f"{'all seeds' if job.seed is None else f'seed {job.seed}'}: {failed}"] if failed else []
     for row in rows.values():
         known, together = row.pop("known"), row.pop("together")
+        if row["middle"]:
+            known = [k | at_one_l0(curves[row["name"], seed]) for k, seed in zip(known, row["seeds"])]
         whole = lambda key: not row["failed"] or all(key in k for k in known)
         keys = dict.fromkeys(key for k in known for key in k if not key.endswith("_within"))
         number = {key: over_seeds([k.get(key) for k in known], known[0].get(f"{key}_within")) for key in keys}
@@ -237,7 +262,7 @@ def render(results, markdown=False):
              "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than its interval.",
              "`compare.py --explain` says what it all means.",
              f"Floors: {', '.join(floors)}.",
-             "Rows differ in L0, and most numbers move with it: compare along the curves (curves.png) as well."]
+             "Rows differ in L0, and most numbers move with it: see also those at one L0 and the curves (curves.png)."]
     if p["config"]["quick"]:
         lines += ["A quick run: all are under-trained, SPD most. It shows what is measured, not how they compare."]
     for group, heads, rows in tables(results):

@@ -1,6 +1,7 @@
 """The comparison with a method that trains in milliseconds: kill and continue, FAILED rows, nulls, tables, README."""
 import dataclasses
 import json
+import math
 import re
 import types
 from pathlib import Path
@@ -314,6 +315,19 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     assert all(len(group) <= 8 for group in table.COLUMNS.values())         # 120 columns of text
 
 
+@pytest.mark.parametrize("l0s, where", [((8, 32), 0.5), ((8, 16, 32), 1), ((16.5,), 0), ((2, 15.5), 1), ((15.3, 64), math.log(16 / 15.3) / math.log(64 / 15.3))])
+def test_numbers_at_one_l0_are_read_off_the_curve(l0s, where):
+    """16 is half-way between 8 and 32 in log L0; what ends within 5 % of it counts as there."""
+    curve = [dict(l0=l0, ce_recovered=i, fve=2 * i, kl_recovered=None) for i, l0 in enumerate(l0s)]
+    want = dict(ce_recovered_at=where, fve_at=2 * where)
+    assert table.at_one_l0(curve[::-1]) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("l0s", [(), (2, 15), (17, 30), (None,)])
+def test_a_curve_that_does_not_reach_that_l0_has_no_number_there(l0s):
+    assert table.at_one_l0([dict(l0=l0, ce_recovered=1.0) for l0 in l0s]) == {}
+
+
 def test_each_column_has_a_metric_that_finds_it():
     """All groups of metrics, of small untrained models of the bundled target."""
     gpt, ms = GPT.load(ROOT / "target"), []
@@ -325,6 +339,7 @@ def test_each_column_has_a_metric_that_finds_it():
         if group != "judged":
             found |= function(ms if group in compare.TOGETHER else ms[0], bench, common.generator(0, group))
     assert json.dumps(compare.finite(found))
+    found |= table.at_one_l0([found | dict(l0=table.AT)])
     wanted = {key for group, columns in table.COLUMNS.items() for key in columns if group != "by LLM"}
     assert wanted - set(found) == {"tokens", "steps", "seconds"}
 
