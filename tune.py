@@ -1,9 +1,9 @@
-"""The same tuning for every row of the table: its learning rate halved, as it is and doubled, at the middle sparsity,
-seed 0, on as many tokens as in the table. Scored on fit, which no number of the table comes from.
+"""The same tuning for every row of the table: the same learning rates, at the middle sparsity and seed 0, on as many
+tokens as in the table. Scored on fit, which no number of the table comes from.
 
-    gain = ln KL(default at the trial's L0) - ln KL(trial)
-The default's KL at any L0 is read off its own curve over the sparsities of the table, linear in log KL over log L0, so
-that a rate which only trades sparsity for KL gains nothing. A default gives way to what gains more than WORTH.
+    gain = ln KL(the table's rate at the trial's L0) - ln KL(trial)
+The KL of the table's rate at any L0 is read off its curve over the table's sparsities, linear in log KL over log L0, so
+that a rate which only trades sparsity for KL gains nothing. After a gain above WORTH the table should use that rate.
 
     python tune.py              # trains what is missing, beside compare.py's models; results/tuning.json and .md
 """
@@ -31,31 +31,35 @@ class Config:
     runs: str = "runs/compare"      # folder for the models, shared with compare.py
     device: str = "auto"            # auto, cpu, cuda
 
-FACTORS = (0.5, 1, 2)               # of the default learning rate
+RATES = (2e-3, 4e-3, 8e-3, 16e-3)
 WORTH = 0.1                         # in ln KL, whose standard deviation over seeds is about 0.03
 
 def trials(cfg):
-    """{name: [(factor, job)]} of the trained rows: the middle sparsity at each rate, the others at the default."""
+    """{name: [(learning rate, job)]} of the trained rows: each sparsity at the table's rate, the middle one at all."""
     out = {}
     for job in compare.jobs(cfg):
         if job.method and not job.floor:
-            rates = FACTORS if job.middle else (1,)
-            out.setdefault(job.name, []).extend((factor, at_rate(job, factor)) for factor in rates)
+            rates = dict.fromkeys((rate(job), *RATES)) if job.middle else [rate(job)]
+            out.setdefault(job.name, []).extend((lr, at_rate(job, lr)) for lr in rates)
     return out
 
-def at_rate(job, factor):
-    """The job with its method's default learning rate times a factor, whatever the table uses."""
-    m = job.method
-    change = {k: v for k, v in m.change.items() if k != "lr"}
-    change |= {"lr": m.module.Config.lr * factor} if factor != 1 else {}
-    return dataclasses.replace(job, method=m._replace(change=change))
+def rate(job):
+    """What the table uses."""
+    return job.method.change.get("lr", job.method.module.Config.lr)
 
-def score(factor, job, cfg, bench, dev):
-    """What one trial has on fit, a flat dict."""
-    m, cost, _ = compare.trained(job, job.config(cfg, bench.gpt, bench.layer), bench.gpt, dev)
+def at_rate(job, lr):
+    return dataclasses.replace(job, method=job.method._replace(change=job.method.change | dict(lr=lr)))
+
+def score(lr, job, cfg, bench, dev):
+    """What one trial has on fit, a flat dict; None if its training diverged."""
+    try:
+        m, cost, _ = compare.trained(job, job.config(cfg, bench.gpt, bench.layer), bench.gpt, dev)
+    except SystemExit as e:
+        if e.code == 1:
+            return None
+        raise
     found = compare.faithfulness(m, bench._replace(test=bench.fit), common.generator(0, "tune"))
-    return dict(factor=factor, lr=job.method.module.Config.lr * factor, middle=job.middle,
-                **{key: found[key] for key in ("l0", "kl", "ce_recovered", "fve")}, **cost)
+    return dict(lr=lr, middle=job.middle, **{key: found[key] for key in ("l0", "kl", "ce_recovered", "fve")}, **cost)
 
 def gain(trial, curve):
     """By how much the trial's ln KL lies below the default's at its L0; beyond the ends of the curve, below the end's.
@@ -64,22 +68,21 @@ def gain(trial, curve):
     l0, kl = ([math.log(point[key]) for point in curve] for key in ("l0", "kl"))
     return float(np.interp(math.log(trial["l0"]), l0, kl)) - math.log(trial["kl"])
 
-def verdict(points):
-    """{factor: gain} of the rates tried on a row, and the factor to use."""
-    curve = [p for p in points if p["factor"] == 1]
-    gains = {p["factor"]: gain(p, curve) for p in points if p["factor"] != 1}
-    best = max(gains, key=gains.get)
-    return gains, best if gains[best] > WORTH else 1
+def verdict(own, points):
+    """{learning rate: gain} of the others tried on a row, and the one to use; own: the table's."""
+    curve = [p for p in points if p["lr"] == own]
+    gains = {p["lr"]: gain(p, curve) for p in points if p["lr"] != own}
+    best = max(gains, key=gains.get, default=own)
+    return gains, best if gains.get(best, 0) > WORTH else own
 
 def render(rows):
-    """As Markdown: a line per row, of the middle sparsity."""
-    lines = ["| row | " + " | ".join(f"lr x {factor:g}: KL at L0" for factor in FACTORS) + " | use |",
-             "|---" * (2 + len(FACTORS)) + "|"]
+    """As Markdown: a line per row, of the middle sparsity: KL at L0, and the gain over the rate that the table uses."""
+    lines = ["| row | in the table | " + " | ".join(f"{lr:g}" for lr in RATES) + " |", "|---" * (2 + len(RATES)) + "|"]
     for row in rows:
-        cells = [f"{p['kl']:.4f} at {p['l0']:.1f}" + (
-            f" (lr {p['lr']:g})" if p["factor"] == 1 else f", gain {row['gains'][p['factor']]:+.2f}")
-            for p in row["points"] if p["middle"]]
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + f" | x {row['use']:g} |")
+        found = {p["lr"]: p for p in row["points"] if p["middle"]}
+        cells = [f"{p['kl']:.4f} at {p['l0']:.1f}" + (f" ({row['gains'][lr]:+.2f})" if lr != row["lr"] else "")
+                 if (p := found.get(lr)) else "diverged" for lr in RATES]
+        lines.append(f"| {row['name']} | {row['lr']:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines + [""])
 
 def main(cfg):
@@ -90,16 +93,18 @@ def main(cfg):
     bench, rows, every = compare.prepared(base, gpt, layer, dev), [], trials(base)
     for n, (name, jobs) in enumerate(every.items()):
         points = []
-        for i, (factor, job) in enumerate(jobs):
-            print(f"[{n + 1}/{len(every)}] {job}, learning rate x {factor:g} ({i + 1}/{len(jobs)})", flush=True)
-            points.append(score(factor, job, base, bench, dev))
-        gains, use = verdict(points)
-        rows.append(dict(name=name, points=points, gains=gains, use=use))
-    text = render(rows)
+        for i, (lr, job) in enumerate(jobs):
+            print(f"[{n + 1}/{len(every)}] {job}, learning rate {lr:g} ({i + 1}/{len(jobs)})", flush=True)
+            points.append(score(lr, job, base, bench, dev))
+        own, points = jobs[0][0], [p for p in points if p]
+        gains, best = verdict(own, points)
+        rows.append(dict(name=name, lr=own, best=best, gains=gains, points=points))
     common.write(Path(cfg.out) / "tuning.json", json.dumps(
         dict(rows=rows, worth=WORTH, provenance=common.provenance(cfg, gpt)), indent=1).encode())
-    common.write(Path(cfg.out) / "tuning.md", text.encode())
-    print("", text, f"gain: ln KL below the default's own curve, on fit; above {WORTH} it is worth it",
+    common.write(Path(cfg.out) / "tuning.md", render(rows).encode())
+    print("", render(rows), *(f"{row['name']}: {row['best']:g} is better than {row['lr']:g}, which the table uses"
+                              for row in rows if row["best"] != row["lr"]),
+          f"(gain): ln KL, on fit, below the curve of the table's rate; above {WORTH} it is worth a change",
           f"-> {cfg.out}/tuning.json, tuning.md", sep="\n")
 
 if __name__ == "__main__":
