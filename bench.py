@@ -324,7 +324,7 @@ a_ND, F, k, steps = torch.randn({PEER_JOB["N"]}, 128), {F}, {PEER_JOB["k"]}, {PE
 try:
     update, *_ = peers.{name}(a_ND, F, k, steps, 1e-3, 0)
 except ImportError as e:
-    print("missing:", e, flush=True)
+    sys.exit(print("missing:", e, flush=True))
 for step, _ in enumerate(sys.stdin):
     update(step, a_ND)
     print("done", flush=True)"""
@@ -343,10 +343,9 @@ def bench_peers(cfg):
         for F in PEER_WIDTHS:
             for variant in ("topk", "jumprelu"):
                 steps[variant, F, "sae.py"] = sae_step(device, F=F, variant=variant, **PEER_JOB)
-            for _, name in GOALS:
-                for kind in kinds:
-                    steps[name, F, kind] = stack.enter_context(apart(name, F, kind != kinds[0]))
-                steps[name, F, kinds[0]]()              # fails at once if it is missing
+            for name, kind in ((name, kind) for _, name in GOALS for kind in kinds):
+                steps[name, F, kind] = stack.enter_context(apart(name, F, kind != kinds[0]))
+                steps[name, F, kind]()                  # fails at once if it is missing
         seconds = interleaved(cfg.rounds, steps)
     print(f"\npeers: {PEER_JOB['N']} activations a step, D 128, k {PEER_JOB['k']}, {torch.get_num_threads()} threads, "
           f"medians of {cfg.rounds} rounds;\ntheirs with PyTorch and glibc as installed, and with our switches, "

@@ -1,5 +1,5 @@
-"""The same tuning for every row of the table: the same learning rates, at the middle sparsity and seed 0, on as many
-tokens as in the table. Scored on fit, which no number of the table comes from.
+"""The same tuning for every row of the table: the same learning rates for all, at the middle sparsity and seed 0.
+On as many tokens as in the table; scored on fit, which no number of the table comes from.
 
     gain = ln KL(the table's rate at the trial's L0) - ln KL(trial)
 The KL of the table's rate at any L0 is read off its curve over the table's sparsities, linear in log KL over log L0, so
@@ -90,7 +90,9 @@ def main(cfg):
                           eval_tokens=cfg.eval_tokens, runs=cfg.runs, device=cfg.device)
     gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
     layer, _ = compare.check(base, gpt)
-    bench, rows, every = compare.prepared(base, gpt, layer, dev), [], trials(base)
+    if not (every := trials(base)):
+        common.fail(f"--methods {cfg.methods}: names no row that is trained")
+    bench, rows = compare.prepared(base, gpt, layer, dev), []
     for n, (name, jobs) in enumerate(every.items()):
         points = []
         for i, (lr, job) in enumerate(jobs):

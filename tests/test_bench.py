@@ -143,14 +143,14 @@ def stand_ins(monkeypatch, tmp_path):
         f"def {name}(a, F, k, steps, lr, seed):\n    {body}\n" for _, name in bench.GOALS))
 
 
-def test_peers_that_are_not_installed_are_named(stand_ins, capsys):
+def test_peers_that_are_not_installed_are_named(stand_ins, capfd):
     stand_ins("import a_package_that_is_missing")
-    fails(capsys, lambda: bench.main("sae", "--peers", "--rounds", "1"), "a_package_that_is_missing", "tests/peers.py")
+    fails(capfd, lambda: bench.main("sae", "--peers", "--rounds", "1"), "a_package_that_is_missing", "tests/peers.py")
 
 
-def test_a_peer_that_breaks_ends_in_one_line(stand_ins, capsys):
+def test_a_peer_that_stops_ends_in_one_line(stand_ins, capfd):
     stand_ins("raise SystemExit(3)")
-    fails(capsys, lambda: bench.main("sae", "--peers", "--rounds", "1"), "tests/peers.py")
+    fails(capfd, lambda: bench.main("sae", "--peers", "--rounds", "1"), "tests/peers.py")
 
 
 def test_peers_are_timed_and_compared(stand_ins, capsys):

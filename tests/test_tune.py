@@ -77,5 +77,6 @@ def test_a_rate_that_diverges_is_shown_and_never_used(small, tmp_path, monkeypat
 def test_bad_input_ends_in_one_line(target, capsys, tmp_path):
     how = dict(model=str(target), data=str(target / "x.bin"), device="cpu", out=str(tmp_path))
     fails(capsys, lambda: tune.main(tune.Config(**how, methods="spdd")), "--methods spdd")
+    fails(capsys, lambda: tune.main(tune.Config(**how, methods="pca")), "--methods pca")
     fails(capsys, lambda: tune.main(tune.Config(**how, tokens=0)), "--tokens 0")
     assert not list(tmp_path.iterdir())
