@@ -215,8 +215,8 @@ weights of {gpt.folder or "random numbers"}, {torch.get_num_threads()} threads, 
   arithmetic a step  {flops / 1e9:.2f} GFLOP: {flops / step / 1e9:.0f} GFLOP/s
   float32 products   {best / 1e9:.0f} GFLOP/s, the fastest of these shapes:
                      {", ".join(f"{n} {k} {m}: {rate / 1e9:.0f}" for (n, k, m), rate in rates.items())}
-  fraction           {flops / step / best:.1%} of that (goal: at least 50 % on 2 cores), {flops / step / square:.1%} of the \
-fastest square one
+  fraction           {flops / step / best:.1%} of that (goal: at least 50 % on 2 cores)
+                     {flops / step / square:.1%} of the fastest square product
   peak memory        {memory:.2f} GiB (goal: under 1.5 GiB)
 a step without""")
     show(seconds)

@@ -22,13 +22,20 @@ def points(**trial):
 @pytest.mark.parametrize("l0, share, best", [(16, 1, 1), (11, 1, 1), (11, 0.95, 1), (11, 0.8, 2), (30, 1.2, 1)])
 def test_gain_is_what_a_trial_has_beyond_the_curve_of_the_tables_rate(l0, share, best):
     """A trial that only moves along the curve gains nothing; one that has `share` of its KL there gains -ln share."""
-    assert tune.verdict(1, points(l0=l0, kl=share * 0.1 / l0)) == ({2: pytest.approx(-math.log(share), abs=1e-9)}, best)
+    gained = pytest.approx(-math.log(share), abs=1e-9)
+    assert tune.verdict(1, points(l0=l0, kl=share * 0.1 / l0)) == ({1: 0, 2: gained}, best)
+
+
+def test_of_rates_that_are_about_as_good_the_lowest_is_used():
+    own, trial = points(), lambda lr, share: dict(lr=lr, middle=True, l0=16.0, kl=share * 0.1 / 16)
+    assert tune.verdict(1, own + [trial(0.5, 1.04), trial(2, 0.96)])[1] == 0.5
+    assert tune.verdict(1, own + [trial(0.5, 1.04), trial(2, 0.7), trial(4, 0.69)])[1] == 2
 
 
 def test_beyond_the_curve_its_end_is_what_has_to_be_beaten():
     assert tune.gain(dict(l0=64, kl=0.1 / 64), points()) == pytest.approx(math.log(2))
     assert tune.gain(dict(l0=4, kl=0.1 / 8), points()) == pytest.approx(0)
-    assert tune.verdict(1, points()) == ({}, 1)
+    assert tune.verdict(1, points()) == ({1: 0}, 1)
 
 
 def test_every_row_gets_the_same_trials():
@@ -55,7 +62,7 @@ def test_trains_scores_and_writes(small, tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "tuning.json").read_text())
     row, = found["rows"]
     assert row["lr"] == 4e-3 and {p["lr"] for p in row["points"] if p["middle"]} == set(tune.RATES)
-    assert len(row["points"]) == 6 and set(row["gains"]) == {"0.002", "0.008", "0.016"}
+    assert len(row["points"]) == 6 and set(row["gains"]) == {"0.002", "0.004", "0.008", "0.016"}
     assert len({(p["kl"], p["l0"]) for p in row["points"]}) == 6 and found["provenance"]["target"]
     assert "| transcoder |" in (tmp_path / "out" / "tuning.md").read_text() and "gain" in capsys.readouterr().out
     assert len(list((tmp_path / "runs").glob("transcoder-k2-seed0-*"))) == 4
@@ -71,7 +78,7 @@ def test_a_rate_that_diverges_is_shown_and_never_used(small, tmp_path, monkeypat
     tune.main(small)
     assert "diverged" in (tmp_path / "out" / "tuning.md").read_text()
     row, = json.loads((tmp_path / "out" / "tuning.json").read_text())["rows"]
-    assert set(row["gains"]) == {"0.002", "0.008"} and row["best"] != 0.016
+    assert set(row["gains"]) == {"0.002", "0.004", "0.008"} and row["best"] != 0.016
 
 
 def test_bad_input_ends_in_one_line(target, capsys, tmp_path):
