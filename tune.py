@@ -3,7 +3,7 @@ On as many tokens as in the table; scored on fit, which no number of the table c
 
     gain = ln KL(the table's rate at the trial's L0) - ln KL(trial)
 The KL of the table's rate at any L0 is read off its curve over the table's sparsities, linear in log KL over log L0, so
-that a rate which only trades sparsity for KL gains nothing. To use is the lowest rate within NEAR of the best gain.
+that a rate which only trades sparsity for KL gains nothing. Once one gains more than WORTH, the best is to be used.
 
     python tune.py              # trains what is missing, beside compare.py's models; results/tuning.json and .md
 """
@@ -31,8 +31,8 @@ class Config:
     runs: str = "runs/compare"      # folder for the models, shared with compare.py
     device: str = "auto"            # auto, cpu, cuda
 
-RATES = (2e-3, 4e-3, 8e-3, 16e-3)
-NEAR = 0.1                          # in ln KL: what one seed and a curve of three points can't tell apart
+RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
+WORTH = 0.1                         # in ln KL; less can't be told from chance with one seed and a curve of three points
 
 def trials(cfg):
     """{name: [(learning rate, job)]} of the trained rows: each sparsity at the table's rate, the middle one at all."""
@@ -72,7 +72,8 @@ def verdict(own, points):
     """{learning rate: gain} of the rates tried on a row, and the one to use; own: the table's, whose gain is 0."""
     curve = [p for p in points if p["lr"] == own]
     gains = {own: 0.} | {p["lr"]: gain(p, curve) for p in points if p["lr"] != own}
-    return gains, min(lr for lr, gained in gains.items() if gained >= max(gains.values()) - NEAR)
+    best = max(gains, key=gains.get)
+    return gains, best if gains[best] > WORTH else own
 
 def render(rows):
     """As Markdown: a line per row, of the middle sparsity: KL at L0, and the gain over the rate that the table uses."""
@@ -101,11 +102,11 @@ def main(cfg):
         gains, best = verdict(own, points)
         rows.append(dict(name=name, lr=own, best=best, gains=gains, points=points))
     common.write(Path(cfg.out) / "tuning.json", json.dumps(
-        dict(rows=rows, near=NEAR, provenance=common.provenance(cfg, gpt)), indent=1).encode())
+        dict(rows=rows, worth=WORTH, provenance=common.provenance(cfg, gpt)), indent=1).encode())
     common.write(Path(cfg.out) / "tuning.md", render(rows).encode())
     print("", render(rows), *(f"{row['name']}: {row['best']:g} should replace {row['lr']:g}, which the table uses"
                               for row in rows if row["best"] != row["lr"]),
-          f"(gain): ln KL, on fit, below the curve of the table's rate; to use: the lowest within {NEAR} of the best",
+          f"(gain): ln KL, on fit, below the curve of the table's rate; above {WORTH} it is worth a change",
           f"-> {cfg.out}/tuning.json, tuning.md", sep="\n")
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ def test_gain_is_what_a_trial_has_beyond_the_curve_of_the_tables_rate(l0, share,
     assert tune.verdict(1, points(l0=l0, kl=share * 0.1 / l0)) == ({1: 0, 2: gained}, best)
 
 
-def test_of_rates_that_are_about_as_good_the_lowest_is_used():
-    own, trial = points(), lambda lr, share: dict(lr=lr, middle=True, l0=16.0, kl=share * 0.1 / 16)
-    assert tune.verdict(1, own + [trial(0.5, 1.04), trial(2, 0.96)])[1] == 0.5
-    assert tune.verdict(1, own + [trial(0.5, 1.04), trial(2, 0.7), trial(4, 0.69)])[1] == 2
+def test_the_best_replaces_the_tables_rate_if_it_is_worth_it():
+    trial = lambda lr, share: dict(lr=lr, middle=True, l0=16.0, kl=share * 0.1 / 16)
+    assert tune.verdict(1, points() + [trial(0.5, 0.95), trial(2, 0.92)])[1] == 1
+    assert tune.verdict(1, points() + [trial(0.5, 0.85), trial(2, 0.84)])[1] == 2
 
 
 def test_beyond_the_curve_its_end_is_what_has_to_be_beaten():
@@ -62,10 +62,10 @@ def test_trains_scores_and_writes(small, tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "tuning.json").read_text())
     row, = found["rows"]
     assert row["lr"] == 4e-3 and {p["lr"] for p in row["points"] if p["middle"]} == set(tune.RATES)
-    assert len(row["points"]) == 6 and set(row["gains"]) == {"0.002", "0.004", "0.008", "0.016"}
-    assert len({(p["kl"], p["l0"]) for p in row["points"]}) == 6 and found["provenance"]["target"]
+    assert len(row["points"]) == 7 and set(row["gains"]) == {str(lr) for lr in tune.RATES}
+    assert len({(p["kl"], p["l0"]) for p in row["points"]}) == 7 and found["provenance"]["target"]
     assert "| transcoder |" in (tmp_path / "out" / "tuning.md").read_text() and "gain" in capsys.readouterr().out
-    assert len(list((tmp_path / "runs").glob("transcoder-k2-seed0-*"))) == 4
+    assert len(list((tmp_path / "runs").glob("transcoder-k2-seed0-*"))) == 5
     cfg = compare.Config(model=small.model, data=small.data, tokens=96, eval_tokens=5 * T, runs=small.runs, seeds=1)
     gpt = GPT.load(small.model)
     assert all(Path(job.config(cfg, gpt, 1).out).exists() for job in compare.jobs(cfg) if job.method)
