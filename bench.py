@@ -322,6 +322,7 @@ def apart(name, F, ours):
 sys.path[:0] = {[str(Path(__file__).parent), str(PEERS)]!r}
 import torch, common, peers
 {"common.fast_matmul(), common.keep_memory()" if ours else ""}
+torch.manual_seed(0)
 a_ND, F, k, steps = torch.randn({PEER_JOB["N"]}, 128), {F}, {PEER_JOB["k"]}, {PEER_JOB["steps"]}
 try:
     update, *_ = peers.{name}(a_ND, F, k, steps, 1e-3, 0)
@@ -339,11 +340,12 @@ for step, _ in enumerate(sys.stdin):
         yield step
 
 def bench_peers(cfg):
-    """Our steps and those of public trainers on activations of the same shape."""
+    """Our steps and those of public trainers on the same activations."""
     steps, kinds, device = {}, ("as installed", "with our switches"), common.device("cpu")
     with ExitStack() as stack:
         for F in PEER_WIDTHS:
             for variant in ("topk", "jumprelu"):
+                torch.manual_seed(0)                    # as in `apart`
                 steps[variant, F, "sae.py"] = sae_step(device, F=F, variant=variant, **PEER_JOB)
             for name, kind in ((name, kind) for _, name in GOALS for kind in kinds):
                 steps[name, F, kind] = stack.enter_context(apart(name, F, kind != kinds[0]))
