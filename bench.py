@@ -12,7 +12,7 @@ B sequences, T positions, D residual width, M MLP hidden width, C components of 
     python bench.py sae --peers         # beside dictionary-learning's and eai-sparsify's (tests/peers.py says how to
                                         # install them), on the same activations
 """
-import functools, subprocess, sys, time, torch, torch.nn.functional as F
+import functools, itertools, subprocess, sys, time, torch, torch.nn.functional as F
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +76,8 @@ def passes(step, gpt, B) -> tuple[list, list]:
 
 @contextmanager
 def as_installed(memory=True):
-    """Without common.fast_matmul and common.keep_memory: MKL, and the highest thresholds that glibc sets by itself."""
+    """Without common.fast_matmul and common.keep_memory: MKL, and the highest thresholds that glibc sets by itself.
+    Memory that is kept by then still serves; where that matters, see `apart`."""
     switch, was = torch.backends.mkldnn.matmul, torch.backends.mkldnn.matmul.fp32_precision
     switch.fp32_precision = "none"
     common.keep_memory(*[2**25, 2**26] * memory)
@@ -341,14 +342,14 @@ for step, _ in enumerate(sys.stdin):
 
 def bench_peers(cfg):
     """Our steps and those of public trainers on the same activations."""
-    steps, kinds, device = {}, ("as installed", "with our switches"), common.device("cpu")
+    steps, kinds, device = {}, {"as installed": False, "with our switches": True}, common.device("cpu")
     with ExitStack() as stack:
         for F in PEER_WIDTHS:
             for variant in ("topk", "jumprelu"):
                 torch.manual_seed(0)                    # as in `apart`
                 steps[variant, F, "sae.py"] = sae_step(device, F=F, variant=variant, **PEER_JOB)
-            for name, kind in ((name, kind) for _, name in GOALS for kind in kinds):
-                steps[name, F, kind] = stack.enter_context(apart(name, F, kind != kinds[0]))
+            for (_, name), (kind, ours) in itertools.product(GOALS, kinds.items()):
+                steps[name, F, kind] = stack.enter_context(apart(name, F, ours))
                 steps[name, F, kind]()                  # fails at once if it is missing
         seconds = interleaved(cfg.rounds, steps)
     print(f"\npeers: {PEER_JOB['N']} activations a step, D 128, k {PEER_JOB['k']}, {torch.get_num_threads()} threads, "

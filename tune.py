@@ -62,7 +62,7 @@ def score(lr, job, cfg, bench, dev):
     return dict(lr=lr, middle=job.middle, **{key: found[key] for key in ("l0", "kl", "ce_recovered", "fve")}, **cost)
 
 def gain(trial, curve):
-    """By how much the trial's ln KL lies below the default's at its L0; beyond the ends of the curve, below the end's.
+    """By how much the trial's ln KL lies below the curve at its L0; beyond the ends of the curve, below the end's.
     trial, points of the curve: {"l0", "kl"}."""
     curve = sorted(curve, key=lambda point: point["l0"])
     l0, kl = ([math.log(point[key]) for point in curve] for key in ("l0", "kl"))

@@ -2,7 +2,6 @@
 import dataclasses
 import functools
 import re
-import sys
 
 import pytest
 import torch

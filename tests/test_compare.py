@@ -315,7 +315,8 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     assert all(len(group) <= 8 for group in table.COLUMNS.values())         # 120 columns of text
 
 
-@pytest.mark.parametrize("l0s, where", [((8, 32), 0.5), ((8, 16, 32), 1), ((16.5,), 0), ((2, 15.5), 1), ((15.3, 64), math.log(16 / 15.3) / math.log(64 / 15.3))])
+@pytest.mark.parametrize("l0s, where", [
+    ((8, 32), 0.5), ((8, 16, 32), 1), ((16.5,), 0), ((2, 15.5), 1), ((15.3, 64), math.log(16 / 15.3, 64 / 15.3))])
 def test_numbers_at_one_l0_are_read_off_the_curve(l0s, where):
     """16 is half-way between 8 and 32 in log L0; what ends within 5 % of it counts as there."""
     curve = [dict(l0=l0, ce_recovered=i, fve=2 * i, kl_recovered=None) for i, l0 in enumerate(l0s)]
