@@ -77,18 +77,20 @@ class Method(NamedTuple):
     change: dict                    # of the defaults of module.Config
     quick: dict                     # of those again, with --quick
 
-METHODS = {
+METHODS = {                         # learning rates: the best of those that tune.py tries
     "spd": Method(spd, "spd", "c_imp", (3e-5, 1e-4, 3e-4), {}, dict(C=128)),
     "transcoder": Method(transcoder, "tc", "k", (8, 16, 32), {}, dict(F=SMALL)),
     "transcoder-skip": Method(transcoder, "tc", "k", (8, 16, 32), dict(skip=True), dict(F=SMALL)),
-    "transcoder-stochastic": Method(transcoder, "tc", "k", (8, 16, 32), dict(variant="stochastic"), dict(F=SMALL)),
-    "transcoder-noiseless": Method(transcoder, "tc", "k", (16,), dict(variant="stochastic", noise=False),
+    "transcoder-kl": Method(transcoder, "tc", "k", (16,), dict(objective="kl"), dict(F=SMALL)),
+    "transcoder-stochastic": Method(transcoder, "tc", "k", (8, 16, 32), dict(variant="stochastic", lr=16e-3),
+                                    dict(F=SMALL)),
+    "transcoder-noiseless": Method(transcoder, "tc", "k", (16,), dict(variant="stochastic", noise=False, lr=16e-3),
                                    dict(F=SMALL)),
     "clt": Method(clt, "clt", "k", (4, 8, 16), {}, dict(F=128)),        # k per layer, and it is read at each so far
-    "molt": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), {}, {}),
-    "molt-sum": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), dict(sum_to_weights=True), {}),
+    "molt": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3), {}),
+    "molt-sum": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3, sum_to_weights=True), {}),
     "sae": Method(sae, "sae", "k", (8, 16, 32), {}, dict(F=SMALL)),       # reads y: explains, does not replace
-    "sae-stochastic": Method(sae, "sae", "k", (8, 16, 32), dict(variant="stochastic"), dict(F=SMALL)),
+    "sae-stochastic": Method(sae, "sae", "k", (8, 16, 32), dict(variant="stochastic", lr=16e-3), dict(F=SMALL)),
 }
 METHODS |= {"sae:frozen": METHODS["sae"]._replace(values=(16,), change=dict(frozen=True)),
             "sae:untrained": METHODS["sae"]._replace(values=(16,))}

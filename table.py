@@ -8,7 +8,6 @@ import io
 import json
 import math
 import re
-import statistics
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import common
+import noise
 import pictures
 
 class Column(NamedTuple):
@@ -29,7 +29,8 @@ ROWS = {
     "spd": "parameter components of both matrices, masks rounded at 0.1: what is not on is not written",
     "transcoder": "from the MLP's input to its output, TopK",
     "transcoder-skip": "the same beside an affine map, which is always on",
-    "transcoder-stochastic": "the same with SPD's stochastic masks and penalty instead of TopK",
+    "transcoder-kl": "trained on the KL through the rest of the model, as SPD is, instead of on the output",
+    "transcoder-stochastic": "with SPD's stochastic masks and penalty instead of TopK",
     "transcoder-noiseless": "its control: the same penalty, no noise in its masks",
     "clt": "cross-layer transcoder, BatchTopK: its features of this layer and of all before",
     "molt": "mixture of linear transforms, JumpReLU gates",
@@ -138,23 +139,11 @@ COLUMNS = {
         kl_joint=Column("KL joint", "", None, 4, "KL added by forcing on what is on at 8 random other tokens; 0 if "
                         "importances hold jointly, below 0 where they are bad")),
 }
+BASE = "spd"                        # that the others are held against, in one number of each axis:
+HEADLINES = (("ce_recovered_at", "error_pathology", "completeness", "coverage", "probe_auroc_1"),
+             ("rule_det_hard", "ablation", "steering", "units_atomic", "activations_shared_0.7"))
 EVERY = {key: column for group in COLUMNS.values() for key, column in group.items()}
 ARROWS = dict(up="↑", down="↓") | {"": ""}
-
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)     # Student's t at 0.975, 1 to 9 degrees
-
-def over_seeds(values, within=None):
-    """Mean and half of the 95 % t interval, which one seed has not: of it, `within`. None if no seed has a number."""
-    values = [v for v in values if isinstance(v, (int, float))]
-    if not values:
-        return None
-    half = T975[min(len(values), 10) - 2] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else within
-    return dict(mean=statistics.mean(values), half=half, values=values)
-
-def of_seeds(known, S):
-    """The same of numbers that are of all S seeds at once, with the jackknife's standard error beside them (KEY_se)."""
-    return {key: dict(mean=v, half=T975[S - 2] * known[f"{key}_se"] if f"{key}_se" in known else None, values=[])
-            for key, v in known.items() if isinstance(v, (int, float)) and not key.endswith("_se")}
 
 def at_one_l0(points):
     """{KEY_at: number at L0 = AT} of one seed of a row, from what is known of it at each sparsity: linear in log L0 in
@@ -186,8 +175,8 @@ def assemble(found, provenance):
             known = [k | at_one_l0(curves[row["name"], seed]) for k, seed in zip(known, row["seeds"])]
         whole = lambda key: not row["failed"] or all(key in k for k in known)
         keys = dict.fromkeys(key for k in known for key in k if not key.endswith("_within"))
-        number = {key: over_seeds([k.get(key) for k in known], known[0].get(f"{key}_within")) for key in keys}
-        row["metrics"] = {key: v for key, v in number.items() if v and whole(key)} | of_seeds(together, S)
+        number = {key: noise.over_seeds([k.get(key) for k in known], known[0].get(f"{key}_within")) for key in keys}
+        row["metrics"] = {key: v for key, v in number.items() if v and whole(key)} | noise.of_seeds(together, S)
         row |= {key: [k[key] for k in known if key in k] for key in ("attack", "alive_curve", "spectrum")}  # pictures
     target = next((k for job, k, _ in found if "ce_original" in k and not job.name.endswith(":untrained")), {})
     for group, columns in COLUMNS.items():          # each number gets its null
@@ -195,7 +184,9 @@ def assemble(found, provenance):
             for row in rows.values():
                 if key in row["metrics"]:
                     row["metrics"][key]["null"] = null(row, rows.values(), group, key, column)
+    apart = noise.differences([row for row in rows.values() if row["middle"]], BASE, sum(HEADLINES, ()), S)
     return dict(provenance=provenance, rows=list(rows.values()),
+                differences=[dict(name=name, metric=key, by=by, p=p) for (name, key), (by, p) in apart.items()],
                 target={k: target.get(k) for k in ("ce_original", "ce_mean_ablation", "ce_zero_ablation",
                                                    "kl_mean_ablation")},
                 columns={key: column._asdict() for key, column in EVERY.items()})
@@ -238,31 +229,39 @@ def to_beat(rows, key):
     return "-".join(dict.fromkeys(short(v, key) for v in nulls[:1] + nulls[-1:]))
 
 def tables(results):
-    """[(group, heads, [cells of a row])] of the middle sparsities: groups and columns with a number in them."""
+    """[(group, heads, [cells of a row])] of the middle sparsities: groups and columns with a number in them; then what
+    the methods have more than BASE."""
     rows, out = [row for row in results["rows"] if row["middle"]], []
     for group, columns in COLUMNS.items():
         some = [key for key in columns if any(key in row["metrics"] for row in rows)]
         shown = [row for row in rows if row["failed"] or any(key in row["metrics"] for key in some)]
         if some:
-            heads = [f"{columns[key].head} {ARROWS[columns[key].better]}".strip() for key in some]
             cells = [[row["name"], *(cell(row, key) for key in some)] for row in shown]
-            out.append((group, heads, [*cells, ["null", *(to_beat(rows, key) for key in some)]]))
-    return out
+            out.append((group, heads_of(some), [*cells, ["null", *(to_beat(rows, key) for key in some)]]))
+    by = {(d["name"], d["metric"]): f"{'+' * (d['by'] > 0)}{short(d['by'], d['metric'])}{'°' * (d['p'] > 0.05)}"
+          for d in results["differences"]}
+    names = dict.fromkeys(name for name, _ in by)
+    return out + [(f"minus {BASE}", heads_of(keys), [[name, *(by.get((name, key), "n/a") for key in keys)]
+                                                     for name in names]) for keys in HEADLINES if by]
+
+def heads_of(keys):
+    return [f"{EVERY[key].head} {ARROWS[EVERY[key].better]}".strip() for key in keys]
 
 def render(results, markdown=False):
     """The tables as text, 120 columns wide, or as Markdown."""
     target, p = results["target"], results["provenance"]
     floors = dict.fromkeys(row["name"] for row in results["rows"] if row["floor"])
     show = lambda v: "n/a" if v is None else f"{v:.4f}"
-    seeds = p["config"]["seeds"]
     lines = [f"MLP of layer {p['layer']}: cross-entropy {show(target['ce_original'])} nats, mean-ablated "
              f"{show(target['ce_mean_ablation'])}, zero-ablated {show(target['ce_zero_ablation'])}.",
              f"Middle sparsity, on {p['config']['eval_tokens']:,} tokens; mean ± half of the 95 % interval over "
-             f"{seeds} seed(s), or over stories; * not of all seeds.",
+             f"{p['config']['seeds']} seed(s), or over stories; * not of all seeds.",
              "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than its interval.",
              "`compare.py --explain` says what it all means.",
              f"Floors: {', '.join(floors)}.",
              "Rows differ in L0, and most numbers move with it: see also those at one L0 and the curves (curves.png)."]
+    if results["differences"]:
+        lines += [f"Minus {BASE}: ° where that may be noise, p > 0.05 (Welch's t over seeds; Holm over both tables)."]
     if p["config"]["quick"]:
         lines += ["A quick run: all are under-trained, SPD most. It shows what is measured, not how they compare."]
     for group, heads, rows in tables(results):
@@ -281,7 +280,8 @@ def describe():
              "is chosen on some stories, every number is from others. A concept is something that the generator of the",
              "stories knows to be true at a token; a parent concept has others below it (animal > cow). ↑ higher is",
              "better, ↓ lower is better, no arrow: neither. Null: what chance or nothing gives; to beat: the floor",
-             "whose number it is.",
+             "whose number it is. Last come differences, what a row has more than spd, with ° where that may be noise:",
+             "p > 0.05, of Welch's t over seeds, after Holm's correction for having asked all of them.",
              "", "rows", *(f"  {name:<23}{text}" for name, text in ROWS.items())]
     for group, columns in COLUMNS.items():
         lines += ["", group]

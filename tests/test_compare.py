@@ -13,6 +13,7 @@ from torch import nn
 import common
 import compare
 import evals
+import noise
 import table
 from baselines import Dictionary
 from compare import Config, Job, Method
@@ -212,7 +213,7 @@ def test_what_one_metric_fails_to_give_leaves_the_others(cfg, stub, monkeypatch)
     assert len(row["failed"]) == 2 and "parts: AssertionError: first" in row["failed"][0]
     assert row["metrics"]["fve"] and row["metrics"]["function_fve"] and "coverage" not in row["metrics"]
     assert table.cell(row, "coverage") == "FAILED" and table.cell(row, "fve") != "FAILED"
-    assert table.cell(dict(row, metrics=dict(fve=table.over_seeds([None, 0.5]))), "fve") == "0.500*"
+    assert table.cell(dict(row, metrics=dict(fve=noise.over_seeds([None, 0.5]))), "fve") == "0.500*"
 
 
 def test_all_seeds_at_once_have_their_own_interval(cfg, stub, capsys):
@@ -263,11 +264,7 @@ def test_quick_and_narrowed(cfg, stub, monkeypatch):
     assert not any(key.endswith("_within") for key in known)
 
 
-def test_means_intervals_and_nulls(cfg, stub):
-    by_hand = table.over_seeds([1, 2, 3, None])
-    assert by_hand == dict(mean=2, half=pytest.approx(4.303 / 3 ** 0.5), values=[1, 2, 3])
-    assert table.over_seeds([None]) is None and table.over_seeds([5.])["half"] is None
-    assert table.over_seeds([5.], 0.5)["half"] == 0.5 and table.over_seeds([5., 5.], 0.5)["half"] == 0
+def test_values_of_seeds_and_their_nulls(cfg, stub):
     compare.main(cfg)
     rows = {(row["name"], row["value"]): row["metrics"] for row in results(cfg)["rows"]}
     values = rows["random", 3]["fve"]["values"]

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 BUDGET = {"model.py": 220, "data.py": 310, "story.py": 400, "concepts.py": 120, "prompts.py": 100, "pretrain.py": 170,
           "activations.py": 60, "common.py": 145, "fused.py": 250, "spd.py": 398, "curve.py": 60, "clt.py": 292,
           "molt.py": 303, "evals.py": 600, "units.py": 530, "baselines.py": 150, "explain.py": 250, "judge.py": 120,
-          "bench.py": 400, "sae.py": 337, "transcoder.py": 312, "align.py": 450, "compare.py": 410, "table.py": 322,
-          "pictures.py": 170, "tune.py": 130}
+          "bench.py": 400, "sae.py": 337, "transcoder.py": 312, "align.py": 450, "compare.py": 412, "table.py": 322,
+          "pictures.py": 170, "tune.py": 130, "noise.py": 70}
 # common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %;
 # and the limits of flags, some for all scripts.
 # data.py: 300, and three splits at once, each of enough tokens.
@@ -27,7 +27,8 @@ BUDGET = {"model.py": 220, "data.py": 310, "story.py": 400, "concepts.py": 120, 
 # bench.py: 250, and the activation-space methods beside public trainers.
 # sae.py and transcoder.py: 220 was for one variant; each has five, two objectives, and sae.py three sites.
 # table.py, pictures.py: what compare.py found, as text and files and as pictures; compare.py keeps what is run, now
-# with a judge; table.py says which numbers beat their nulls, and reads each row's curve at one L0.
+# with a judge, and one control more; table.py says which numbers beat their nulls, and reads each row's curve at one L0.
+# noise.py: what is larger than the spread over seeds.
 # tune.py: learning rates, tried alike for all rows.
 # story.py, concepts.py and prompts.py are what data.py would hold if it were one file
 TABLES = {"tinytales.py"}                                        # words and sentences, no code
