@@ -328,18 +328,20 @@ def function_agreement(ms, gpt, rows_RT, batch=16):
                        for key, table in tables.items()}, S)
 
 @torch.no_grad()
-def stability(ms, gpt, rows_RT, gen, tau=0.):
-    """A flat dict of all of the above for two or more seeds of one method at one MLP; a unit is on where f > tau.
+def stability(ms, gpt, fit_RT, rows_RT, gen, tau=0.):
+    """A flat dict of all of the above for two or more seeds of one method at one MLP; a unit is on where f > tau. Which
+    units are alive, and how often they are on, is told on fit_RT, all else on rows_RT.
       weights_.., activations_..      `with_null`; of one of several blocks alone: weights_in_.., weights_layer0_..
       weights_writes, .._same_mate    `alone`
       activations_jaccard_0.5         share of alive units with a mate that is on at the same tokens, Jaccard >= 0.5
       activations_shared_if_weights   of the units shared in weights, those shared in activations with the same mate: to
                                       be read beside activations_shared_0.7, which is of all alive units
       function_..                     `function_agreement`
-    and null_KEY, from three seeds on KEY_se. 1,024 units, 50,000 tokens: 17 s for two seeds, 38 s for three."""
-    (R, T), no_labels, found, extra = rows_RT.shape, rows_RT.new_zeros(*rows_RT.shape, 0), {}, {}
-    seen, every = [units.record(m, gpt, rows_RT, no_labels, tau) for m in ms], [blocks(m) for m in ms]
-    on_SF = [a.on() for a in seen]
+    and null_KEY, from three seeds on KEY_se. 1,024 units, 50,000 tokens: 20 s for two seeds, 42 s for three."""
+    (R, T), found, extra = rows_RT.shape, {}, {}
+    record = lambda m, rows_RT: units.record(m, gpt, rows_RT, rows_RT.new_zeros(*rows_RT.shape, 0), tau)
+    seen, every = [record(m, rows_RT) for m in ms], [blocks(m) for m in ms]
+    on_SF = [record(m, fit_RT).on() for m in ms]
     weight_SF = [written(m, a) for m, a in zip(ms, seen)]
     living = lambda Bs, on_F: [b.where((on_F >= ALIVE)[b.unit_n]) for b in Bs]
 

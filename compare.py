@@ -120,7 +120,7 @@ class Bench(NamedTuple):
     judge: Any                      # the LLM, if there is one
     once: dict                      # what holds for all decompositions of a target
 
-    def common(self, function, name, **how):
+    def shared(self, function, name, **how):
         """Such a thing, found once: function(gpt, layer, fit, test, gen)."""
         if (key := (name, self.gpt.hash)) not in self.once:
             gen = common.generator(0, name)
@@ -139,7 +139,7 @@ def completeness(m, bench, gen):
 def parts(m, bench, gen):
     parents = sorted({bench.names.index(parent) for parent, _ in concepts.HIERARCHY if parent in bench.names})
     parents = torch.tensor(parents, dtype=torch.long, device=bench.fit[0].device)
-    yardsticks = bench.common(units.probe_yardsticks, "probes")
+    yardsticks = bench.shared(units.probe_yardsticks, "probes")
     return units.summary(m, bench.gpt, bench.fit, bench.test, parents, gen) | yardsticks
 
 def recorded(m, bench):
@@ -169,7 +169,7 @@ def effects(m, bench, gen):
     after = torch.tensor([bench.names.index(f"next: {c}") for c in sets], dtype=torch.long)
     few = max(1, len(bench.fit[0]) // 8)
     how = dict(after=after, target_UV=is_VW.T[[words.index(c) for c in sets]], prompts=min(16, few))
-    return units.effects(m, bench.gpt, bench.fit, bench.test, **how, gen=gen, rows=min(32, few)) | bench.common(
+    return units.effects(m, bench.gpt, bench.fit, bench.test, **how, gen=gen, rows=min(32, few)) | bench.shared(
         units.pushes, "pushes", **how)
 
 def robustness(m, bench, gen):
@@ -191,7 +191,7 @@ def robustness(m, bench, gen):
         joint=joint, kl_joint=joint[8])
 
 def stability(ms, bench, gen):
-    found = align.stability(ms, bench.gpt, bench.test[0], gen)
+    found = align.stability(ms, bench.gpt, bench.fit[0], bench.test[0], gen)
     last = f"activations_survival_{len(ms) - 1}"
     return found | {f"{null}activations_survival": found[f"{null}{last}"] for null in ("", "null_")}
 

@@ -51,7 +51,7 @@ class Config:
     steps: int = 2000               # training steps
     B: int = 16                     # sequences per step
     T: int = 128                    # positions per sequence
-    lr: float = 8e-3                # of V, U and Gamma, falling along a cosine
+    lr: float = 8e-3                # of V, U and Gamma, falling along a cosine; from 16e-3 on it stays denser
     lr_end: float = 0.1             # last learning rate as a share of --lr
     warmup_steps: int = 400         # faithfulness warm-up of V and U alone; rescues seeds that die otherwise
     warmup_lr: float = 1e-3         # its constant learning rate

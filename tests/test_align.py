@@ -137,7 +137,7 @@ def test_a_permuted_copy_is_found_again(gpt, rows, name):
     """Whole, by permutation and, where a unit can be written in several ways, with other signs, sizes and bases."""
     m = make(name, gpt)
     n, went = permuted(m)
-    found = align.stability([m, n, m], gpt, rows, common.generator(0, "align"))
+    found = align.stability([m, n, m], gpt, rows, rows, common.generator(0, "align"))
     for space in ("weights", "activations"):
         for key in ("similarity", "similarity_alive", "shared_0.7", "shared_0.9", "survival_2", "shared_written",
                     "similarity_corrected", "shared_rate1"):
@@ -161,7 +161,7 @@ def test_each_matrix_of_its_own_is_told(gpt, rows):
     m = make("svd", gpt)
     n = copy.deepcopy(m)
     n.V[1].data, n.U[1].data = randn("V", M, m.C), randn("U", m.C, D)
-    found = align.stability([m, n], gpt, rows, common.generator(0, "align"))
+    found = align.stability([m, n], gpt, rows, rows, common.generator(0, "align"))
     assert found["weights_in_shared_0.7"] == 1 and found["weights_out_shared_0.7"] == 0
     assert found["weights_shared_0.7"] == 0.5 and found["weights_out_similarity"] < 0.5 < found["weights_similarity"]
     m.requires_grad_(True)                              # as it is after training
@@ -376,9 +376,24 @@ class Positions:
 
 
 def test_the_null_of_activations_keeps_positions(gpt, rows):
-    found = align.stability([Positions()] * 2, gpt, rows, common.generator(0, "align"))
+    found = align.stability([Positions()] * 2, gpt, rows, rows, common.generator(0, "align"))
     assert found["activations_shared_0.7"] == found["null_activations_shared_0.7"] == 1
     assert found["null_activations_similarity"] == pytest.approx(1, abs=1e-5) and found["null_weights_shared_0.7"] == 0
+
+
+def test_alive_is_what_is_on_in_fit(gpt, rows):
+    """Units that go silent elsewhere still count, as not found; those that are rarely on in fit do not."""
+    m = make("sae", gpt)
+    on_F = lambda idx: (evals.clean(m, gpt, idx, 1)[1][:, 1:] > 0).sum((0, 1))
+    few = next(idx for idx in rows.split(2) if (on_F(idx) == 0).any())
+    for fit, other in ((rows, few), (few, rows)):
+        alive, seen = on_F(fit) >= evals.ALIVE, on_F(other) > 0
+        found = align.stability([m, m], gpt, fit, other, common.generator(0, "align"))
+        assert found["weights_shared_0.7"] == 1
+        assert found["activations_shared_0.7"] == pytest.approx((alive & seen).sum().item() / alive.sum().item())
+    assert alive.sum() < (on_F(rows) >= evals.ALIVE).sum()
+    alive, seen = on_F(rows) >= evals.ALIVE, on_F(few) > 0
+    assert (alive & ~seen).any()
 
 
 def test_nothing_alive_is_no_number(gpt, rows):
@@ -386,7 +401,7 @@ def test_nothing_alive_is_no_number(gpt, rows):
     n.b_enc.data.fill_(-1e9), n.b_dec.data.fill_(0.7)
     y_hat = m.decode(1, *evals.clean(m, gpt, rows, 1)[::-1])[:, 1:].double()
     fve = 1 - (y_hat - 0.7).square().sum() / (y_hat - y_hat.mean((0, 1))).square().sum()
-    found = align.stability([m, n], gpt, rows, common.generator(0, "align"))
+    found = align.stability([m, n], gpt, rows, rows, common.generator(0, "align"))
     assert found["weights_similarity"] is None and found["activations_similarity"] is None
     assert found["weights_shared_0.7"] == 0 and found["activations_shared_if_weights"] is None
     assert all(v is None or math.isfinite(v) for v in found.values())
@@ -396,7 +411,7 @@ def test_nothing_alive_is_no_number(gpt, rows):
 def test_looking_changes_nothing_and_repeats(gpt, rows):
     ms = [make("clt", gpt, seed) for seed in range(2)]
     before, state = [copy.deepcopy(m.state_dict()) for m in ms], torch.get_rng_state()
-    found = [align.stability(ms, gpt, rows, common.generator(0, "align")) for _ in range(2)]
+    found = [align.stability(ms, gpt, rows, rows, common.generator(0, "align")) for _ in range(2)]
     assert found[0] == found[1] and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, b[k]) for m, b in zip(ms, before) for k, v in m.state_dict().items())
     assert all(v is None or isinstance(v, (int, float)) and math.isfinite(v) for v in found[0].values())
