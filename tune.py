@@ -3,7 +3,8 @@ On as many tokens as in the table; scored on fit, which no number of the table c
 
     gain = ln KL(the table's rate at the trial's L0) - ln KL(trial)
 The KL of the table's rate at any L0 is read off its curve over the table's sparsities, linear in log KL over log L0, so
-that a rate which only trades sparsity for KL gains nothing. Once one gains more than WORTH, the best is to be used.
+that a rate which only trades sparsity for KL gains nothing. Once one gains more than WORTH, the best is to be used: the
+best near the L0 at which the table reads all rows. Curves can cross, so a trial that lands elsewhere has no gain.
 
     python tune.py              # trains what is missing, beside compare.py's models; results/tuning.json and .md
 """
@@ -18,6 +19,7 @@ import numpy as np
 import common
 import compare
 from model import GPT
+from table import AT
 
 @dataclass
 class Config:
@@ -33,6 +35,7 @@ class Config:
 
 RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
 WORTH = 0.1                         # in ln KL; less can't be told from chance with one seed and a curve of three points
+NEAR = 1.5                          # times or over table.AT: the L0 of trials that have a gain
 
 def trials(cfg):
     """{name: [(learning rate, job)]} of the trained rows: each sparsity at the table's rate, the middle one at all."""
@@ -69,9 +72,10 @@ def gain(trial, curve):
     return float(np.interp(math.log(trial["l0"]), l0, kl)) - math.log(trial["kl"])
 
 def verdict(own, points):
-    """{learning rate: gain} of the rates tried on a row, and the one to use; own: the table's, whose gain is 0."""
+    """{learning rate: gain} of the rates near table.AT, and the one to use; own: the table's, whose gain is 0."""
     curve = [p for p in points if p["lr"] == own]
-    gains = {own: 0.} | {p["lr"]: gain(p, curve) for p in points if p["lr"] != own}
+    near = [p for p in points if p["lr"] != own and 1 / NEAR <= p["l0"] / AT <= NEAR]
+    gains = {own: 0.} | {p["lr"]: gain(p, curve) for p in near}
     best = max(gains, key=gains.get)
     return gains, best if gains[best] > WORTH else own
 
@@ -79,9 +83,9 @@ def render(rows):
     """As Markdown: a line per row, of the middle sparsity: KL at L0, and the gain over the rate that the table uses."""
     lines = ["| row | in the table | " + " | ".join(f"{lr:g}" for lr in RATES) + " |", "|---" * (2 + len(RATES)) + "|"]
     for row in rows:
-        found = {p["lr"]: p for p in row["points"] if p["middle"]}
-        cells = [f"{p['kl']:.4f} at {p['l0']:.1f}" + (f" ({row['gains'][lr]:+.2f})" if lr != row["lr"] else "")
-                 if (p := found.get(lr)) else "diverged" for lr in RATES]
+        gained = {lr: f" ({gain:+.2f})" for lr, gain in row["gains"].items() if lr != row["lr"]}
+        found = {p["lr"]: f"{p['kl']:.4f} at {p['l0']:.1f}{gained.get(p['lr'], '')}" for p in row["points"] if p["middle"]}
+        cells = [found.get(lr, "diverged") for lr in RATES]
         lines.append(f"| {row['name']} | {row['lr']:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines + [""])
 
@@ -106,7 +110,7 @@ def main(cfg):
     common.write(Path(cfg.out) / "tuning.md", render(rows).encode())
     print("", render(rows), *(f"{row['name']}: {row['best']:g} should replace {row['lr']:g}, which the table uses"
                               for row in rows if row["best"] != row["lr"]),
-          f"(gain): ln KL, on fit, below the curve of the table's rate; above {WORTH} it is worth a change",
+          f"(gain): ln KL, on fit, below the curve of the table's rate, near L0 {AT}; above {WORTH} worth a change",
           f"-> {cfg.out}/tuning.json, tuning.md", sep="\n")
 
 if __name__ == "__main__":

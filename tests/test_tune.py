@@ -19,11 +19,16 @@ def points(**trial):
     return own + [dict(lr=2, middle=True, **trial)] * bool(trial)
 
 
-@pytest.mark.parametrize("l0, share, best", [(16, 1, 1), (11, 1, 1), (11, 0.95, 1), (11, 0.8, 2), (30, 1.2, 1)])
+@pytest.mark.parametrize("l0, share, best", [(16, 1, 1), (11, 1, 1), (11, 0.95, 1), (11, 0.8, 2), (23, 1.2, 1)])
 def test_gain_is_what_a_trial_has_beyond_the_curve_of_the_tables_rate(l0, share, best):
     """A trial that only moves along the curve gains nothing; one that has `share` of its KL there gains -ln share."""
     gained = pytest.approx(-math.log(share), abs=1e-9)
     assert tune.verdict(1, points(l0=l0, kl=share * 0.1 / l0)) == ({1: 0, 2: gained}, best)
+
+
+@pytest.mark.parametrize("l0", [3, 10.6, 24.1, 70])
+def test_trials_far_from_the_tables_l0_have_no_say(l0):
+    assert tune.verdict(1, points(l0=l0, kl=0.01 / l0)) == ({1: 0}, 1)
 
 
 def test_the_best_replaces_the_tables_rate_if_it_is_worth_it():
@@ -51,7 +56,7 @@ def test_every_row_gets_the_same_trials():
 def small(target, tmp_path, monkeypatch):
     """A Config with one row to tune, a small transcoder's."""
     method = compare.METHODS["transcoder"]._replace(values=(1, 2, 4), change=dict(F=32, N=16, dead=100))
-    monkeypatch.setattr(compare, "METHODS", {"transcoder": method})
+    monkeypatch.setattr(compare, "METHODS", {"transcoder": method}), monkeypatch.setattr(tune, "AT", 2)
     return tune.Config(model=str(target), data=str(target / "x.bin"), device="cpu", tokens=96, eval_tokens=5 * T,
                        runs=str(tmp_path / "runs"), out=str(tmp_path / "out"))
 
