@@ -57,7 +57,7 @@ class Config:
     steps: int = 2000               # training steps
     N: int = 2048                   # tokens per step
     T: int = 128                    # positions per sequence
-    lr: float = 4e-3                # warmed up over 5 % of the steps, to 0 over the last 20 %; stochastic: 16e-3 is better
+    lr: float = 4e-3                # warmed up over 5 % of the steps, to 0 over the last 20 %; 16e-3 suits stochastic
     enc: float = 0.5                # norm of the rows of W_enc at the start; at 1 they turn too slowly
     clip: float = 1.0               # gradient norm
     c_aux: float = 1 / 32           # AuxK

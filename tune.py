@@ -84,7 +84,8 @@ def render(rows):
     lines = ["| row | in the table | " + " | ".join(f"{lr:g}" for lr in RATES) + " |", "|---" * (2 + len(RATES)) + "|"]
     for row in rows:
         gained = {lr: f" ({gain:+.2f})" for lr, gain in row["gains"].items() if lr != row["lr"]}
-        found = {p["lr"]: f"{p['kl']:.4f} at {p['l0']:.1f}{gained.get(p['lr'], '')}" for p in row["points"] if p["middle"]}
+        found = {p["lr"]: f"{p['kl']:.4f} at {p['l0']:.1f}{gained.get(p['lr'], '')}"
+                 for p in row["points"] if p["middle"]}
         cells = [found.get(lr, "diverged") for lr in RATES]
         lines.append(f"| {row['name']} | {row['lr']:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines + [""])
