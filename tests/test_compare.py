@@ -354,17 +354,27 @@ def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     assert not Path(cfg.out).exists() and not Path(cfg.runs).exists()
 
 
-def made_up():
+def made_up(first="a"):
     """Results of two methods and a floor, with intervals and pictures' data."""
     known = lambda x: dict(ce_original=1., ce_mean_ablation=2., ce_zero_ablation=3., kl_mean_ablation=1., l0=20 * x,
                            ce_recovered=x, active_params=1e4 * x, rule_det_hard=x, attack={"0": x, "20": 2 * x},
                            alive_curve={"0.0": [9, 8], "0.1": [7, 6]}, spectrum={"in": [x, 0.1], "out": [0.3, 0.]})
     found = [(Job(name, "k", k, seed, k == 2, method), known(x + 0.1 * seed + k / 20), None) for seed in (0, 1)
-             for name, method, x in (("a", object(), 0.5), ("b", object(), 0.6), ("random", None, 0.3)) for k in (1, 2)]
+             for name, method, x in ((first, object(), 0.5), ("b", object(), 0.6), ("random", None, 0.3)) for k in (1, 2)]
     together = {f"{space}_shared_0.7{part}": x for space, x in (("weights", 0.42), ("activations", 0.62))
                 for part, x in (("", x), ("_se", 0.01))} | {"null_weights_shared_0.7": 0.1}
-    found += [(Job(name, "k", 2, None, True, object()), together, None) for name in ("a", "b")]
+    found += [(Job(name, "k", 2, None, True, object()), together, None) for name in (first, "b")]
     return table.assemble(found, dict(layer=1, config=dict(seeds=2, eval_tokens=100, quick=False)))
+
+
+def test_differences_from_spd_come_last():
+    """b is 0.1 above spd in both seeds, whose spread is as large: that may be noise."""
+    found = made_up("spd")
+    differences = {(d["name"], d["metric"]): d["by"] for d in found["differences"]}
+    assert differences == pytest.approx({("b", "rule_det_hard"): 0.1, ("b", "activations_shared_0.7"): 0.})
+    (group, *_), (last, heads, rows) = table.tables(found)[-2:]
+    assert group == last == "minus spd" and rows == [["b", "+0.100°", "n/a", "n/a", "n/a", "0.000°"]]
+    assert heads[0] == "det hard ↑" and "Holm" in table.render(found) and "Holm" not in table.render(made_up())
 
 
 def test_pictures_and_files(tmp_path):

@@ -45,7 +45,7 @@ class World:
 def score(rows_FD, on_NF, world, true_NK):
     """Against the true features: MCC, the mean |cosine| under the best matching one to one; unique, distinct features
     that units are nearest to, per unit; F1, mean over units of how well their firing tells when that feature fires."""
-    cos = (normalize(rows_FD, dim=1) @ world.rows.T).abs()
+    cos = align.cosines(rows_FD, world.rows).abs()
     matched = align.hungarian(cos)
     mcc = cos[torch.arange(len(cos))[matched >= 0], matched[matched >= 0]].mean().item()
     best, true = cos.argmax(1), true_NK > 0
