@@ -113,11 +113,11 @@ def stepper(gpt, job, losses, context=nullcontext):
     """step() -> the terms of one training step of a fresh SPD on random tokens; losses as below, or a variant of it."""
     gen, m = common.generator(job.seed, "masks", gpt.wte.weight.device), spd.build(job, gpt)
     idx_BT = torch.randint(gpt.cfg.vocab_size, (job.B, job.T), generator=gen, device=gen.device)
-    opt = spd.optimizer(m.parameters(), job.lr)
+    opts = spd.optimizers(m, job)
     def step():
         with context():
             total, terms = losses(gpt, m, job, idx_BT, gen)
-            spd.update(m, opt, total, job, HALFWAY)
+            spd.update(m, opts, total, job, HALFWAY)
         return {name: term.detach() for name, term in terms.items()}
     return step
 

@@ -51,14 +51,16 @@ class Config:
     steps: int = 2000               # training steps
     B: int = 16                     # sequences per step
     T: int = 128                    # positions per sequence
-    lr: float = 8e-3                # of V, U and Gamma, falling along a cosine; from 16e-3 on it stays denser
-    lr_end: float = 0.1             # last learning rate as a share of --lr
-    warmup_steps: int = 400         # faithfulness warm-up of V and U alone; rescues seeds that die otherwise
-    warmup_lr: float = 1e-3         # its constant learning rate
+    start: Literal["random", "neurons"] = "random"  # V and U: random, or each neuron's own weights; the sum exact
+    optimizer: Literal["muon", "adam"] = "muon"     # of V and U: Muon turns all components at once
+    lr: float = 0.03                # of V and U, falling along a cosine; 8e-3 suits adam
+    lr_ci: float = 8e-3             # of Gamma, by Adam, falling alike
+    lr_end: float = 0.1             # last learning rates as a share of the first
     clip_vu: float = 0.01           # gradient norm of V, U; fires at almost every step, as in VPD
     clip_ci: float = 1.0            # gradient norm of Gamma
     faith: Literal["relative", "absolute"] = "relative"  # mean |D|^2 / |W|^2, or sum |D|^2 / number of weights
-    c_faith: float = 1e3            # faithfulness (absolute: 1e5 to 1e7)
+    c_faith: float = 10.            # faithfulness: weak, so that components can turn (absolute: 100 times as much)
+    project: bool = True            # at the end, move V U onto W exactly
     c_stoch: float = 0.5            # KL under stochastic masks
     c_adv: float = 0.5              # KL under adversarial masks
     c_imp: float = 1e-4             # importance: THE knob, sweep it in log steps first
@@ -79,6 +81,7 @@ class Config:
 
 SITES = ("in", "out")
 TAUS, MAIN = (0, 0.1, 0.5), 1       # a component is on where g > tau; the main threshold is 0.1
+SMALL = 0.02                        # --start neurons: size of the other components beside a random start
 PGD = dict(steps=20, size=0.1)      # the evaluation's attack
 FREE = {"model", "out", "resume", "sweep", "device", "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
 
@@ -275,25 +278,49 @@ def loss_fn(spd, xs, run, cfg, t, gen, pgd=None):
     total = (cfg.c_faith * faith + cfg.c_stoch * stoch + cfg.c_adv * adv + cfg.c_imp * (imp + cfg.w_freq * freq))
     return total, dict(loss=total, faith=faith, stoch=stoch, adv=adv, imp=imp, freq=freq), gs
 
-def optimizer(params, lr):
-    return torch.optim.AdamW(params, lr, weight_decay=0, fused=True)
+@torch.no_grad()
+def project(spd):
+    """Move V U onto W by the smallest change of one factor, the one on the wider side, which can always do it: V + D U^+
+    or U + V^+ D, with the pseudo-inverse ^+. Exact if C >= min(D, M), else the nearest sum."""
+    for W, V, U in zip(spd.Ws, spd.V, spd.U):
+        rest = (W - V @ U).double()
+        if len(W) > W.shape[1]:
+            V += (rest @ torch.linalg.pinv(U.double())).to(V)
+        else:
+            U += (torch.linalg.pinv(V.double()) @ rest).to(U)
 
-def update(spd, opt, loss, cfg, t):
-    """One step of the optimizer: cosine learning rate, V, U and Gamma clipped apart. Returns the sum of both norms."""
-    opt.param_groups[0]["lr"] = cfg.lr * (cfg.lr_end + (1 - cfg.lr_end) * 0.5 * (1 + math.cos(math.pi * t)))
-    opt.zero_grad()
+@torch.no_grad()
+def start_at_neurons(spd):
+    """Neuron k's own weights as component k of both matrices, W_in[:, k] e_k and e_k W_out[k], V and U of equal norm;
+    the components beyond stay random, but small."""
+    for W, V, U in zip(spd.Ws, spd.V, spd.U):
+        reads = len(W) > W.shape[1]                     # W_out reads the neurons, W_in writes them
+        size_M = W.norm(dim=1 if reads else 0).sqrt()
+        M = len(size_M)
+        V.mul_(SMALL), U.mul_(SMALL)
+        V[:, :M] = size_M.diag() if reads else W / size_M
+        U[:M] = W / size_M.unsqueeze(1) if reads else size_M.diag()
+
+def begin(spd, cfg):
+    """Where training starts: the sum exact."""
+    if cfg.start == "neurons":
+        start_at_neurons(spd)
+    project(spd)
+
+def optimizers(spd, cfg):
+    return common.optimizers(cfg.optimizer, [*spd.V, *spd.U], spd.gamma.parameters(), cfg.lr, cfg.lr_ci)
+
+def update(spd, opts, loss, cfg, t):
+    """One step: cosine learning rates, V, U and Gamma clipped apart. Returns the sum of both norms."""
+    common.set_rates(opts, cfg.lr_end + (1 - cfg.lr_end) * 0.5 * (1 + math.cos(math.pi * t)))
+    for opt in opts.values():
+        opt.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_([*spd.V, *spd.U], cfg.clip_vu)
     norm = norm + nn.utils.clip_grad_norm_(spd.gamma.parameters(), cfg.clip_ci)
-    opt.step()
-    return norm
-
-def warm_up(spd, cfg):
-    opt = optimizer([*spd.V, *spd.U], cfg.warmup_lr)
-    for _ in range(cfg.warmup_steps):
-        opt.zero_grad()
-        faithfulness(spd, cfg.faith).backward()
+    for opt in opts.values():
         opt.step()
+    return norm
 
 def clean_pass(gpt, spd, idx_BT):
     """One clean forward, without gradients -> the sites' clean inputs, and run(*sites): the KL from it under each of
@@ -319,6 +346,8 @@ def build(cfg, gpt):
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
     if cfg.C < (rank := min(gpt.h[layer].mlp.c_fc.weight.shape)):
         print(f"--C {cfg.C}: fewer components than the weights have ranks, {rank}; they can't add up to them")
+    if cfg.start == "neurons" and cfg.C < gpt.cfg.n_inner:
+        common.fail(f"--start neurons --C {cfg.C}: must be at least the number of neurons, {gpt.cfg.n_inner}")
     mlp = gpt.h[layer].mlp
     return SPD([mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias], cfg,
                common.generator(cfg.seed, "init"), layer)
@@ -328,9 +357,9 @@ def train(cfg):
     gpt = GPT.load(cfg.model, dev)
     spd = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
-    gen, opt = common.generator(cfg.seed, "masks", dev), optimizer(spd.parameters(), cfg.lr)
+    gen, opts = common.generator(cfg.seed, "masks", dev), optimizers(spd, cfg)
     pgd = PersistentPGD(spd, cfg, gen) if cfg.adversary == "pgd" else None
-    parts = dict(spd=spd, opt=opt, gen=gen) | (dict(pgd=pgd, pgd_opt=pgd.opt) if pgd else {})
+    parts = dict(spd=spd, gen=gen) | opts | (dict(pgd=pgd, pgd_opt=pgd.opt) if pgd else {})
     path, start, seconds = Path(cfg.out) / "spd.safetensors", 0, 0.0
     fixed = dict(method="spd", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
     if cfg.resume:
@@ -338,14 +367,14 @@ def train(cfg):
         common.unflat(tensors, **parts)
         start, seconds = meta["step"], meta["seconds"]
     else:
-        warm_up(spd, cfg)
+        begin(spd, cfg)
     log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
     some = corpus["fit"].rows(cfg.T, 8).to(dev)
     for step in (bar := tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="spd")):
         t, last = step / cfg.steps, step + 1 == cfg.steps
         xs, run = clean_pass(gpt, spd, corpus["train"].batch(step, cfg.B, cfg.T, cfg.seed).to(dev))
         loss, terms, gs = loss_fn(spd, xs, run, cfg, t, gen, pgd)
-        norm = update(spd, opt, loss, cfg, t)
+        norm = update(spd, opts, loss, cfg, t)
         if pgd:
             pgd.step()
         save = last or (step + 1) % cfg.save_every == 0
@@ -358,6 +387,8 @@ def train(cfg):
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
             found = evals.scores(gpt, some, evals.mask_table(spd, TAUS, common.generator(cfg.seed, "eval", dev)))
             log(step=step, **{f"kl {name}": row["kl"] for name, row in found.items()})
+        if last and cfg.project:
+            project(spd)
         if save:
             seconds = time.time() - began
             meta = dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt))

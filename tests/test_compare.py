@@ -107,7 +107,7 @@ def results(cfg):
 def test_a_model_is_loaded_as_it_was_trained(target, tmp_path, name):
     """The checkpoint holds all that evaluation needs, whatever the method does at the end of its training."""
     method, gpt, seen = compare.METHODS[name], GPT.load(target), []
-    small = dict(F=32, N=16, C=6, B=2, ci_hidden=8, warmup_steps=2, groups="3@2,2@4", dead=100)
+    small = dict(F=32, N=16, C=6, B=2, ci_hidden=8, groups="3@2,2@4", dead=100)
     fields = {f.name for f in dataclasses.fields(method.module.Config)}
     small = {k: v for k, v in small.items() if k in fields}
     module = types.SimpleNamespace(**vars(method.module))

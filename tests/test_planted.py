@@ -27,7 +27,7 @@ RUNS = {"sae": (sae, "k", (2, 4, 8), ACT | dict(steps=1000)),
         "transcoder": (transcoder, "k", (2, 4, 8), ACT | dict(steps=1000)),
         "clt": (clt, "k", (2, 4, 8), ACT | dict(steps=1500)),
         "molt": (molt, "lam", (3e-2, 1e-2, 3e-3), dict(groups="64@1", N=512, steps=1500)),
-        "spd": (spd, "c_imp", (3e-3, 1e-3, 3e-4), dict(C=K, B=16, steps=800, warmup_steps=200))}
+        "spd": (spd, "c_imp", (3e-3, 1e-3, 3e-4), dict(C=K, B=16, steps=800))}
 METRICS = "fve", "board", "units_atomic", "concept_matched_fraction", "probe_auroc_1"
 
 

@@ -25,7 +25,7 @@ ROOT = Path(spd.__file__).parent
 @pytest.fixture
 def cfg(target, tmp_path):
     return Config(model=str(target), data=str(target / "x.bin"), out=str(tmp_path / "run"), device="cpu", C=10, B=3,
-                  T=T, ci_hidden=8, steps=6, warmup_steps=3, lr=1e-2, log_every=1, eval_every=0, save_every=2,
+                  T=T, ci_hidden=8, steps=6, lr=1e-2, log_every=1, eval_every=0, save_every=2,
                   eval_tokens=120, pgd_rows=2)
 
 
@@ -191,7 +191,7 @@ def test_same_seed_same_losses_with_evaluation_every_step_and_never(cfg, tmp_pat
 
 
 def test_overfits(cfg):
-    got = losses(dataclasses.replace(cfg, steps=150, warmup_steps=100, c_imp=0., c_faith=1., save_every=150))
+    got = losses(dataclasses.replace(cfg, steps=150, c_imp=0., c_faith=1., save_every=150))
     assert got[-1] < 0.1 * got[0]
 
 

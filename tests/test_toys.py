@@ -24,7 +24,7 @@ SHARED = dict(
                         # after 2,000 steps: errors 6 and 5 (p 2 to 1), 23 and 27 (p = 1)
     c_stoch=2.,         # half the rows have both sites masked, half one: the paper's 1 of each kind
     c_faith=1.,         # 10 (with p_end 1) leaves 50 to 60 alive in 40-10 after 4,000 steps instead of 40
-    lr_end=0., warmup_steps=200, warmup_lr=1e-2, adversary="none", clip_vu=1e9, clip_ci=1e9)
+    lr_end=0., adversary="none", clip_vu=1e9, clip_ci=1e9)
 # 5-2 without a frequency term (p = 1, lr 3e-3): 0 of 3 with C 20, 2 of 3 with C 40; with it 4 of 5 and 3 of 5.
 # freq_a times a feature's s / N (.22 and .06 of the busy rows) is about .22, where log2(1 + a s / N) is still nearly
 # linear: a shared component costs 1.8 times two single ones, against 1.1 with freq_a 32768.
@@ -69,14 +69,14 @@ def train_target(n, h, gen, steps=5000, B=2048, lr=5e-3):
 def decompose(W_hn, b, cfg, gen):
     h, n = W_hn.shape
     m = spd.SPD([W_hn.T.contiguous(), W_hn], [torch.zeros(h), b], cfg, gen)
-    opt = spd.optimizer(m.parameters(), cfg.lr)
-    spd.warm_up(m, cfg)
+    opts = spd.optimizers(m, cfg)
+    spd.begin(m, cfg)
     for step in range(cfg.steps):
         x = busy_batch(cfg.B, n, gen)
         clean = out(x, W_hn, b)
         run = lambda *sites: torch.stack([(F.relu(site(1, site(0, x))) - clean).square().mean() for site in sites])
         loss, _, _ = spd.loss_fn(m, [x, x @ W_hn.T], run, cfg, step / cfg.steps, gen)
-        spd.update(m, opt, loss, cfg, step / cfg.steps)
+        spd.update(m, opts, loss, cfg, step / cfg.steps)
     return m
 
 
