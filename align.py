@@ -5,6 +5,9 @@ Units of A and of B, dead ones left out, are matched one to one such that their 
                   SPD                     S = E D, the Frobenius cosine of v u^T: alike for (V, U) and (-V, -U)
                   MOLT                    S = Frobenius cosine of U_t V_t
     activations   any method              S = Pearson's r over tokens, |r| if units speak with a sign
+    inputs        as weights, but with the cosine of what two units read taken over the inputs: v . v' = v^T E[x x^T] v'
+                  over the tokens, x what the block's units are multiplied with. It asks whether they get the same from
+                  every token; directions that the inputs never take count for nothing
   and never across SPD's two matrices or across a CLT's layers. A pair is shared where E and D are both 0.7 or more
   (SPD: in size; MOLT, activations: S is), which separates the pairs on which matchings by E and by D agree from the
   others (Paulo and Belrose 2025, arXiv:2501.16615).
@@ -26,8 +29,10 @@ import torch.nn.functional as nnf
 import baselines
 import clt
 import molt
+import sae
 import spd
 import units
+from activations import over_rows
 from evals import ALIVE, clean
 
 SHARED, AROUND = 0.7, (0.5, 0.7, 0.9)       # a pair is shared from here on, and the thresholds shown beside it
@@ -77,12 +82,17 @@ class Block:
     read: torch.Tensor          # a row (or owner's rows) each
     write: torch.Tensor
     owner: torch.Tensor         # 0 to n - 1: which unit each row belongs to
+    root: torch.Tensor | None = None    # E[x x^T]^(1/2) of what its units are multiplied with, once it is known
 
     def where(self, keep_n):
         """The same without some units."""
         row = keep_n[self.owner]
         return replace(self, unit_n=self.unit_n[keep_n], read=self.read[row], write=self.write[row],
                        owner=(keep_n.cumsum(0) - 1)[self.owner[row]])
+
+    def over_inputs(self):
+        """The block whose plain cosines of what units read are those over the inputs."""
+        return replace(self, read=self.read @ self.root)
 
 def blocks(m):
     """All units of m, in its order."""
@@ -107,6 +117,31 @@ def blocks(m):
                          owner))
         first += n
     return out
+
+@torch.no_grad()
+def with_inputs(Bs, m, gpt, rows_RT):
+    """The blocks of m with the metric of their inputs, told on some rows. 2 s for 50,000 tokens."""
+    (layer,), mlp = m.layers, gpt.h[m.layers[0]].mlp
+    if isinstance(m, clt.CLT):
+        inputs = over_rows(gpt, rows_RT, m.writers(layer))[0]
+    else:
+        (x_ND,), (y_ND,) = over_rows(gpt, rows_RT, [layer])
+        if hasattr(m, "site"):
+            inputs = x_ND, spd.act(mlp.c_fc(x_ND))
+        elif isinstance(m, molt.MOLT):
+            inputs = [m.read(x_ND)[:, :m.D]]
+        elif isinstance(m, baselines.Dictionary):
+            inputs = [y_ND - m.mean]
+        elif isinstance(m, sae.SAE):
+            inputs = [m.read(x_ND, y_ND) - m.b_dec]
+        else:
+            inputs = [x_ND]
+    return [replace(b, root=root(x)) for b, x in zip(Bs, inputs, strict=True)]
+
+def root(x_ND):
+    """E[x x^T]^(1/2), (D, D), symmetric."""
+    s, Q = torch.linalg.eigh((x_ND.T.double() @ x_ND.double()) / len(x_ND))
+    return ((Q * s.clamp(min=0).sqrt()) @ Q.T).to(x_ND)
 
 def cosines(A, B):
     return nnf.normalize(A, dim=1) @ nnf.normalize(B, dim=1).T
@@ -181,16 +216,20 @@ def null_blocks(Bs, gen):
     return [replace(b, read=redraw(b.read, gen), write=redraw(b.write, gen)) for b in Bs]
 
 def alone(As, Bs):
-    """Matched by what they write alone: {"writes": their mean cosine (PW-MCC, Song et al. 2025, arXiv:2505.20254),
-    "same_mate": share of pairs that what they read alone makes too; it needs no threshold}. Cosines in size
-    for SPD, whose signs are arbitrary. None for MOLTs, whose units are not directions. 1 s for 1,024 units."""
+    """Without a matching of both: {"most": the mean over A's units of the largest |S| with any of B's, many to one;
+    matched by what they write alone, "writes": their mean cosine (PW-MCC, Song et al. 2025, arXiv:2505.20254),
+    "same_mate": share of pairs that what they read alone makes too; it needs no threshold}. Cosines in size for SPD,
+    whose signs are arbitrary. The last two are None for MOLTs, whose units are not directions. 1 s for 1,024 units."""
+    most = torch.cat([S.abs().amax(1) if S.numel() else S.new_zeros(len(S))
+                      for S in (similarity(a, b)[0] for a, b in zip(As, Bs))])
+    most = most.mean().item() if len(most) else None
     if As[0].kind == "map":
-        return dict(writes=None, same_mate=None)
+        return dict(most=most, writes=None, same_mate=None)
     size = torch.abs if As[0].kind == "component" else torch.Tensor.clone
     by_read, by_write = (match([(a.unit_n, b.unit_n, S, S) for a, b in zip(As, Bs) for S in
                                 [size(cosines(getattr(a, part), getattr(b, part)))]]) for part in ("read", "write"))
     same = by_read.pairs() & by_write.pairs()
-    return dict(writes=by_write.value_P.mean().item(), same_mate=len(same) / max(len(by_write.one_P), 1))
+    return dict(most=most, writes=by_write.value_P.mean().item(), same_mate=len(same) / max(len(by_write.one_P), 1))
 
 # ---------------------------------------------------------------------------------------------- activation space
 def shifted(a, tokens):
@@ -331,8 +370,8 @@ def function_agreement(ms, gpt, rows_RT, batch=16):
 def stability(ms, gpt, fit_RT, rows_RT, gen, tau=0.):
     """A flat dict of all of the above for two or more seeds of one method at one MLP; a unit is on where f > tau. Which
     units are alive, and how often they are on, is told on fit_RT, all else on rows_RT.
-      weights_.., activations_..      `with_null`; of one of several blocks alone: weights_in_.., weights_layer0_..
-      weights_writes, .._same_mate    `alone`
+      weights_.., inputs_.., activations_..   `with_null`; of one of several blocks alone: weights_in_..
+      weights_most, .._writes, .._same_mate   `alone`; likewise inputs_..
       activations_jaccard_0.5         share of alive units with a mate that is on at the same tokens, Jaccard >= 0.5
       activations_shared_if_weights   of the units shared in weights, those shared in activations with the same mate: to
                                       be read beside activations_shared_0.7, which is of all alive units
@@ -340,7 +379,7 @@ def stability(ms, gpt, fit_RT, rows_RT, gen, tau=0.):
     and null_KEY, from three seeds on KEY_se. 1,024 units, 50,000 tokens: 20 s for two seeds, 42 s for three."""
     (R, T), found, extra = rows_RT.shape, {}, {}
     record = lambda m, rows_RT: units.record(m, gpt, rows_RT, rows_RT.new_zeros(*rows_RT.shape, 0), tau)
-    seen, every = [record(m, rows_RT) for m in ms], [blocks(m) for m in ms]
+    seen, every = [record(m, rows_RT) for m in ms], [with_inputs(blocks(m), m, gpt, fit_RT) for m in ms]
     on_SF = [record(m, fit_RT).on() for m in ms]
     weight_SF = [written(m, a) for m, a in zip(ms, seen)]
     living = lambda Bs, on_F: [b.where((on_F >= ALIVE)[b.unit_n]) for b in Bs]
@@ -351,18 +390,20 @@ def stability(ms, gpt, fit_RT, rows_RT, gen, tau=0.):
         shared_w = weight_matches(As, living(every[t], on_SF[t])).pairs(SHARED)
         for null, Bs, b in (("", every[t], seen[t]), ("null_", null_blocks(every[t], gen), later)):
             Bs = living(Bs, on_SF[t])
-            by_w, by_a = weight_matches(As, Bs), activation_matches(a, b, *([c.unit_n for c in Cs] for Cs in (As, Bs)))
-            for space, matches in (("weights", by_w), ("activations", by_a)):
+            by_a = activation_matches(a, b, *([c.unit_n for c in Cs] for Cs in (As, Bs)))
+            spaces = dict(weights=(As, Bs), inputs=[[c.over_inputs() for c in Cs] for Cs in (As, Bs)])
+            by = {space: weight_matches(*both) for space, both in spaces.items()} | dict(activations=by_a)
+            for space, matches in by.items():
                 found.setdefault(null + space, {}).update({(s, t): matches, (t, s): matches.back()})
             alike = (jaccard(a, b, by_a) >= 0.5).sum().item()
-            both = len(shared_w & by_a.pairs(SHARED))
-            row = {f"weights_{key}": v for key, v in alone(As, Bs).items()} | {
+            again = len(shared_w & by_a.pairs(SHARED))
+            row = {f"{space}_{key}": v for space, both in spaces.items() for key, v in alone(*both).items()} | {
                 "activations_jaccard_0.5": mean(alike / n if n else None for n in n_alive),
-                "activations_shared_if_weights": both / len(shared_w) if shared_w else None}
+                "activations_shared_if_weights": again / len(shared_w) if shared_w else None}
             for key, v in row.items():
                 extra.setdefault(null + key, {})[s, t] = v
     out = over_pairs(extra, len(ms))
-    for space, block in itertools.product(("weights", "activations"), [None] + every[0] * (len(every[0]) > 1)):
+    for space, block in itertools.product(("weights", "inputs", "activations"), [None] + every[0] * (len(every[0]) > 1)):
         unit_n = torch.arange(seen[0].F, device=rows_RT.device) if block is None else block.unit_n
         some = [{key: v.within(unit_n) for key, v in found[null + space].items()} for null in ("", "null_")]
         ons = [torch.zeros_like(on_F).index_put((unit_n,), on_F[unit_n]) for on_F in on_SF]

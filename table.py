@@ -123,6 +123,9 @@ COLUMNS = {
                                                "spd and molt their product, which is lower"),
         "weights_shared_0.7": Column("same w", "up", None, 3, "share of the alive units with a mate in another seed "
                                      "that reads and writes the same, cosines of 0.7 or more (molt: their product)"),
+        "inputs_similarity_corrected": Column("inputs", "up", 0, 3, "similarity in weights with the cosine of what two "
+                                              "units read taken over the inputs: do they get the same from each token"),
+        "inputs_shared_0.7": Column("same i", "up", None, 3, "share of the alive units with such a mate in another seed"),
         "activations_similarity_corrected": Column("values", "up", 0, 3, "similarity of their values over tokens, in "
                                                    "excess of shifted tokens"),
         "activations_shared_0.7": Column("same v", "up", None, 3, "share with a mate of correlation 0.7 or more"),

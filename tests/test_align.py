@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity, gelu, normalize
 
 import align
 import baselines
@@ -132,13 +132,27 @@ def test_similarity_is_that_of_the_explicit_matrices(gpt, name):
     assert torch.cat([b.unit_n for b in align.blocks(m)]).tolist() == list(range(len(m.params_F)))
 
 
+@pytest.mark.parametrize("name", METHODS + ["tied"])
+def test_over_the_inputs_the_cosine_is_that_of_what_two_units_get_at_each_token(gpt, rows, name):
+    m, n = make(name, gpt), make(name, gpt, seed=1) if name != "svd" else permuted(make(name, gpt))[0]
+    x0, x, h = gpt.prefix(rows, 0)[0], gpt.prefix(rows, 1)[0], gpt.h[1].mlp.c_fc(gpt.prefix(rows, 1)[0])
+    inputs = {"sae": [gpt.h[1].mlp(x) - m.b_dec] if name == "sae" else 0, "clt": [x0, x], "transcoder": [x],
+              "svd": [x, gelu(h, approximate="tanh")], "molt": [(x - m.x_mean) / m.x_std] if name == "molt" else 0,
+              "tied": [x]}[name]
+    As, Bs = (align.with_inputs(align.blocks(k), k, gpt, rows) for k in (m, n))
+    for a, b, seen in zip(As, Bs, inputs, strict=True):
+        seen = seen[:, 1:].flatten(0, 1)
+        got, (one, other) = align.cosines(a.over_inputs().read, b.over_inputs().read), (seen @ k.read.T for k in (a, b))
+        assert torch.allclose(got, cosine_similarity(one.T.unsqueeze(1), other.T.unsqueeze(0), dim=-1), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_permuted_copy_is_found_again(gpt, rows, name):
     """Whole, by permutation and, where a unit can be written in several ways, with other signs, sizes and bases."""
     m = make(name, gpt)
     n, went = permuted(m)
     found = align.stability([m, n, m], gpt, rows, rows, common.generator(0, "align"))
-    for space in ("weights", "activations"):
+    for space in ("weights", "inputs", "activations"):
         for key in ("similarity", "similarity_alive", "shared_0.7", "shared_0.9", "survival_2", "shared_written",
                     "similarity_corrected", "shared_rate1"):
             assert found[f"{space}_{key}"] == pytest.approx(1, abs=1e-4), (space, key)
@@ -147,6 +161,7 @@ def test_a_permuted_copy_is_found_again(gpt, rows, name):
     assert found["null_activations_shared_if_weights"] < 0.3
     assert found["weights_same_mate"] == (None if name == "molt" else 1)
     assert name == "molt" or found["weights_writes"] == pytest.approx(1, abs=1e-5)
+    assert found["weights_most"] == pytest.approx(1, abs=1e-5) and found["null_weights_most"] < 0.9
     for key in ("fve", "error_cosine"):
         assert found[f"function_{key}"] == pytest.approx(1, abs=1e-5)
         assert found[f"function_{key}_se"] == pytest.approx(0, abs=1e-5) == found["activations_jaccard_0.5_se"]
