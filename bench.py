@@ -8,17 +8,18 @@ B sequences, T positions, D residual width, M MLP hidden width, C components of 
 
     python bench.py spd                 # the default job of spd.py, and what each of its savings is worth
     python bench.py spd --yardstick     # the shapes on which a public implementation was timed, beside plain code
+    python bench.py spd --to_quality    # seconds until the loss of the authors' recipe is reached: 15 minutes
     python bench.py sae                 # a step at two widths; transcoder, clt and molt likewise
     python bench.py sae --peers         # beside dictionary-learning's and eai-sparsify's (tests/peers.py says how to
                                         # install them), on the same activations
 """
-import functools, itertools, subprocess, sys, time, torch, torch.nn.functional as F
+import functools, itertools, subprocess, sys, tempfile, time, torch, torch.nn.functional as F
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from torch.utils.flop_counter import FlopCounterMode
-import clt, common, data, fused, molt, sae, spd, transcoder
+import clt, common, data, fused, length, molt, sae, spd, transcoder
 from model import GPT, GPTConfig, default_layer
 
 @dataclass
@@ -26,6 +27,7 @@ class Config:
     model: str = "target"       # folder of the GPT-2 whose MLP is taken apart
     rounds: int = 9             # measurements of everything; the medians are printed
     yardstick: bool = False     # the public implementation's shapes and losses, instead of the default job
+    to_quality: bool = False    # spd: how long until the final loss of the authors' recipe is reached
     peers: bool = False         # sae: public trainers beside ours
     device: str = "auto"        # auto, cpu, cuda
 
@@ -244,6 +246,50 @@ def bench_yardstick(cfg):
     fixed[f"the products of spd.py alone: {flops / 1e9:.1f} GFLOP at {best / 1e9:.0f} GFLOP/s"] = flops / best
     show(seconds | {name: [s] * cfg.rounds for name, s in fixed.items()})
 
+# The authors' recipe (VPD's for language models): Adam 1e-3 for all, faithfulness strong throughout.
+AUTHORS = dict(optimizer="adam", lr=1e-3, lr_ci=1e-3, c_faith=1e3, project=False)
+SHARES = [1 / 2**i for i in range(7, -1, -1)]           # of the steps of the authors' run, until one of ours is as good
+
+def quality(gpt, corpus, job):
+    """(seconds, loss at the end) of one training run of spd.py, nothing written; the loss as length.py has it."""
+    m, device = spd.build(job, gpt), gpt.wte.weight.device
+    gen, began = common.generator(job.seed, "masks", device), time.perf_counter()
+    spd.begin(m, job)
+    opts = spd.optimizers(m, job)
+    pgd = spd.PersistentPGD(m, job, gen) if job.adversary == "pgd" else None
+    for step in range(job.steps):
+        idx_BT = corpus["train"].batch(step, job.B, job.T, job.seed).to(device)
+        loss, _, _ = spd.loss_fn(m, *spd.clean_pass(gpt, m, idx_BT), job, step / job.steps, gen, pgd)
+        spd.update(m, opts, loss, job, step / job.steps)
+        if pgd:
+            pgd.step()
+    if job.project:
+        spd.project(m)
+    seconds = time.perf_counter() - began
+    return seconds, length.settled_loss(m, gpt, corpus["fit"], job, common.generator(0, "settled", device))[0]
+
+def bench_quality(cfg):
+    """On the planted MLP of the tests and on the target: the authors' recipe for a whole run, then our defaults for
+    longer and longer ones until the loss is no higher. Schedules end with each run, so that only ends are compared."""
+    device = common.device(cfg.device)
+    with tempfile.TemporaryDirectory() as folder:
+        planted = test_planted.plant(Path(folder))
+        jobs = {"the planted MLP": (planted, str(Path(folder) / "x.bin"), test_planted.SPD_JOB, 10),
+                f"layer {default_layer(gpt := GPT.load(cfg.model, device))} of {cfg.model}": (
+                    gpt, spd.Config.data, spd.Config(model=cfg.model), 3)}
+        for name, (gpt, text, job, goal) in jobs.items():
+            job = replace(job, T=min(job.T, gpt.cfg.n_positions))
+            corpus = data.load_all(text, gpt.vocab, job.T)
+            theirs, aim = quality(gpt, corpus, replace(job, **AUTHORS))
+            print(f"\n{name}: the authors' recipe, {job.steps} steps: loss {aim:.4f} after {theirs:.1f} s", flush=True)
+            for share in SHARES:
+                short = replace(job, steps=max(1, int(job.steps * share)))
+                ours, loss = quality(gpt, corpus, short)
+                print(f"  spd.py's defaults, {short.steps} steps: loss {loss:.4f} after {ours:.1f} s", flush=True)
+                if loss <= aim:
+                    print(f"  {theirs / ours:.1f} times less (goal: {goal})", flush=True)
+                    break
+
 # The activation-space methods. STEPS names for each a function that builds step(), one training step on random
 # activations of width D with the given fields of its Config, and its variants.
 def sae_step(device, D=128, **fields):
@@ -366,7 +412,7 @@ def bench_peers(cfg):
     grows = median(b / a for a, b in zip(*(seconds["topk", F, "sae.py"] for F in PEER_WIDTHS)))
     print(f"  our topk takes {grows:.1f} x as long at F {PEER_WIDTHS[1]} as at {PEER_WIDTHS[0]} (goal: at most 5 x)")
 
-JOBS = {"spd": lambda cfg: (bench_yardstick if cfg.yardstick else bench_spd)(cfg),
+JOBS = {"spd": lambda cfg: (bench_yardstick if cfg.yardstick else bench_quality if cfg.to_quality else bench_spd)(cfg),
         **{name: functools.partial(bench_act, name) for name in STEPS}}
 
 def main(job=None, *argv):

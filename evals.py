@@ -297,7 +297,7 @@ def mask_table(m, taus, gen):
             "stochastic": replacing(m, lambda gs: mix(gs, [*map(rand, gs), *(rand(g[..., :1]) for g in gs)])),
             "random": drop(rand)}
 
-def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40), size=0.1, shared=True):
+def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40, 80, 160), size=0.1, shared=True):
     """{steps: KL}: the worst sources r found within so many sign steps from a random start (0 steps: its null), the
     delta's among them. shared: one source per component for all positions of all rows; else one at each position.
     "size" x steps and the scope are part of the number. One step on 32 rows takes 0.5 s."""

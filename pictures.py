@@ -148,13 +148,18 @@ def spectrum(rows, style, columns):
 
 
 def attack(rows, style, columns):
-    """KL under attacks on the masks, by their budget."""
+    """KL under attacks on the masks, by their budget: mean over seeds, and a band from the least to the most."""
     figure = blank(6, 4)
     ax = figure.subplots()
     for row in rows:
-        ax.plot(*mean_of(row["attack"]), **style[row["name"]])
+        budget, mean = mean_of(row["attack"])
+        per_seed = [list(seed.values()) for seed in row["attack"]]
+        ax.plot(budget, mean, **style[row["name"]])
+        ax.fill_between(budget, [*map(min, zip(*per_seed))], [*map(max, zip(*per_seed))], alpha=0.2, lw=0,
+                        color=style[row["name"]]["color"])
+    ax.set_xscale("symlog", base=2, linthresh=5)
     ax.set(xlabel="sign steps of 0.1 of the attack on the masks (0: random masks)", ylabel="KL, nats per token",
-           ylim=(0, None))
+           xticks=budget, xticklabels=[f"{b:g}" for b in budget], yscale="log")
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return figure

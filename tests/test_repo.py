@@ -11,10 +11,10 @@ import common
 
 ROOT = Path(__file__).parent.parent
 BUDGET = {"model.py": 220, "data.py": 310, "story.py": 400, "concepts.py": 120, "prompts.py": 100, "pretrain.py": 170,
-          "activations.py": 60, "common.py": 165, "fused.py": 250, "spd.py": 398, "curve.py": 60, "clt.py": 292,
+          "activations.py": 60, "common.py": 165, "fused.py": 250, "spd.py": 440, "curve.py": 60, "clt.py": 292,
           "molt.py": 303, "evals.py": 600, "units.py": 530, "baselines.py": 150, "explain.py": 250, "judge.py": 120,
-          "bench.py": 400, "sae.py": 337, "transcoder.py": 312, "align.py": 450, "compare.py": 412, "table.py": 322,
-          "pictures.py": 170, "tune.py": 130, "noise.py": 70}
+          "bench.py": 440, "sae.py": 337, "transcoder.py": 312, "align.py": 480, "compare.py": 412, "table.py": 322,
+          "pictures.py": 170, "tune.py": 130, "noise.py": 70, "length.py": 260}
 # common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %;
 # and the limits of flags, some for all scripts; and the two optimizers that every method may have.
 # data.py: 300, and three splits at once, each of enough tokens.
