@@ -493,7 +493,8 @@ def describe(m, gpt, rows_RT, units, frequency, matches, names, k=3):
 
 def report(m, gpt, fit, test, names, groups, thresholds, main, k=10):
     """(lines of text, flat dict) about each named group of units: L0 (test) and alive units (fit) at each threshold,
-    how many alive ones have a concept at F1 >= 0.5 (chosen on fit, scored on test), and the k most used, described.
+    how many alive ones have a concept at F1 >= 0.5 (chosen on fit, scored on test), and the k alive ones that fit their
+    concepts best, described; without concepts, the k most used.
     fit, test: (rows, labels); main: index of the threshold that counts."""
     found, seen = counts(m, gpt, *fit, thresholds), counts(m, gpt, *test, thresholds)
     matches, lines, out, good = match(found, seen), [], {}, []
@@ -502,8 +503,10 @@ def report(m, gpt, fit, test, names, groups, thresholds, main, k=10):
         l0, n = (seen["on"][:, units].sum(1) / seen["n"]).tolist(), alive.sum(1).tolist()
         good += matches[2][units][alive[main]].ge(0.5).tolist() if matches else []
         out |= {f"l0_{name}": l0[main], f"alive_{name}": n[main], f"l0s_{name}": l0, f"alives_{name}": n}
-        lines.append(f"\n{name}: at thresholds {thresholds} L0 {[round(v, 2) for v in l0]}, alive {n}; most used:")
-        top = units[found["on"][main, units].topk(min(k, n[main])).indices]
+        lines.append(f"\n{name}: at thresholds {thresholds} L0 {[round(v, 2) for v in l0]}, alive {n}; "
+                     f"{'best concepts' if matches else 'most used'}:")
+        rank = matches[2][units] if matches else found["on"][main, units]
+        top = units[rank.masked_fill(~alive[main], -1).topk(min(k, n[main])).indices]
         lines += describe(m, gpt, test[0], top, seen["on"][main] / seen["n"], matches, names)
     out["concept_matched_fraction"] = sum(good) / max(1, len(good)) if matches else None
     if matches:

@@ -390,3 +390,31 @@ def test_effects_of_planted_units(loud):
     assert yardstick["steering_random"] not in (0, yardstick["steering_means"])
     none = torch.zeros(0, dtype=torch.long)
     assert units.effects(m, gpt, split, split, none, target[:0], gen()) == {}
+
+
+class OfTokens:
+    """Units that are on at all tokens, at token 5, and at token 6 and one in two others; none can be told by the MLP."""
+    layers, params_F = [1], torch.ones(3)
+
+    def encode(self, layer, x_BTD, mlp):
+        token_BT = self.rows[self.at:self.at + len(x_BTD)]
+        self.at = (self.at + len(x_BTD)) % len(self.rows)
+        return torch.stack([torch.ones_like(token_BT), token_BT == 5, (token_BT == 6) | (token_BT % 2 == 0)], -1).float()
+
+    def decode(self, layer, f_BTF, x_BTD):
+        return f_BTF.sum(-1, keepdim=True).expand_as(x_BTD)
+
+    def contrib(self, layer, f_BTF, x_BTD, units):
+        return f_BTF[..., units, None].expand(*f_BTF.shape[:2], len(units), x_BTD.shape[-1])
+
+
+def test_the_report_begins_with_the_units_that_fit_their_concepts_best(gpt):
+    m, gpt.vocab = OfTokens(), [f"w{i}" for i in range(V)]
+    m.rows, m.at = torch.randint(0, 10, (64, T), generator=common.generator(0, "few tokens")), 0
+    split = m.rows, (m.rows == 5).unsqueeze(-1)
+    told = lambda lines: [int(line[1:line.index(":")]) for line in lines if line.startswith("#")]
+    lines, out = evals.report(m, gpt, split, split, ["five"], {"all": torch.arange(3)}, (0,), 0, k=2)
+    assert told(lines)[0] == 1 and "five (F1 1.00)" in "\n".join(lines) and out["alive_all"] == 3
+    none = m.rows, split[1][..., :0]
+    lines, _ = evals.report(m, gpt, none, none, [], {"all": torch.arange(3)}, (0,), 0, k=2)
+    assert told(lines) == [0, 2]                # without concepts, what is on most
