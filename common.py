@@ -73,7 +73,7 @@ def generator(seed: int, name: str, device="cpu") -> torch.Generator:
 
 def optimizers(kind: str, matrices, rest, lr: float, lr_rest: float, betas=(0.9, 0.999)) -> dict:
     """The optimizers of one model, by the names they have in its checkpoint: of its matrices Adam or Muon at rate lr, of
-    the rest Adam at lr_rest.
+    the rest, if there is any, Adam at lr_rest. Some parameters may be groups with rates of their own.
 
     Muon (Jordan 2024) replaces the momentum of a matrix by the nearest orthogonal one, so that a step turns all of its
     directions alike. torch computes that in bfloat16, which takes half of the time of float32 here."""
@@ -81,12 +81,15 @@ def optimizers(kind: str, matrices, rest, lr: float, lr_rest: float, betas=(0.9,
         opt = torch.optim.Muon(matrices, lr, weight_decay=0, adjust_lr_fn="original")
     else:
         opt = torch.optim.Adam(matrices, lr, betas, fused=True)
-    return dict(opt=opt, opt_rest=torch.optim.Adam(rest, lr_rest, betas, fused=True))
+    opts = dict(opt=opt) | (dict(opt_rest=torch.optim.Adam(rest, lr_rest, betas, fused=True)) if rest else {})
+    for group in (group for opt in opts.values() for group in opt.param_groups):
+        group["initial_lr"] = group["lr"]
+    return opts
 
 def set_rates(opts: dict, share: float):
-    """Every optimizer at this share of the rate that it was made with."""
-    for opt in opts.values():
-        opt.param_groups[0]["lr"] = opt.defaults["lr"] * share
+    """Everything at this share of the rate that it began with."""
+    for group in (group for opt in opts.values() for group in opt.param_groups):
+        group["lr"] = group["initial_lr"] * share
 
 def write(path, data: bytes):
     """All or nothing: whenever the process dies, `path` holds the old content or the new."""

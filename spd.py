@@ -52,9 +52,10 @@ class Config:
     B: int = 16                     # sequences per step
     T: int = 128                    # positions per sequence
     start: Literal["random", "neurons"] = "random"  # V and U: random, or each neuron's own weights; the sum exact
-    optimizer: Literal["muon", "adam"] = "muon"     # of V and U: Muon turns all components at once
-    lr: float = 0.03                # of V and U, falling along a cosine; 8e-3 suits adam
-    lr_ci: float = 8e-3             # of Gamma, by Adam, falling alike
+    optimizer: Literal["muon", "adam"] = "muon"     # of all matrices: Muon turns all components at once
+    lr: float = 0.06                # of V and U, falling along a cosine; 8e-3 suits adam
+    lr_ci: float = 0.02             # of Gamma's matrices, falling alike; 8e-3 suits adam
+    lr_rest: float = 8e-3           # of Gamma's biases, by Adam, falling alike
     lr_end: float = 0.1             # last learning rates as a share of the first
     clip_vu: float = 0.01           # gradient norm of V, U; fires at almost every step, as in VPD
     clip_ci: float = 1.0            # gradient norm of Gamma
@@ -72,7 +73,7 @@ class Config:
     p_end: float = 0.4              # lp: last exponent
     adversary: Literal["none", "step", "pgd"] = "step"  # one shared sign step, persistent PGD; none: rounded masks fail
     adv_lr: float = 0.01            # pgd: Adam's learning rate (betas 0.5, 0.99), warmed up over 2.5 % of the steps
-    adv_ascents: int = 2            # pgd: ascents on each batch before the training forward, which adds one
+    adv_ascents: int = 1            # pgd: ascents on each batch before the training forward, which adds one
     log_every: int = 50             # steps between lines of log.jsonl
     eval_every: int = 500           # steps between small evaluations, which never change the training; 0: none
     save_every: int = 500           # steps between checkpoints
@@ -308,7 +309,12 @@ def begin(spd, cfg):
     project(spd)
 
 def optimizers(spd, cfg):
-    return common.optimizers(cfg.optimizer, [*spd.V, *spd.U], spd.gamma.parameters(), cfg.lr, cfg.lr_ci)
+    """Of V and U at --lr, of Gamma's matrices at --lr_ci; Muon leaves Gamma's biases, and nets per component, to Adam."""
+    turned, rest = [], []
+    for p in spd.gamma.parameters():
+        (turned if cfg.optimizer == "adam" or p.ndim == 2 else rest).append(p)
+    groups = [dict(params=[*spd.V, *spd.U]), *[dict(params=turned, lr=cfg.lr_ci)] * bool(turned)]
+    return common.optimizers(cfg.optimizer, groups, rest, cfg.lr, cfg.lr_rest)
 
 def update(spd, opts, loss, cfg, t):
     """One step: cosine learning rates, V, U and Gamma clipped apart. Returns the sum of both norms."""
