@@ -72,7 +72,7 @@ def generator(seed: int, name: str, device="cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:15], 16))
 
 def optimizers(kind: str, matrices, rest, lr: float, lr_rest: float, betas=(0.9, 0.999)) -> dict:
-    """The optimizers of one model, by the names they have in its checkpoint: of its matrices Adam or Muon at rate lr, of
+    """The optimizers of one model, by their names in its checkpoint: of its matrices Adam or Muon at rate lr, of
     the rest Adam at lr_rest.
 
     Muon (Jordan 2024) replaces the momentum of a matrix by the nearest orthogonal one, so that a step turns all of its
