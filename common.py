@@ -33,7 +33,8 @@ def cli(Config, argv=None):
     print("$", command(cfg), flush=True)
     return cfg
 
-ALWAYS = {"seed": (0, math.inf)} | dict.fromkeys(("lr", "lr_rest", "lr_ci", "adv_lr", "gamma_end", "bandwidth"), (1e-9, 1e9))
+RATES = "lr", "lr_rest", "lr_ci", "adv_lr"
+ALWAYS = {"seed": (0, math.inf)} | dict.fromkeys((*RATES, "gamma_end", "bandwidth"), (1e-9, 1e9))
 
 def within(flags: dict, *counts, **limits):
     """Fails on a flag whose value lies outside its limits (low, high); counts must be 1 or more. ALWAYS holds too."""

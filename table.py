@@ -32,6 +32,8 @@ ROWS = {
     "transcoder-kl": "trained on the KL through the rest of the model, as SPD is, instead of on the output",
     "transcoder-stochastic": "with SPD's stochastic masks and penalty instead of TopK",
     "transcoder-noiseless": "its control: the same penalty, no noise in its masks",
+    "transcoder-nofreq": "no noise, and of the penalty only how often each unit is on",
+    "transcoder-freq": "no noise, and of the penalty only its frequency term",
     "clt": "cross-layer transcoder, BatchTopK: its features of this layer and of all before",
     "molt": "mixture of linear transforms, JumpReLU gates",
     "molt-sum": "the same, the transforms' sum tied to the weights",

@@ -235,6 +235,22 @@ def test_overfits_one_batch(cfg, variant):
     assert fit(m, lambda step: (x, y), 400)["rec"] < 0.02 * first
 
 
+def test_the_two_terms_of_the_penalty_alone(cfg):
+    """lambda follows L0: what multiplies the penalty is no matter if it divides the first lambda, and a large frequency
+    term leaves nothing of the other."""
+    gen, x, y = torch.Generator(), rand(60, D), rand(60, D, seed=1)
+    z, how = rand(60, cfg.F).sigmoid(), dict(variant="stochastic", noise=False, steps=30, follow=0.1)
+    penalty = lambda **change: transcoder.stochastic(z, dataclasses.replace(cfg, **how, **change), 0.5, gen)[2].item()
+    gamma = 1 - 0.9 * 0.5 / 0.9
+    s = (z**2 / (z**2 + gamma**2)).mean(0)
+    assert penalty(w_freq=0.) == pytest.approx(s.sum().item())
+    assert penalty(w_freq=1e3) == pytest.approx(1e3 * (s * torch.log2(1 + 1024 * s)).sum().item(), rel=1e-3)
+    runs = [fit(started(cfg, x, y, w_freq=w, c_first=c, **how), lambda step: (x, y), 30)
+            for w, c in ((1e3, 1e-6), (1e5, 1e-8), (0., 1e-3))]
+    for key in ("rec", "penalty"):
+        assert runs[0][key].item() == pytest.approx(runs[1][key].item(), rel=0.01) != runs[2][key].item()
+
+
 def losses(cfg):
     transcoder.train(cfg)
     return [json.loads(line)["loss"] for line in (Path(cfg.out) / "log.jsonl").read_text().splitlines()]
