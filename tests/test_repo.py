@@ -14,7 +14,7 @@ BUDGET = {"model.py": 220, "data.py": 310, "story.py": 400, "concepts.py": 120, 
           "activations.py": 60, "common.py": 165, "fused.py": 250, "spd.py": 440, "curve.py": 60, "clt.py": 310,
           "molt.py": 311, "evals.py": 600, "units.py": 530, "baselines.py": 150, "explain.py": 250, "judge.py": 120,
           "bench.py": 440, "sae.py": 345, "transcoder.py": 321, "align.py": 480, "compare.py": 420, "table.py": 325,
-          "pictures.py": 170, "tune.py": 130, "noise.py": 70, "length.py": 260}
+          "pictures.py": 170, "tune.py": 200, "noise.py": 70, "length.py": 260}
 # common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %;
 # and the limits of flags, some for all scripts; and the two optimizers that every method may have.
 # data.py: 300, and three splits at once, each of enough tokens.
@@ -30,7 +30,7 @@ BUDGET = {"model.py": 220, "data.py": 310, "story.py": 400, "concepts.py": 120, 
 # table.py, pictures.py: what compare.py found, as text and files and as pictures; compare.py keeps what is run, now
 # with a judge, and more controls; table.py says which numbers beat their nulls, and reads each row's curve at one L0.
 # noise.py: what is larger than the spread over seeds.
-# tune.py: learning rates, tried alike for all rows.
+# tune.py: optimizers and learning rates, tried alike for all rows; 130, and a table that several runs put rows into.
 # story.py, concepts.py and prompts.py are what data.py would hold if it were one file
 TABLES = {"tinytales.py"}                                        # words and sentences, no code
 SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if p.name not in TABLES]
