@@ -403,7 +403,8 @@ def stability(ms, gpt, fit_RT, rows_RT, gen, tau=0.):
             for key, v in row.items():
                 extra.setdefault(null + key, {})[s, t] = v
     out = over_pairs(extra, len(ms))
-    for space, block in itertools.product(("weights", "inputs", "activations"), [None] + every[0] * (len(every[0]) > 1)):
+    parts = [None] + every[0] * (len(every[0]) > 1)
+    for space, block in itertools.product(("weights", "inputs", "activations"), parts):
         unit_n = torch.arange(seen[0].F, device=rows_RT.device) if block is None else block.unit_n
         some = [{key: v.within(unit_n) for key, v in found[null + space].items()} for null in ("", "null_")]
         ons = [torch.zeros_like(on_F).index_put((unit_n,), on_F[unit_n]) for on_F in on_SF]

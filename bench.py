@@ -303,10 +303,10 @@ def transcoder_step(device, D=128, **fields):
     return act_step(transcoder, m, [x_ND, y_ND])
 
 def act_step(method, m, batch):
-    opt, gen = torch.optim.Adam(m.parameters(), fused=True), common.generator(0, "noise", batch[0].device)
+    opts, gen = method.optimizers(m), common.generator(0, "noise", batch[0].device)
     def step():
         loss, terms, seen = method.loss_fn(m, *batch, None, HALFWAY, gen)
-        method.update(m, opt, loss, HALFWAY)
+        method.update(m, opts, loss, HALFWAY)
         method.remember(m, HALFWAY, *seen)
         return terms
     return step
@@ -315,10 +315,10 @@ def clt_step(device, D=128, F=1024, L=4, **fields):
     """F features in all, an L-th of them at each of L layers."""
     cfg = clt.Config(F=F // L, **fields)
     m = clt.CLT(L, D, cfg, common.generator(0, "init"), [L - 1]).to(device)
-    opt, batch = torch.optim.Adam(m.parameters(), fused=True), torch.randn(2, L, cfg.N, D, device=device)
+    opts, batch = clt.optimizers(m, cfg), torch.randn(2, L, cfg.N, D, device=device)
     def step():
         loss, terms, f_LNF, least_L = clt.loss_fn(m, *batch, cfg, HALFWAY)
-        clt.update(m, opt, loss, f_LNF, least_L, cfg, HALFWAY)
+        clt.update(m, opts, loss, f_LNF, least_L, cfg, HALFWAY)
         return terms
     return step
 

@@ -61,7 +61,9 @@ class Config:
     steps: int = 3000               # training steps
     N: int = 1024                   # tokens per step
     T: int = 128                    # positions per sequence
-    lr: float = 2e-3                # Adam's, rising over the first 2.5 % of the steps, falling to 0 over the last fifth
+    optimizer: Literal["adam", "muon"] = "adam"  # of the matrices; Muon turns all directions of a matrix at once
+    lr: float = 2e-3                # rising over the first 2.5 % of the steps, falling to 0 over the last fifth
+    lr_rest: float = 2e-3           # muon: of biases and thresholds, which Adam trains; adam: ignored, all are at lr
     clip: float = 1.0               # gradient norm
     log_every: int = 50             # steps between lines of log.jsonl
     save_every: int = 1000          # steps between checkpoints
@@ -191,14 +193,31 @@ def loss_fn(clt, x_LND, y_LND, cfg, t):
     terms = dict(loss=total, nmse=nmse.mean(), sparsity=sparsity, rescue=rescue, dead=dead_LF.float().mean())
     return total, terms, f_LNF, least_L
 
+def as_matrices(W_enc_LDF, W_dec):
+    """What Muon turns: the encoder of each layer (D, F), and all decoders into each layer as one matrix ((l + 1) F, D),
+    as a forward pass multiplies by it. Views: a step that moves them moves the weights."""
+    return [*W_enc_LDF, *(W_lFD.view(-1, W_lFD.shape[-1]) for W_lFD in W_dec)]
+
+def optimizers(clt, cfg):
+    """Adam or Muon for the matrices, Adam for biases and thresholds."""
+    matrices = as_matrices(clt.W_enc_LDF.detach(), [W.detach() for W in clt.W_dec])
+    rest = [p for p in (clt.b_enc_LF, clt.theta_LF, clt.b_dec_LD) if p.requires_grad]
+    lr_rest = cfg.lr_rest if cfg.optimizer == "muon" else cfg.lr
+    return common.optimizers(cfg.optimizer, matrices, rest, cfg.lr, lr_rest)
+
 @torch.no_grad()
-def update(clt, opt, loss, f_LNF, least_L, cfg, t):
-    """One step of the optimizer, then thresholds and counters. Returns the gradient's norm."""
-    opt.param_groups[0]["lr"] = cfg.lr * min(1, (t + 1 / cfg.steps) / 0.025, (1 - t) / 0.2)
-    opt.zero_grad()
+def update(clt, opts, loss, f_LNF, least_L, cfg, t):
+    """One step of the optimizers, then thresholds and counters. Returns the gradient's norm."""
+    common.set_rates(opts, min(1, (t + 1 / cfg.steps) / 0.025, (1 - t) / 0.2))
+    clt.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(clt.parameters(), cfg.clip)
-    opt.step()
+    grads = as_matrices(clt.W_enc_LDF.grad, [W.grad for W in clt.W_dec])
+    for W, grad in zip(opts["opt"].param_groups[0]["params"], grads):
+        W.grad = grad
+    for opt in opts.values():
+        opt.step()
+        opt.zero_grad()             # or the views would hold this step's gradients beside the next one's
     clt.idle_LF.add_(f_LNF.shape[1]).masked_fill_((f_LNF > 0).any(1), 0)
     if cfg.variant == "jumprelu":
         clt.theta_LF.clamp_(min=0)
@@ -223,8 +242,8 @@ def train(cfg):
     clt, layer = build(cfg, gpt)
     corpus, every = data.load_all(cfg.data, gpt.vocab, cfg.T), range(gpt.cfg.n_layer)
     scale = Scale(*activations.at_mlps(gpt, corpus["fit"].rows(cfg.T, 64).to(dev), every))     # 64 rows are enough
-    opt = torch.optim.Adam(clt.to(dev).parameters(), cfg.lr, fused=True)
-    parts, path, start, seconds = dict(train=clt, scale=scale, opt=opt), Path(cfg.out) / "clt.safetensors", 0, 0.0
+    opts = optimizers(clt.to(dev), cfg)
+    parts, path, start, seconds = dict(train=clt, scale=scale, **opts), Path(cfg.out) / "clt.safetensors", 0, 0.0
     fixed = dict(method="clt", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
     if cfg.resume:
         tensors, meta = common.load(path, **fixed)
@@ -235,7 +254,7 @@ def train(cfg):
     for step in (bar := tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="clt")):
         t, last = step / cfg.steps, step + 1 == cfg.steps
         loss, terms, f_LNF, least_L = loss_fn(clt, *scale(*next(batches)), cfg, t)
-        norm = update(clt, opt, loss, f_LNF, least_L, cfg, t)
+        norm = update(clt, opts, loss, f_LNF, least_L, cfg, t)
         save = last or (step + 1) % cfg.save_every == 0
         if save or step % cfg.log_every == 0:
             row = {k: v.item() for k, v in terms.items()} | dict(l0=(f_LNF > 0).sum().item() / cfg.N / len(every))

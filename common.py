@@ -33,7 +33,8 @@ def cli(Config, argv=None):
     print("$", command(cfg), flush=True)
     return cfg
 
-ALWAYS = {"seed": (0, math.inf)} | dict.fromkeys(("lr", "lr_ci", "adv_lr", "gamma_end", "bandwidth"), (1e-9, 1e9))
+RATES = "lr", "lr_rest", "lr_ci", "adv_lr"
+ALWAYS = {"seed": (0, math.inf)} | dict.fromkeys((*RATES, "gamma_end", "bandwidth"), (1e-9, 1e9))
 
 def within(flags: dict, *counts, **limits):
     """Fails on a flag whose value lies outside its limits (low, high); counts must be 1 or more. ALWAYS holds too."""
@@ -72,8 +73,8 @@ def generator(seed: int, name: str, device="cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:15], 16))
 
 def optimizers(kind: str, matrices, rest, lr: float, lr_rest: float, betas=(0.9, 0.999)) -> dict:
-    """The optimizers of one model, by the names they have in its checkpoint: of its matrices Adam or Muon at rate lr, of
-    the rest, if there is any, Adam at lr_rest. Some parameters may be groups with rates of their own.
+    """The optimizers of one model, by their names in its checkpoint: of its matrices Adam or Muon at rate lr, of the
+    rest, if there is any, Adam at lr_rest. Some of the matrices may be a group with a rate of its own.
 
     Muon (Jordan 2024) replaces the momentum of a matrix by the nearest orthogonal one, so that a step turns all of its
     directions alike. torch computes that in bfloat16, which takes half of the time of float32 here."""

@@ -77,6 +77,10 @@ class Method(NamedTuple):
     change: dict                    # of the defaults of module.Config
     quick: dict                     # of those again, with --quick
 
+NOISELESS = dict(variant="stochastic", noise=False, lr=16e-3)
+# Two controls have one term of its penalty each, sum_f s_f or sum_f s_f log2(1 + freq_a s_f). Since lambda follows L0
+# whatever multiplies the penalty, only the ratio of the terms counts: a w_freq of 1,000 leaves the second. lambda would
+# need ln(1,000) / follow = 230 steps to come down by as much, and kill units until then: c_first is 1,000 times lower.
 METHODS = {                         # learning rates: the best of those that tune.py tries
     "spd": Method(spd, "spd", "c_imp", (3e-5, 1e-4, 3e-4), {}, dict(C=128)),
     "transcoder": Method(transcoder, "tc", "k", (8, 16, 32), {}, dict(F=SMALL)),
@@ -84,8 +88,9 @@ METHODS = {                         # learning rates: the best of those that tun
     "transcoder-kl": Method(transcoder, "tc", "k", (16,), dict(objective="kl"), dict(F=SMALL)),
     "transcoder-stochastic": Method(transcoder, "tc", "k", (8, 16, 32), dict(variant="stochastic", lr=16e-3),
                                     dict(F=SMALL)),
-    "transcoder-noiseless": Method(transcoder, "tc", "k", (16,), dict(variant="stochastic", noise=False, lr=16e-3),
-                                   dict(F=SMALL)),
+    "transcoder-noiseless": Method(transcoder, "tc", "k", (16,), NOISELESS, dict(F=SMALL)),
+    "transcoder-nofreq": Method(transcoder, "tc", "k", (16,), dict(NOISELESS, w_freq=0.), dict(F=SMALL)),
+    "transcoder-freq": Method(transcoder, "tc", "k", (16,), dict(NOISELESS, w_freq=1e3, c_first=1e-6), dict(F=SMALL)),
     "clt": Method(clt, "clt", "k", (4, 8, 16), {}, dict(F=128)),        # k per layer, and it is read at each so far
     "molt": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3), {}),
     "molt-sum": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3, sum_to_weights=True), {}),

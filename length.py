@@ -80,7 +80,7 @@ def model(run, gpt, dev):
     return compare.trained(job, run, gpt, dev)[0]
 
 def settled_loss(m, gpt, corpus, run, gen):
-    """The loss of an SPD at the end of its schedules, without faithfulness: (the loss, its terms), means over batches."""
+    """The loss of an SPD at the end of its schedules, without faithfulness: (the loss, its terms), over BATCHES."""
     run, found = dataclasses.replace(run, adversary="step", c_faith=0.), []
     for step in range(BATCHES):
         idx_BT = corpus.batch(step, run.B, run.T, seed=0).to(m.bs[0].device)
@@ -100,7 +100,8 @@ def measured(m, run, bench, corpus):
     alive = dict(zip(("alive_in", "alive_out"), alive_F.view(2, -1).sum(1).tolist()))
     weights = {f"weight_error_{n}": evals.relative_error(V @ U, W)
                for n, V, U, W in zip(spd.SITES, m.raw.V, m.raw.U, m.raw.Ws)}
-    keys = ("l0", "ce_recovered", "kl", "fve", "concept_matched_fraction", "kl_attack", "attack", "spectrum", "kl_joint")
+    keys = ("l0", "ce_recovered", "kl", "fve", "concept_matched_fraction", "kl_attack", "attack", "spectrum",
+            "kl_joint")
     return dict(loss=loss, **terms, **alive, **weights, **{key: found[key] for key in keys},
                 ce_stochastic=found["ce_recovered_stochastic"],
                 coverage=units.coverage(fit, test)["coverage"], board=units.board(fit, test))

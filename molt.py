@@ -60,7 +60,9 @@ class Config:
     steps: int = 4000               # training steps
     N: int = 1024                   # tokens per step (kl: N // T sequences)
     T: int = 128                    # positions per sequence
-    lr: float = 2e-3                # warmed up over 100 steps, to 0 over the last fifth; 16e-3 suits L0 16, not 7
+    optimizer: Literal["adam", "muon"] = "adam"  # of the matrices; Muon turns all directions of a matrix at once
+    lr: float = 2e-3                # warmed up over 100 steps, to 0 over the last fifth; adam: 16e-3 suits L0 16, not 7
+    lr_rest: float = 2e-3           # muon: of biases and thresholds, which Adam trains; adam: ignored, all are at lr
     clip: float = 1.0               # gradient norm
     sweep: bool = False             # train at 5 values of lam around --lam; sweep.json and sweep.png
     log_every: int = 50             # steps between lines of log.jsonl
@@ -205,6 +207,12 @@ def loss_fn(molt, x_ND, distance, cfg, t):
     total = fit + cfg.lam * min(1, t / cfg.ramp) * sparse + cfg.beta * rest
     return total, dict(loss=total, fit=fit, sparse=sparse, rest=rest), g_NF
 
+def optimizers(molt):
+    """Adam or Muon for the matrices E, V and U, Adam for biases and thresholds."""
+    cfg, rest = molt.cfg, [p for p in (molt.b_gate, molt.theta, molt.b) if p.requires_grad]
+    lr_rest = cfg.lr_rest if cfg.optimizer == "muon" else cfg.lr
+    return common.optimizers(cfg.optimizer, [molt.E, molt.V, molt.U], rest, cfg.lr, lr_rest, betas=(0.9, 0.99))
+
 def batches(gpt, molt, corpus, cfg, start):
     """Endless (x_ND, distance) from step `start` on. kl: rows in their order, for the suffix needs them whole."""
     layer, = molt.layers
@@ -232,12 +240,11 @@ def train(cfg):
     gpt = GPT.load(cfg.model, dev)
     molt = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
-    opt = torch.optim.Adam(molt.parameters(), cfg.lr, betas=(0.9, 0.99), fused=True)
-    path, start, seconds = Path(cfg.out) / "molt.safetensors", 0, 0.0
+    opts, path, start, seconds = optimizers(molt), Path(cfg.out) / "molt.safetensors", 0, 0.0
     fixed = dict(method="molt", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
     if cfg.resume:
         tensors, meta = common.load(path, **fixed)
-        common.unflat(tensors, molt=molt, opt=opt)
+        common.unflat(tensors, molt=molt, **opts)
         start, seconds = meta["step"], meta["seconds"]
     else:
         (x_ND,), (y_ND,) = activations.at_mlps(gpt, corpus["train"].batch(0, 64, cfg.T, cfg.seed).to(dev), molt.layers)
@@ -246,13 +253,14 @@ def train(cfg):
     stream = batches(gpt, molt, corpus["train"], cfg, start)
     for step in (bar := tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="molt")):
         t, last = step / cfg.steps, step + 1 == cfg.steps
-        opt.param_groups[0]["lr"] = cfg.lr * min(1, (step + 1) / 100, (1 - t) / 0.2)
+        common.set_rates(opts, min(1, (step + 1) / 100, (1 - t) / 0.2))
         x_ND, distance = next(stream)
         loss, terms, g_NF = loss_fn(molt, x_ND, distance, cfg, t)
-        opt.zero_grad()
+        molt.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(molt.parameters(), cfg.clip)
-        opt.step()
+        for opt in opts.values():
+            opt.step()
         with torch.no_grad():
             molt.theta.clamp_(min=0)
             on_NF = g_NF > 0
@@ -269,7 +277,7 @@ def train(cfg):
         if save:
             seconds = time.time() - began
             meta = dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt))
-            common.save(path, common.flat(molt=molt, opt=opt), fixed | meta)
+            common.save(path, common.flat(molt=molt, **opts), fixed | meta)
     return molt, summarise(cfg, gpt, molt, corpus, seconds)
 
 def summarise(cfg, gpt, molt, corpus, seconds):

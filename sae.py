@@ -59,7 +59,9 @@ class Config:
     steps: int = 2000               # training steps
     N: int = 2048                   # tokens per step
     T: int = 128                    # positions per sequence
-    lr: float = 4e-3                # warmed up over 5 % of the steps, to 0 over the last 20 %; 16e-3 suits stochastic
+    optimizer: Literal["adam", "muon"] = "adam"  # of the matrices; Muon turns all directions of a matrix at once
+    lr: float = 4e-3                # warmed up over 5 % of the steps, to 0 over the last 20 %; stochastic, adam: 16e-3
+    lr_rest: float = 4e-3           # muon: of biases and thresholds, which Adam trains; adam: ignored, all are at lr
     frozen: bool = False            # W_dec stays random: a floor for what learned directions are worth
     enc: float = 0.5                # norm of the rows of W_enc at the start; at 1 they turn too slowly
     clip: float = 1.0               # gradient norm
@@ -224,17 +226,24 @@ def loss_fn(sae, a_ND, kl, t, gen):
     terms = dict(loss=total, rec=rec, aux=aux, faith=faith, penalty=lam * penalty, l0=l0, dead=torch.tensor(len(dead)))
     return total, {k: v.detach() for k, v in terms.items()}, (fired_F, l0, lowest)
 
-def update(sae, opt, loss, t):
-    """One step of Adam; the rows of W_dec keep norm 1: no gradient along them, and norm 1 again after the step."""
+def optimizers(sae):
+    """Adam or Muon for the matrices W_enc, W_dec (not if frozen) and W_gate, Adam for biases and thresholds."""
+    cfg, params = sae.cfg, [p for p in sae.parameters() if p.requires_grad]
+    matrices, rest = [p for p in params if p.dim() == 2], [p for p in params if p.dim() < 2]
+    return common.optimizers(cfg.optimizer, matrices, rest, cfg.lr, cfg.lr_rest if cfg.optimizer == "muon" else cfg.lr)
+
+def update(sae, opts, loss, t):
+    """One step; the rows of W_dec keep norm 1: no gradient along them, and norm 1 again after the step."""
     cfg, W = sae.cfg, sae.W_dec
-    opt.param_groups[0]["lr"] = cfg.lr * min(1, (t + 1 / cfg.steps) / 0.05, (1 - t) / 0.2)
-    opt.zero_grad()
+    common.set_rates(opts, min(1, (t + 1 / cfg.steps) / 0.05, (1 - t) / 0.2))
+    sae.zero_grad()
     loss.backward()
     with torch.no_grad():
         if not cfg.frozen:
             W.grad -= (W.grad * W).sum(-1, keepdim=True) * W
         norm = nn.utils.clip_grad_norm_(sae.parameters(), cfg.clip)
-        opt.step()
+        for opt in opts.values():
+            opt.step()
         if not cfg.frozen:
             W.div_(W.norm(dim=-1, keepdim=True))
         if cfg.variant == "jumprelu":
@@ -283,8 +292,8 @@ def train(cfg):
     gpt = GPT.load(cfg.model, dev)
     sae = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
-    gen, opt = common.generator(cfg.seed, "noise", dev), torch.optim.Adam(sae.parameters(), cfg.lr, fused=True)
-    parts, path, start, seconds = dict(sae=sae, opt=opt, gen=gen), Path(cfg.out) / "sae.safetensors", 0, 0.0
+    gen, opts = common.generator(cfg.seed, "noise", dev), optimizers(sae)
+    parts, path, start, seconds = dict(sae=sae, gen=gen, **opts), Path(cfg.out) / "sae.safetensors", 0, 0.0
     fixed = dict(method="sae", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
     if cfg.resume:
         tensors, meta = common.load(path, **fixed)
@@ -297,7 +306,7 @@ def train(cfg):
         if not step:
             sae.start(a_ND)
         loss, terms, seen = loss_fn(sae, a_ND, kl, t, gen)
-        norm = update(sae, opt, loss, t)
+        norm = update(sae, opts, loss, t)
         remember(sae, t, *seen)
         save = last or (step + 1) % cfg.save_every == 0
         if save or step % cfg.log_every == 0:

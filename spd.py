@@ -309,7 +309,7 @@ def begin(spd, cfg):
     project(spd)
 
 def optimizers(spd, cfg):
-    """Of V and U at --lr, of Gamma's matrices at --lr_ci; Muon leaves Gamma's biases, and nets per component, to Adam."""
+    """Of V and U at --lr, of Gamma's matrices at --lr_ci. Muon leaves Gamma's biases and nets per component to Adam."""
     turned, rest = [], []
     for p in spd.gamma.parameters():
         (turned if cfg.optimizer == "adam" or p.ndim == 2 else rest).append(p)

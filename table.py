@@ -32,6 +32,8 @@ ROWS = {
     "transcoder-kl": "trained on the KL through the rest of the model, as SPD is, instead of on the output",
     "transcoder-stochastic": "with SPD's stochastic masks and penalty instead of TopK",
     "transcoder-noiseless": "its control: the same penalty, no noise in its masks",
+    "transcoder-nofreq": "no noise, and of the penalty only how often each unit is on",
+    "transcoder-freq": "no noise, and of the penalty only its frequency term",
     "clt": "cross-layer transcoder, BatchTopK: its features of this layer and of all before",
     "molt": "mixture of linear transforms, JumpReLU gates",
     "molt-sum": "the same, the transforms' sum tied to the weights",
@@ -123,9 +125,8 @@ COLUMNS = {
                                                "spd and molt their product, which is lower"),
         "weights_shared_0.7": Column("same w", "up", None, 3, "share of the alive units with a mate in another seed "
                                      "that reads and writes the same, cosines of 0.7 or more (molt: their product)"),
-        "inputs_similarity_corrected": Column("inputs", "up", 0, 3, "similarity in weights with the cosine of what two "
-                                              "units read taken over the inputs: do they get the same from each token"),
-        "inputs_shared_0.7": Column("same i", "up", None, 3, "share of the alive units with such a mate in another seed"),
+        "inputs_shared_0.7": Column("same i", "up", None, 3, "as same w, but with the cosine of what two units read "
+                                    "taken over the inputs: do they get the same from each token"),
         "activations_similarity_corrected": Column("values", "up", 0, 3, "similarity of their values over tokens, in "
                                                    "excess of shifted tokens"),
         "activations_shared_0.7": Column("same v", "up", None, 3, "share with a mate of correlation 0.7 or more"),

@@ -1,18 +1,25 @@
-"""The same tuning for every row of the table: the same learning rates for all, at the middle sparsity and seed 0.
-On as many tokens as in the table; scored on fit, which no number of the table comes from.
+"""The same tuning for every row of the table: two optimizers at five learning rates each, at the middle sparsity and
+seed 0. On as many tokens as in the table; scored on fit, which no number of the table comes from.
 
-    gain = ln KL(the table's rate at the trial's L0) - ln KL(trial)
-The KL of the table's rate at any L0 is read off its curve over the table's sparsities, linear in log KL over log L0, so
-that a rate which only trades sparsity for KL gains nothing. Once one gains more than WORTH, the best is to be used: the
-best near the L0 at which the table reads all rows. Curves can cross, so a trial that lands elsewhere has no gain.
+    gain = ln KL(what the table uses, at the trial's L0) - ln KL(trial)
+The KL of what the table uses is read off its curve over the table's sparsities, linear in log KL over log L0, so that a
+rate which only trades sparsity for KL gains nothing. Once one gains more than WORTH, the best is to be used: the best
+near the L0 at which the table reads all rows. Curves can cross, so a trial that lands elsewhere has no gain.
+Muon is for matrices. Where the table trains a row by Adam, a trial with Muon trains biases and thresholds (lr_rest) at
+the rate of that Adam: on them, Adam at that rate is what the row is known to need.
 
-    python tune.py              # trains what is missing, beside compare.py's models; results/tuning.json and .md
+    python tune.py                      # trains what is missing, beside compare.py's models -> results/tuning.json, .md
+    python tune.py --methods sae,molt   # these rows alone, the others of tuning.json stay: two runs can share the work
 """
 import dataclasses
+import fcntl
 import json
 import math
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,36 +40,55 @@ class Config:
     runs: str = "runs/compare"      # folder for the models, shared with compare.py
     device: str = "auto"            # auto, cpu, cuda
 
-RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
+RATES = {"adam": (2e-3, 4e-3, 8e-3, 16e-3, 32e-3), "muon": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)}
 WORTH = 0.1                         # in ln KL; less can't be told from chance with one seed and a curve of three points
 NEAR = 1.5                          # times or over table.AT: the L0 of trials that have a gain
 
+class Setting(NamedTuple):
+    optimizer: str
+    lr: float
+
+    def __str__(self):
+        return f"{self.optimizer} {self.lr:g}"
+
+def own(job):
+    """The setting that the table uses for the row of this job."""
+    change, default = job.method.change, job.method.module.Config
+    return Setting(change.get("optimizer", default.optimizer), change.get("lr", default.lr))
+
+def at(job, setting):
+    """The job at another setting; at the table's own it is compare.py's job, and its model."""
+    change, used = job.method.change | setting._asdict(), own(job)
+    if (used.optimizer, setting.optimizer) == ("adam", "muon") and hasattr(job.method.module.Config, "lr_rest"):
+        change["lr_rest"] = used.lr
+    elif (used.optimizer, setting.optimizer) == ("muon", "adam"):
+        change.pop("lr_rest", None)             # which Adam ignores: one model, whatever it is
+    return dataclasses.replace(job, method=job.method._replace(change=change))
+
 def trials(cfg):
-    """{name: [(learning rate, job)]} of the trained rows: each sparsity at the table's rate, the middle one at all."""
+    """{row: [(setting, job)]} of the trained rows: each sparsity at the table's setting, the middle one at all."""
+    every = [Setting(optimizer, lr) for optimizer, rates in RATES.items() for lr in rates]
     out = {}
     for job in compare.jobs(cfg):
         if job.method and not job.floor:
-            rates = dict.fromkeys((rate(job), *RATES)) if job.middle else [rate(job)]
-            out.setdefault(job.name, []).extend((lr, at_rate(job, lr)) for lr in rates)
+            settings = dict.fromkeys((own(job), *every)) if job.middle else [own(job)]
+            out.setdefault(job.name, []).extend((setting, at(job, setting)) for setting in settings)
     return out
 
-def rate(job):
-    """What the table uses."""
-    return job.method.change.get("lr", job.method.module.Config.lr)
+def folder(job, cfg, bench):
+    """Of the trial's model. A hash of configuration, target and text is in its name, by which the trial is known."""
+    return Path(job.config(cfg, bench.gpt, bench.layer).out)
 
-def at_rate(job, lr):
-    return dataclasses.replace(job, method=job.method._replace(change=job.method.change | dict(lr=lr)))
-
-def score(lr, job, cfg, bench, dev):
-    """What one trial has on fit, a flat dict; None if its training diverged."""
+def score(job, cfg, bench, dev):
+    """What one trial has on fit, a flat dict; its KL is None if its training diverged."""
     try:
         m, cost, _ = compare.trained(job, job.config(cfg, bench.gpt, bench.layer), bench.gpt, dev)
     except SystemExit as e:
         if e.code == 1:
-            return None
+            return dict(kl=None)
         raise
     found = compare.faithfulness(m, bench._replace(test=bench.fit), common.generator(0, "tune"))
-    return dict(lr=lr, middle=job.middle, **{key: found[key] for key in ("l0", "kl", "ce_recovered", "fve")}, **cost)
+    return {key: found[key] for key in ("l0", "kl", "ce_recovered", "fve")} | cost
 
 def gain(trial, curve):
     """By how much the trial's ln KL lies below the curve at its L0; beyond the ends of the curve, below the end's.
@@ -72,22 +98,63 @@ def gain(trial, curve):
     return float(np.interp(math.log(trial["l0"]), l0, kl)) - math.log(trial["kl"])
 
 def verdict(own, points):
-    """{learning rate: gain} of the rates near table.AT, and the one to use; own: the table's, whose gain is 0."""
-    curve = [p for p in points if p["lr"] == own]
-    near = [p for p in points if p["lr"] != own and 1 / NEAR <= p["l0"] / AT <= NEAR]
-    gains = {own: 0.} | {p["lr"]: gain(p, curve) for p in near}
+    """({setting: gain} of the trials near table.AT, the setting to use); own: the table's, whose gain is 0."""
+    points = [(Setting(p["optimizer"], p["lr"]), p) for p in points if p["kl"] is not None]
+    curve = [p for setting, p in points if setting == own]
+    near = [(setting, p) for setting, p in points if setting != own and curve and 1 / NEAR <= p["l0"] / AT <= NEAR]
+    gains = {own: 0.} | {setting: gain(p, curve) for setting, p in near}
     best = max(gains, key=gains.get)
     return gains, best if gains[best] > WORTH else own
 
-def render(rows):
-    """As Markdown: a line per row, of the middle sparsity: KL at L0, and the gain over the rate that the table uses."""
-    lines = ["| row | in the table | " + " | ".join(f"{lr:g}" for lr in RATES) + " |", "|---" * (2 + len(RATES)) + "|"]
+# ----------------------------------------------------------------------------------------- what is kept, and shown
+def stored(path, of):
+    """The rows in tuning.json, each of which says what it is of. Fails unless that is `of`: rows of another target, for
+    one, can't be in one table with this run's."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
     for row in rows:
-        gained = {lr: f" ({gain:+.2f})" for lr, gain in row["gains"].items() if lr != row["lr"]}
-        found = {p["lr"]: f"{p['kl']:.4f} at {p['l0']:.1f}{gained.get(p['lr'], '')}"
-                 for p in row["points"] if p["middle"]}
-        cells = [found.get(lr, "diverged") for lr in RATES]
-        lines.append(f"| {row['name']} | {row['lr']:g} | " + " | ".join(cells) + " |")
+        if row.get("of") != of:
+            common.fail(f"{path}: its row {row['name']} is of {row.get('of', 'an earlier form')}, not of {of}: "
+                        "give another --out, or remove that file")
+    return rows
+
+def keep(row, path):
+    """Puts a row into tuning.json and tuning.md, in place of the row of that name; returns all rows. It holds a lock
+    while it reads and writes: another run may be about to put its own rows there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)        # held until it is closed, or this process is dead
+        rows = {other["name"]: other for other in stored(path, row["of"])} | {row["name"]: row}
+        rows = [rows[name] for name in compare.METHODS if name in rows]
+        common.write(path, json.dumps(dict(rows=rows, worth=WORTH), indent=1).encode())
+        common.write(path.with_suffix(".md"), render(rows).encode())
+    finally:
+        os.close(lock)
+    return rows
+
+def cell(row, setting):
+    """One trial of the middle sparsity as text; bold if it is what should be used."""
+    point, = [p for p in row["points"] if p["middle"] and Setting(p["optimizer"], p["lr"]) == setting]
+    text = "diverged" if point["kl"] is None else f"{1e3 * point['kl']:.3g}@{point['l0']:.1f}"
+    if setting == Setting(**row["own"]):
+        text += " table"
+    elif point["gain"] is not None:
+        text += f" {point['gain']:+.2f}"
+    return f"**{text}**" if setting == Setting(**row["best"]) else text
+
+def render(rows):
+    """As Markdown: for each row what the table uses and what is best, and all trials, a table per optimizer."""
+    lines = ["KL@L0 on fit, at the middle sparsity, KL in thousandths of a nat; near L0 "
+             f"{AT} also the gain in ln KL over what", "the table uses (table). Bold: what should be used, another "
+             f"setting where one gains more than {WORTH}.", "",
+             "| row | the table uses | KL@L0 | best | KL@L0, gain |", "|---|---|---|---|---|"]
+    for row in rows:
+        used, best = Setting(**row["own"]), Setting(**row["best"])
+        lines.append(f"| {row['name']} | {used} | {cell(row, used)} | {best} | {cell(row, best)} |")
+    for optimizer, rates in RATES.items():
+        lines += ["", f"| {optimizer} | " + " | ".join(map("{:g}".format, rates)) + " |", "|---" * 6 + "|"]
+        for row in rows:
+            lines.append(f"| {row['name']} | " + " | ".join(cell(row, Setting(optimizer, lr)) for lr in rates) + " |")
     return "\n".join(lines + [""])
 
 def main(cfg):
@@ -97,22 +164,35 @@ def main(cfg):
     layer, _ = compare.check(base, gpt)
     if not (every := trials(base)):
         common.fail(f"--methods {cfg.methods}: names no row that is trained")
-    bench, rows = compare.prepared(base, gpt, layer, dev), []
-    for n, (name, jobs) in enumerate(every.items()):
+    path, of = Path(cfg.out) / "tuning.json", dict(target=gpt.hash, text=compare.text_hash(cfg.data), layer=layer,
+                                                   tokens=cfg.tokens, eval_tokens=cfg.eval_tokens)
+    # trials that are scored already are read back: they need no model any more
+    known = {point["key"]: point for row in stored(path, of) for point in row["points"]}
+    bench = compare.prepared(base, gpt, layer, dev)
+    todo = [job for tried in every.values() for _, job in tried if folder(job, base, bench).name not in known]
+    count, seconds = len(todo), {}
+    for name, tried in every.items():
         points = []
-        for i, (lr, job) in enumerate(jobs):
-            print(f"[{n + 1}/{len(every)}] {job}, learning rate {lr:g} ({i + 1}/{len(jobs)})", flush=True)
-            points.append(score(lr, job, base, bench, dev))
-        own, points = jobs[0][0], [p for p in points if p]
-        gains, best = verdict(own, points)
-        rows.append(dict(name=name, lr=own, best=best, gains=gains, points=points))
-    common.write(Path(cfg.out) / "tuning.json", json.dumps(
-        dict(rows=rows, worth=WORTH, provenance=common.provenance(cfg, gpt)), indent=1).encode())
-    common.write(Path(cfg.out) / "tuning.md", render(rows).encode())
-    print("", render(rows), *(f"{row['name']}: {row['best']:g} should replace {row['lr']:g}, which the table uses"
-                              for row in rows if row["best"] != row["lr"]),
-          f"(gain): ln KL, on fit, below the curve of the table's rate, near L0 {AT}; above {WORTH} worth a change",
-          f"-> {cfg.out}/tuning.json, tuning.md", sep="\n")
+        for setting, job in tried:
+            where = folder(job, base, bench)
+            if where.name not in known:
+                print(f"[{count - len(todo) + 1}/{count}] {job}, {setting}; {compare.left(seconds, todo)}", flush=True)
+                began, fresh = time.time(), not where.exists()
+                known[where.name] = score(job, base, bench, dev)
+                if fresh:                       # what was trained before says nothing about how long training takes
+                    seconds.setdefault(name, []).append(time.time() - began)
+                todo.pop(0)
+            about = dict(key=where.name, **setting._asdict(), value=job.value, middle=job.middle)
+            points.append(known[where.name] | about)
+        used = tried[0][0]
+        gains, best = verdict(used, points)
+        for point in points:
+            point["gain"] = gains.get(Setting(point["optimizer"], point["lr"])) if point["middle"] else None
+        rows = keep(dict(name=name, of=of, own=used._asdict(), best=best._asdict(), points=points,
+                         provenance=common.provenance(cfg, gpt)), path)
+    print("", render(rows), *(f"{row['name']}: {Setting(**row['best'])} should replace {Setting(**row['own'])}"
+                              for row in rows if row["best"] != row["own"]),
+          f"-> {path}, tuning.md", sep="\n")
 
 if __name__ == "__main__":
     main(common.cli(Config))

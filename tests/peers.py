@@ -48,11 +48,11 @@ def ours(variant):
         job = sae.Config(variant=variant, F=F, k=k, steps=steps, lr=lr, seed=seed, N=len(a_ND))
         m, gen = sae.SAE(job, a_ND.shape[1], common.generator(seed, "init")), common.generator(seed, "noise")
         m.start(a_ND)
-        opt = torch.optim.Adam(m.parameters(), lr, fused=True)
+        opts = sae.optimizers(m)
 
         def update(step, a_ND):
             loss, _, seen = sae.loss_fn(m, a_ND, None, step / steps, gen)
-            sae.update(m, opt, loss, step / steps)
+            sae.update(m, opts, loss, step / steps)
             sae.remember(m, step / steps, *seen)
         return update, lambda a: m.rebuild(m.codes(a)), m.codes
     return build

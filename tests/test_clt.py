@@ -198,13 +198,13 @@ def test_dead_features_are_counted(cfg, variant):
     cfg = dataclasses.replace(cfg, variant=variant, k=1)
     m, x, y = fresh(cfg)
     m.b_enc_LF.data[0, 3] = -100                                 # never on
-    opt = torch.optim.Adam(m.parameters(), fused=True)
+    opts = clt.optimizers(m, cfg)
     for step in range(3):
         loss, terms, f, least = clt.loss_fn(m, x, y, cfg, 0.5)
         before, off = m.idle_LF.clone(), ~(f > 0).any(1)
         dead = before > cfg.dead_after * cfg.steps * N           # 12 tokens
         assert terms["dead"] == dead.float().mean() and dead[0, 3] == (step > 0)
-        clt.update(m, opt, loss, f, least, cfg, 0.5)
+        clt.update(m, opts, loss, f, least, cfg, 0.5)
         assert torch.equal(m.idle_LF, torch.where(off, before + N, 0)) and not off.all()
 
 
@@ -228,7 +228,7 @@ def test_thresholds_follow_the_batches_and_stay_above_zero(cfg):
     seen = []
     for step in range(4):
         loss, _, f, least = clt.loss_fn(m, x * (1 + step), y, cfg, 0.5)
-        clt.update(m, torch.optim.Adam(m.parameters(), fused=True), loss, f, least, cfg, 0.5)
+        clt.update(m, clt.optimizers(m, cfg), loss, f, least, cfg, 0.5)
         seen.append(least)
     tau = seen[0]
     for least in seen[1:]:
@@ -236,7 +236,7 @@ def test_thresholds_follow_the_batches_and_stay_above_zero(cfg):
     assert torch.allclose(m.tau_L, tau) and torch.allclose(m.theta_LF, tau[:, None] / m.norms())
     cfg = dataclasses.replace(cfg, variant="jumprelu")
     m.theta_LF.data -= 1
-    clt.update(m, torch.optim.Adam(m.parameters(), fused=True), clt.loss_fn(m, x, y, cfg, 0.5)[0], f, None, cfg, 0.5)
+    clt.update(m, clt.optimizers(m, cfg), clt.loss_fn(m, x, y, cfg, 0.5)[0], f, None, cfg, 0.5)
     assert m.theta_LF.min() == 0
 
 
@@ -335,10 +335,10 @@ def test_summary_has_the_promised_keys(trained):
 
 def fit(m, batch, cfg):
     """m after cfg.steps steps on batch(step), the NMSEs, and the last f."""
-    opt, nmses = torch.optim.Adam(m.parameters(), cfg.lr, fused=True), []
+    opts, nmses = clt.optimizers(m, cfg), []
     for step in range(cfg.steps):
         loss, terms, f, least = clt.loss_fn(m, *batch(step), cfg, step / cfg.steps)
-        clt.update(m, opt, loss, f, least, cfg, step / cfg.steps)
+        clt.update(m, opts, loss, f, least, cfg, step / cfg.steps)
         nmses.append(terms["nmse"].item())
     return m, nmses, f
 
@@ -349,6 +349,31 @@ def test_one_batch_overfits(cfg, variant):
     m, x, y = fresh(cfg)
     _, nmses, _ = fit(m, lambda _: (x, y), cfg)
     assert nmses[-1] < 0.02 < 0.5 < nmses[0]
+
+
+@pytest.mark.parametrize("variant, off_diagonal", SETTINGS)
+def test_muon_trains_each_layers_matrices_and_adam_the_rest(cfg, variant, off_diagonal):
+    change = dict(variant=variant, off_diagonal=off_diagonal, steps=100, optimizer="muon", lr=2e-2, lr_rest=3e-3)
+    cfg = dataclasses.replace(cfg, lam=0., **change)
+    m, x, y = fresh(cfg)
+    opts = clt.optimizers(m, cfg)
+    matrices, rest = (opt.param_groups[0]["params"] for opt in opts.values())
+    writers = [l + 1 if off_diagonal else 1 for l in range(L)]
+    assert [W.shape for W in matrices] == [(D, cfg.F)] * L + [(n * cfg.F, D) for n in writers]
+    assert {id(p) for p in rest} == {id(m.b_enc_LF), id(m.b_dec_LD)} | ({id(m.theta_LF)} if variant == "jumprelu" else set())
+    assert isinstance(opts["opt"], torch.optim.Muon) and isinstance(opts["opt_rest"], torch.optim.Adam)
+    before = {k: v.clone() for k, v in m.named_parameters()}
+    for t, share in ((0, 0.4), (0.5, 1), (0.9, 0.5)):           # both follow the schedule
+        loss, _, f, least = clt.loss_fn(m, x, y, cfg, t)
+        clt.update(m, opts, loss, f, least, cfg, t)
+        assert [opt.param_groups[0]["lr"] for opt in opts.values()] == pytest.approx([2e-2 * share, 3e-3 * share])
+        if not t:                                               # a step turns all directions of each alike
+            moved = m.W_dec[2].flatten(0, 1) - before["W_dec.2"].flatten(0, 1)
+            turned = torch.linalg.svdvals(moved) / (0.4 * 2e-2 * (len(moved) / D)**0.5)
+            assert 0.6 < turned.min() and turned.max() < 1.3
+    assert all(not torch.equal(v, before[k]) for k, v in m.named_parameters())
+    _, nmses, _ = fit(m, lambda _: (x, y), cfg)
+    assert nmses[-1] < 0.8 * nmses[0]
 
 
 @pytest.mark.parametrize("variant", ["batchtopk", "jumprelu"])
@@ -390,9 +415,10 @@ def test_evaluation_changes_nothing(trained):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("variant", ["batchtopk", "jumprelu"])
-def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, variant):
-    cfg = dataclasses.replace(cfg, variant=variant)
+def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, variant, optimizer):
+    cfg = dataclasses.replace(cfg, variant=variant, optimizer=optimizer)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     clt.train(whole)
     code = (f"import os, common, clt\nsave = common.save\n"
@@ -405,6 +431,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, variant):
     (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "clt.safetensors") for c in (whole, cfg))
     assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()
     assert {"train.tau_L", "train.idle_LF", "train.theta_LF", "clt.theta_LF", "scale.s_x"} <= a.keys()
+    assert {f"opt.0.{dict(adam='exp_avg', muon='momentum_buffer')[optimizer]}", "opt_rest.0.exp_avg"} <= a.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert (Path(whole.out) / "log.jsonl").read_text() == (Path(cfg.out) / "log.jsonl").read_text()
 
@@ -427,7 +454,8 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(k=0), "--k 0"), (dict(N=0), "--N 0"), (dict(N=10**6), "--N 1000000"), (dict(T=T + 1), f"--T {T + 1}"),
     (dict(steps=0), "--steps 0"), (dict(bw=0.), "--bw 0"), (dict(ramp=0.), "--ramp 0"), (dict(theta=-1.), "--theta -1"),
     (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"), (dict(resume=True), "no such file"),
-    (dict(device="tpu"), "--device tpu")])
+    (dict(device="tpu"), "--device tpu"),
+    (dict(lr_rest=-1.), "--lr_rest -1")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     fails(capsys, lambda: clt.train(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()

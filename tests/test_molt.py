@@ -120,14 +120,16 @@ def test_one_full_rank_transform_that_is_always_on_fits_a_linear_map(cfg):
 def fit(m, x_ND, y_ND, steps, lr=1e-2):
     """Trains on one batch with m.cfg; the last share of the variance that is unexplained."""
     m.standardise(x_ND, y_ND, None)
-    opt = torch.optim.Adam([p for p in m.parameters() if p.requires_grad], lr)
+    m.cfg = dataclasses.replace(m.cfg, lr=lr)
+    opts = molt.optimizers(m)
     for step in range(steps):
-        opt.param_groups[0]["lr"] = lr * min(1, 4 * (1 - step / steps))
+        common.set_rates(opts, min(1, 4 * (1 - step / steps)))
         distance = lambda y_hat: ((y_ND - y_hat) / m.y_std).square().mean()
         loss, terms, _ = molt.loss_fn(m, x_ND, distance, m.cfg, step / steps)
-        opt.zero_grad()
+        m.zero_grad()
         loss.backward()
-        opt.step()
+        for opt in opts.values():
+            opt.step()
         m.theta.data.clamp_(min=0)
     return terms["fit"].item()
 
@@ -137,6 +139,19 @@ def test_overfits_one_batch(cfg):
     m = MOLT(D, dataclasses.replace(cfg, groups="16@4", lam=0.), gen)
     x_ND, y_ND = torch.randn(2, 40, D, generator=gen)
     assert fit(m, x_ND, y_ND, 500) < 0.02
+
+
+@pytest.mark.parametrize("kind, rest", [(dict(), "b_gate theta b"), (dict(gate="relu"), "b_gate b"),
+                                        (dict(sum_to_weights=True), "b_gate")])
+def test_muon_trains_the_matrices_and_adam_the_rest(cfg, kind, rest):
+    m, _ = molt.train(dataclasses.replace(cfg, optimizer="muon", lr=2e-2, lr_rest=3e-3, lam=0., steps=200, **kind))
+    opts, name = molt.optimizers(m), {id(p): name for name, p in m.named_parameters()}
+    given = {key: {name[id(p)] for p in opt.param_groups[0]["params"]} for key, opt in opts.items()}
+    assert given == dict(opt={"E", "V", "U"}, opt_rest=set(rest.split()))
+    assert isinstance(opts["opt"], torch.optim.Muon) and isinstance(opts["opt_rest"], torch.optim.Adam)
+    assert [opt.defaults["lr"] for opt in opts.values()] == [2e-2, 3e-3]
+    rows = [json.loads(line) for line in (Path(cfg.out) / "log.jsonl").read_text().splitlines()]
+    assert sum(r["loss"] for r in rows[-20:]) < 0.9 * sum(r["loss"] for r in rows[:20])
 
 
 def test_finds_a_planted_mixture(cfg):
@@ -295,9 +310,10 @@ def test_evaluation_leaves_the_molt_and_the_random_state_alone(cfg):
     assert torch.equal(rng, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("kind", KINDS[:3], ids=NAMES[:3])
-def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, kind):
-    cfg = dataclasses.replace(cfg, **kind)
+def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, kind, optimizer):
+    cfg = dataclasses.replace(cfg, optimizer=optimizer, **kind)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     molt.train(whole)
     code = (f"import os, common, molt\nsave = common.save\n"
@@ -310,6 +326,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, kind):
     (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "molt.safetensors") for c in (whole, cfg))
     assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a) and "molt.idle_F" in a
+    assert {f"opt.0.{dict(adam='exp_avg', muon='momentum_buffer')[optimizer]}", "opt_rest.0.exp_avg"} <= a.keys()
     assert (Path(whole.out) / "log.jsonl").read_text() == (Path(cfg.out) / "log.jsonl").read_text()
     _, again = molt.train(dataclasses.replace(cfg, resume=True))        # a finished run gives its summary again
     assert {k: v for k, v in again.items() if k != "seconds"}.items() <= json.loads(
@@ -397,7 +414,7 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(groups=""), "--groups"), (dict(theta=-1.), "--theta -1.0"), (dict(bw=0.), "--bw 0.0"),
     (dict(lam=-1.), "--lam -1.0"), (dict(ramp=0.), "--ramp 0.0"), (dict(model="nowhere"), "nowhere"),
     (dict(data="nowhere.bin"), "nowhere.bin"), (dict(resume=True), "no such file"),
-    (dict(device="tpu"), "--device tpu")])
+    (dict(device="tpu"), "--device tpu"), (dict(lr_rest=-1.), "--lr_rest -1")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     fails(capsys, lambda: molt.train(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()

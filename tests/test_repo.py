@@ -11,25 +11,26 @@ import common
 
 ROOT = Path(__file__).parent.parent
 BUDGET = {"model.py": 220, "data.py": 310, "story.py": 400, "concepts.py": 120, "prompts.py": 100, "pretrain.py": 170,
-          "activations.py": 60, "common.py": 165, "fused.py": 250, "spd.py": 440, "curve.py": 60, "clt.py": 292,
-          "molt.py": 303, "evals.py": 600, "units.py": 530, "baselines.py": 150, "explain.py": 250, "judge.py": 120,
-          "bench.py": 440, "sae.py": 337, "transcoder.py": 312, "align.py": 480, "compare.py": 412, "table.py": 322,
-          "pictures.py": 170, "tune.py": 130, "noise.py": 70, "length.py": 260}
+          "activations.py": 60, "common.py": 165, "fused.py": 250, "spd.py": 440, "curve.py": 60, "clt.py": 310,
+          "molt.py": 311, "evals.py": 600, "units.py": 530, "baselines.py": 150, "explain.py": 250, "judge.py": 120,
+          "bench.py": 440, "sae.py": 345, "transcoder.py": 321, "align.py": 480, "compare.py": 420, "table.py": 325,
+          "pictures.py": 170, "tune.py": 200, "noise.py": 70, "length.py": 260}
 # common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %;
 # and the limits of flags, some for all scripts; and the two optimizers that every method may have.
 # data.py: 300, and three splits at once, each of enough tokens.
 # spd.py: 330 and the four kinds of Gamma, of which the toys need one more than the default, an adversary more, --sweep
 # and the signed strengths of its units.
-# clt.py: 240, the second way to be sparse, the scales folded back, and the figures of all MLPs at once.
-# molt.py: 240, the transforms that sum to the weights, the second objective, and the scales folded back.
+# clt.py: 240, the second way to be sparse, the scales folded back, the figures of all MLPs at once, and its tensors as
+# the matrices that Muon turns.
+# molt.py: 240, the transforms that sum to the weights, the second objective, the scales folded back, and Muon.
 # pretrain.py: 150, the start of the heads for induction.
 # units.py, explain.py, judge.py: metrics beyond evals.py's 600 lines: of where units are on, and in words.
 # bench.py: 250, and the activation-space methods beside public trainers.
-# sae.py and transcoder.py: 220 was for one variant; each has five, two objectives, and sae.py three sites.
+# sae.py and transcoder.py: 220 was for one variant; each has five, two objectives, two optimizers, and sae.py three sites.
 # table.py, pictures.py: what compare.py found, as text and files and as pictures; compare.py keeps what is run, now
-# with a judge, and one control more; table.py says which numbers beat their nulls, and reads each row's curve at one L0.
+# with a judge, and more controls; table.py says which numbers beat their nulls, and reads each row's curve at one L0.
 # noise.py: what is larger than the spread over seeds.
-# tune.py: learning rates, tried alike for all rows.
+# tune.py: optimizers and learning rates, tried alike for all rows; 130, and a table that several runs put rows into.
 # story.py, concepts.py and prompts.py are what data.py would hold if it were one file
 TABLES = {"tinytales.py"}                                        # words and sentences, no code
 SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if p.name not in TABLES]

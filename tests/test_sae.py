@@ -48,13 +48,13 @@ def rand(*shape, seed=0):
 
 def fit(m, batches, steps):
     """The loop of sae.train without the model around it -> terms of the last step."""
-    opt, gen = torch.optim.Adam(m.parameters(), m.cfg.lr), torch.Generator().manual_seed(0)
+    opts, gen = sae.optimizers(m), torch.Generator().manual_seed(0)
     for step in range(steps):
         a = batches(step)
         if not step:
             m.start(a)
         loss, terms, seen = sae.loss_fn(m, a, None, step / steps, gen)
-        sae.update(m, opt, loss, step / steps)
+        sae.update(m, opts, loss, step / steps)
         sae.remember(m, step / steps, *seen)
     return terms
 
@@ -223,6 +223,24 @@ def test_noise_fills_what_the_gate_leaves_open_and_only_that(cfg):
     assert rec(noisy, 0) == pytest.approx(want.item(), rel=.02)
 
 
+@pytest.mark.parametrize("change, matrices", [
+    (dict(), "W_enc W_dec"), (dict(frozen=True), "W_enc"), (dict(variant="jumprelu"), "W_enc W_dec"),
+    (dict(variant="stochastic"), "W_enc W_dec W_gate")])
+def test_muon_trains_the_matrices_and_adam_the_rest(cfg, change, matrices):
+    a = rand(60, D)
+    m = started(cfg, a, steps=200, optimizer="muon", lr=2e-2, lr_rest=3e-3, **change)
+    opts, name = sae.optimizers(m), {id(p): name for name, p in m.named_parameters()}
+    given = {key: {name[id(p)] for p in opt.param_groups[0]["params"]} for key, opt in opts.items()}
+    trained = {name for name, p in m.named_parameters() if p.requires_grad}
+    assert given == dict(opt=set(matrices.split()), opt_rest=trained - set(matrices.split()))
+    assert isinstance(opts["opt"], torch.optim.Muon) and isinstance(opts["opt_rest"], torch.optim.Adam)
+    for t, share in ((0, 0.1), (0.5, 1), (0.9, 0.5)):           # both follow the schedule
+        sae.update(m, opts, sae.loss_fn(m, a, None, t, torch.Generator())[0], t)
+        assert [opt.param_groups[0]["lr"] for opt in opts.values()] == pytest.approx([2e-2 * share, 3e-3 * share])
+    first = sae.loss_fn(m, a, None, 0, torch.Generator())[1]["rec"]
+    assert fit(m, lambda step: a, 200)["rec"] < 0.7 * first
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_overfits_one_batch(cfg, variant):
     a = rand(12, D)
@@ -270,10 +288,11 @@ def test_evaluation_touches_neither_state_nor_random_numbers(cfg, target, varian
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=40), dict(variant="stochastic", site="resid"),
                                     dict(variant="jumprelu", objective="kl", site="mlp_in"), dict(frozen=True)])
-def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
-    cfg = dataclasses.replace(cfg, **change)
+def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change, optimizer):
+    cfg = dataclasses.replace(cfg, optimizer=optimizer, **change)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     sae.train(whole)
     code = (f"import os, activations, common, sae\nsave, activations.ROWS = common.save, 8\n"
@@ -286,6 +305,8 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
         sae.train(dataclasses.replace(cfg, resume=True))
         (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "sae.safetensors") for c in (whole, cfg))
         assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()
+        state = dict(adam="exp_avg", muon="momentum_buffer")[optimizer]
+        assert {f"opt.0.{state}", "opt_rest.0.exp_avg"} <= a.keys()
         assert all(torch.equal(a[k], b[k]) for k in a) and a["sae.scale"] == 1      # saved folded
         assert (Path(whole.out) / "log.jsonl").read_text() == (Path(cfg.out) / "log.jsonl").read_text()
 
@@ -321,7 +342,8 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(k=25), "--k 25"), (dict(k=0), "--k 0"), (dict(N=0), "--N 0"), (dict(N=89), "--N 89"),
     (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"),
     (dict(sweep=True, k=3), "--sweep"), (dict(resume=True), "no such file"), (dict(device="tpu"), "--device tpu"),
-    (dict(seed=-1), "--seed -1"), (dict(lr=-1.), "--lr -1"), (dict(gamma_end=0.), "--gamma_end 0")])
+    (dict(seed=-1), "--seed -1"), (dict(lr=-1.), "--lr -1"), (dict(lr_rest=0.), "--lr_rest 0"),
+    (dict(gamma_end=0.), "--gamma_end 0")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     fails(capsys, lambda: sae.main(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()

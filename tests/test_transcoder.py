@@ -48,11 +48,11 @@ def rand(*shape, seed=0):
 
 def fit(m, batches, steps):
     """The loop of transcoder.train without the model around it -> terms of the last step."""
-    opt, gen = torch.optim.Adam(m.parameters(), m.cfg.lr), torch.Generator().manual_seed(0)
+    opts, gen = transcoder.optimizers(m), torch.Generator().manual_seed(0)
     for step in range(steps):
         x, y = batches(step)
         loss, terms, seen = transcoder.loss_fn(m, x, y, None, step / steps, gen)
-        transcoder.update(m, opt, loss, step / steps)
+        transcoder.update(m, opts, loss, step / steps)
         transcoder.remember(m, step / steps, *seen)
     return terms
 
@@ -208,6 +208,24 @@ def test_noise_fills_what_the_gate_leaves_open_and_only_that(cfg):
     assert rec(noisy, 0) == pytest.approx(want.item(), rel=.02)
 
 
+@pytest.mark.parametrize("change, matrices", [
+    (dict(), "W_enc W_dec"), (dict(skip=True), "W_enc W_dec W_skip"), (dict(variant="jumprelu"), "W_enc W_dec"),
+    (dict(variant="stochastic"), "W_enc W_dec W_gate")])
+def test_muon_trains_the_matrices_and_adam_the_rest(cfg, change, matrices):
+    a = rand(60, D)
+    m = started(cfg, a, a.roll(1, 1), steps=200, optimizer="muon", lr=2e-2, lr_rest=3e-3, **change)
+    opts, name = transcoder.optimizers(m), {id(p): name for name, p in m.named_parameters()}
+    given = {key: {name[id(p)] for p in opt.param_groups[0]["params"]} for key, opt in opts.items()}
+    trained = {name for name, p in m.named_parameters() if p.requires_grad}
+    assert given == dict(opt=set(matrices.split()), opt_rest=trained - set(matrices.split()))
+    assert isinstance(opts["opt"], torch.optim.Muon) and isinstance(opts["opt_rest"], torch.optim.Adam)
+    for t, share in ((0, 0.1), (0.5, 1), (0.9, 0.5)):           # both follow the schedule
+        transcoder.update(m, opts, transcoder.loss_fn(m, a, a.roll(1, 1), None, t, torch.Generator())[0], t)
+        assert [opt.param_groups[0]["lr"] for opt in opts.values()] == pytest.approx([2e-2 * share, 3e-3 * share])
+    first = transcoder.loss_fn(m, a, a.roll(1, 1), None, 0, torch.Generator())[1]["rec"]
+    assert fit(m, lambda step: (a, a.roll(1, 1)), 200)["rec"] < 0.7 * first
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_overfits_one_batch(cfg, variant):
     x, y = rand(12, D), rand(12, D, seed=1)
@@ -215,6 +233,22 @@ def test_overfits_one_batch(cfg, variant):
                 c_first=0.)
     first = transcoder.loss_fn(m, x, y, None, 0, torch.Generator())[1]["rec"]
     assert fit(m, lambda step: (x, y), 400)["rec"] < 0.02 * first
+
+
+def test_the_two_terms_of_the_penalty_alone(cfg):
+    """lambda follows L0: what multiplies the penalty is no matter if it divides the first lambda, and a large frequency
+    term leaves nothing of the other."""
+    gen, x, y = torch.Generator(), rand(60, D), rand(60, D, seed=1)
+    z, how = rand(60, cfg.F).sigmoid(), dict(variant="stochastic", noise=False, steps=30, follow=0.1)
+    penalty = lambda **change: transcoder.stochastic(z, dataclasses.replace(cfg, **how, **change), 0.5, gen)[2].item()
+    gamma = 1 - 0.9 * 0.5 / 0.9
+    s = (z**2 / (z**2 + gamma**2)).mean(0)
+    assert penalty(w_freq=0.) == pytest.approx(s.sum().item())
+    assert penalty(w_freq=1e3) == pytest.approx(1e3 * (s * torch.log2(1 + 1024 * s)).sum().item(), rel=1e-3)
+    runs = [fit(started(cfg, x, y, w_freq=w, c_first=c, **how), lambda step: (x, y), 30)
+            for w, c in ((1e3, 1e-6), (1e5, 1e-8), (0., 1e-3))]
+    for key in ("rec", "penalty"):
+        assert runs[0][key].item() == pytest.approx(runs[1][key].item(), rel=0.01) != runs[2][key].item()
 
 
 def losses(cfg):
@@ -239,10 +273,11 @@ def test_evaluation_touches_neither_state_nor_random_numbers(cfg, target, varian
     assert torch.equal(torch.get_rng_state(), rng)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=40), dict(variant="stochastic", skip=True),
                                     dict(variant="jumprelu", objective="kl")])
-def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
-    cfg = dataclasses.replace(cfg, **change)
+def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change, optimizer):
+    cfg = dataclasses.replace(cfg, optimizer=optimizer, **change)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     transcoder.train(whole)
     code = (f"import os, activations, common, transcoder\nsave, activations.ROWS = common.save, 8\n"
@@ -255,6 +290,8 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change):
         transcoder.train(dataclasses.replace(cfg, resume=True))
         (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "transcoder.safetensors") for c in (whole, cfg))
         assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()
+        state = dict(adam="exp_avg", muon="momentum_buffer")[optimizer]
+        assert {f"opt.0.{state}", "opt_rest.0.exp_avg"} <= a.keys()
         assert all(torch.equal(a[k], b[k]) for k in a) and a["tc.scale"] == 1      # saved folded
         assert (Path(whole.out) / "log.jsonl").read_text() == (Path(cfg.out) / "log.jsonl").read_text()
 
@@ -288,7 +325,8 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(layer=7), "--layer 7"), (dict(layer=-2), "--layer -2"), (dict(F=0), "--F 0"), (dict(T=T + 1), f"--T {T + 1}"),
     (dict(k=25), "--k 25"), (dict(k=0), "--k 0"), (dict(N=0), "--N 0"), (dict(N=89), "--N 89"),
     (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"),
-    (dict(sweep=True, k=3), "--sweep"), (dict(resume=True), "no such file"), (dict(device="tpu"), "--device tpu")])
+    (dict(sweep=True, k=3), "--sweep"), (dict(resume=True), "no such file"), (dict(device="tpu"), "--device tpu"),
+    (dict(lr_rest=-1.), "--lr_rest -1")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     fails(capsys, lambda: transcoder.main(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()
