@@ -71,7 +71,7 @@ class Config:
     gamma_end: float = 0.01         # smooth_l0: gamma falls from 1 to this over the first 90 % of the steps
     p_start: float = 2.0            # lp: first exponent
     p_end: float = 0.4              # lp: last exponent
-    adversary: Literal["none", "step", "pgd"] = "step"  # one shared sign step, persistent PGD; none: rounded masks fail
+    adversary: Literal["none", "step", "pgd"] = "pgd"   # persistent PGD, one shared sign step; none: rounded masks fail
     adv_lr: float = 0.01            # pgd: Adam's learning rate (betas 0.5, 0.99), warmed up over 2.5 % of the steps
     adv_ascents: int = 1            # pgd: ascents on each batch before the training forward, which adds one
     log_every: int = 50             # steps between lines of log.jsonl
@@ -281,8 +281,8 @@ def loss_fn(spd, xs, run, cfg, t, gen, pgd=None):
 
 @torch.no_grad()
 def project(spd):
-    """Move V U onto W by the smallest change of one factor, the one on the wider side, which can always do it: V + D U^+
-    or U + V^+ D, with the pseudo-inverse ^+. Exact if C >= min(D, M), else the nearest sum."""
+    """Move V U onto W by the smallest change of one factor: V + D U^+ where W is taller than wide, else U + V^+ D, with
+    the pseudo-inverse ^+. That is exact if C >= min(D, M), else the nearest sum that this factor can make."""
     for W, V, U in zip(spd.Ws, spd.V, spd.U):
         rest = (W - V @ U).double()
         if len(W) > W.shape[1]:
@@ -311,8 +311,9 @@ def begin(spd, cfg):
 def optimizers(spd, cfg):
     """Of V and U at --lr, of Gamma's matrices at --lr_ci. Muon leaves Gamma's biases and nets per component to Adam."""
     turned, rest = [], []
-    for p in spd.gamma.parameters():
-        (turned if cfg.optimizer == "adam" or p.ndim == 2 else rest).append(p)
+    for W, b in (pair for net in spd.gamma.nets for pair in zip(net[::2], net[1::2])):
+        (turned if cfg.optimizer == "adam" or W.ndim == 2 else rest).append(W)
+        (turned if cfg.optimizer == "adam" else rest).append(b)
     groups = [dict(params=[*spd.V, *spd.U]), *[dict(params=turned, lr=cfg.lr_ci)] * bool(turned)]
     return common.optimizers(cfg.optimizer, groups, rest, cfg.lr, cfg.lr_rest)
 
