@@ -9,8 +9,13 @@
          + c_imp   (1/N) sum_c s_c (1 + w_freq log2(1 + freq_a s_c / N)),   s_c = sum over N positions of phi(g_c)
     phi(g) = g^2 / (g^2 + gamma^2), gamma falling to gamma_end (smooth_l0), or g^p, p falling to p_end (lp)
   Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790); Goodfire 2026, "Interpreting Language Model Parameters" (VPD).
-Differs from the papers: Gamma is one small MLP on the RMS-normed inputs of all sites (--ci_fn has theirs), faithfulness
-  is relative to |W|^2, the KL goes through the suffix only (same value), the default adversary takes one step.
+What limits training is the optimizer: many components have to turn while their sum stays W. A strong faithfulness term
+  pins them, so it is weak here: D has masks of its own, which punish a wrong sum already, V U starts as W exactly and is
+  moved onto W once more at the end (`project`). Adam moves each weight by itself; Muon, which replaces a matrix's
+  momentum by the nearest orthogonal matrix, turns all components at once. results/spd-recipe.md has the measurements.
+Differs from the papers: Muon for Adam, an exact start for a faithfulness warm-up, faithfulness weak and relative to
+  |W|^2; Gamma is one small MLP on the RMS-normed inputs of all sites (--ci_fn has theirs); one ascent of the persistent
+  attack a step; the KL goes through the suffix only (same value).
 B sequences, T positions, N = B T, D residual width, M MLP hidden width, C components of a site, V vocabulary
 
     python spd.py --C 256       # 6 minutes on 2 cores: CE recovered 0.97 with masks rounded at 0.1, at L0 13 and 11
@@ -53,7 +58,7 @@ class Config:
     T: int = 128                    # positions per sequence
     start: Literal["random", "neurons"] = "random"  # V and U: random, or each neuron's own weights; the sum exact
     optimizer: Literal["muon", "adam"] = "muon"     # of all matrices: Muon turns all components at once
-    lr: float = 0.06                # of V and U, falling along a cosine; 8e-3 suits adam
+    lr: float = 0.03                # of V and U, falling along a cosine; 8e-3 suits adam
     lr_ci: float = 0.02             # of Gamma's matrices, falling alike; 8e-3 suits adam
     lr_rest: float = 8e-3           # of Gamma's biases, by Adam, falling alike
     lr_end: float = 0.1             # last learning rates as a share of the first
