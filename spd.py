@@ -14,8 +14,8 @@ What limits training is the optimizer: many components have to turn while their 
   moved onto W once more at the end (`project`). Adam moves each weight by itself; Muon, which replaces a matrix's
   momentum by the nearest orthogonal matrix, turns all components at once. results/spd-recipe.md has the measurements.
 Differs from the papers: Muon for Adam, an exact start for a faithfulness warm-up, faithfulness weak and relative to
-  |W|^2; Gamma is one small MLP on the RMS-normed inputs of all sites (--ci_fn has theirs); one ascent of the persistent
-  attack a step; the KL goes through the suffix only (same value).
+  |W|^2; Gamma is one small MLP on the RMS-normed inputs of all sites (--ci_fn has theirs); the default adversary takes
+  one step; the KL goes through the suffix only (same value).
 B sequences, T positions, N = B T, D residual width, M MLP hidden width, C components of a site, V vocabulary
 
     python spd.py --C 256       # 6 minutes on 2 cores: CE recovered 0.97 with masks rounded at 0.1, at L0 13 and 11
@@ -53,7 +53,7 @@ class Config:
     ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # what Gamma sees, see class Gamma
     ci_hidden: int = 256            # Gamma's hidden width (global: two hidden layers, the others one)
     alpha: float = 0.01             # slope of the leaky hard sigmoids
-    steps: int = 2000               # training steps
+    steps: int = 1000               # training steps
     B: int = 16                     # sequences per step
     T: int = 128                    # positions per sequence
     start: Literal["random", "neurons"] = "random"  # V and U: random, or each neuron's own weights; the sum exact
@@ -76,9 +76,9 @@ class Config:
     gamma_end: float = 0.01         # smooth_l0: gamma falls from 1 to this over the first 90 % of the steps
     p_start: float = 2.0            # lp: first exponent
     p_end: float = 0.4              # lp: last exponent
-    adversary: Literal["none", "step", "pgd"] = "pgd"   # persistent PGD, one shared sign step; none: rounded masks fail
+    adversary: Literal["none", "step", "pgd"] = "step"  # one shared sign step, persistent PGD; none: rounded masks fail
     adv_lr: float = 0.01            # pgd: Adam's learning rate (betas 0.5, 0.99), warmed up over 2.5 % of the steps
-    adv_ascents: int = 1            # pgd: ascents on each batch before the training forward, which adds one
+    adv_ascents: int = 2            # pgd: ascents on each batch before the training forward, which adds one
     log_every: int = 50             # steps between lines of log.jsonl
     eval_every: int = 500           # steps between small evaluations, which never change the training; 0: none
     save_every: int = 500           # steps between checkpoints
