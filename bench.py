@@ -115,21 +115,23 @@ def stepper(gpt, job, losses, context=nullcontext):
     """step() -> the terms of one training step of a fresh SPD on random tokens; losses as below, or a variant of it."""
     gen, m = common.generator(job.seed, "masks", gpt.wte.weight.device), spd.build(job, gpt)
     idx_BT = torch.randint(gpt.cfg.vocab_size, (job.B, job.T), generator=gen, device=gen.device)
-    opts = spd.optimizers(m, job)
+    opts, pgd = spd.optimizers(m, job), spd.PersistentPGD(m, job, gen) if job.adversary == "pgd" else None
     def step():
         with context():
-            total, terms = losses(gpt, m, job, idx_BT, gen)
+            total, terms = losses(gpt, m, job, idx_BT, gen, pgd)
             spd.update(m, opts, total, job, HALFWAY)
+            if pgd:
+                pgd.step()
         return {name: term.detach() for name, term in terms.items()}
     return step
 
-def losses(gpt, m, job, idx_BT, gen):
+def losses(gpt, m, job, idx_BT, gen, pgd):
     """What spd.train does on a batch: (total, its terms)."""
-    return spd.loss_fn(m, *spd.clean_pass(gpt, m, idx_BT), job, HALFWAY, gen)[:2]
+    return spd.loss_fn(m, *spd.clean_pass(gpt, m, idx_BT), job, HALFWAY, gen, pgd)[:2]
 
 def without(prefix=True, batched=True, lowrank=True, kl=True):
     """`losses` without one of the savings: what spd.clean_pass, SPD.site and fused.py do, done the long way."""
-    def long_losses(gpt, m, job, idx_BT, gen):
+    def long_losses(gpt, m, job, idx_BT, gen, pgd):
         layer, W_VD = m.layers[0], gpt.wte.weight
         if not lowrank:
             m.site = functools.partial(explicit_site, m)
@@ -146,7 +148,7 @@ def without(prefix=True, batched=True, lowrank=True, kl=True):
             y = torch.cat([spd.through(site, x, o) for site, (x, _, o) in zip(sites, starts)])
             final = gpt.hidden(torch.cat([r for _, r, _ in starts]), y, layer).unflatten(0, (len(sites), -1))
             return (fused.kl_unembed(clean, final, W_VD) if kl else kl_logits(clean, final @ W_VD.T)).flatten(1).mean(1)
-        return spd.loss_fn(m, [x, h], run, job, HALFWAY, gen)[:2]
+        return spd.loss_fn(m, [x, h], run, job, HALFWAY, gen, pgd)[:2]
     return long_losses
 
 def explicit_site(m, ms, ds, detach=False):
@@ -160,7 +162,7 @@ def kl_logits(logp, logits):
     logq = logits.log_softmax(-1)
     return F.kl_div(logq, logp.expand_as(logq), reduction="none", log_target=True).sum(-1)
 
-def straightforward(gpt, m, job, idx_BT, gen):
+def straightforward(gpt, m, job, idx_BT, gen, pgd):
     """The same losses written without any of this repository's ideas: full forwards, hooks and autograd only."""
     linears, xs = (gpt.h[m.layers[0]].mlp.c_fc, gpt.h[m.layers[0]].mlp.c_proj), []
     def forward(hook):

@@ -17,7 +17,7 @@ def command(cfg) -> str:
 
 def cli(Config, argv=None):
     """Dataclass -> argparse -> instance of it; prints the full command. A field's trailing comment is its help text,
-    Literal gives choices, bool gives --x/--no-x. An unknown or abbreviated flag or a wrong value goes to `fail`."""
+    Literal gives choices, bool gives --x/--no-x, --a_b is --a-b too. An unknown or abbreviated flag or a wrong value goes to `fail`."""
     helps = dict(re.findall(r"^ +(\w+) *:[^#\n]*# *(.*)$", inspect.getsource(Config), re.M))
     p = argparse.ArgumentParser(prog=Path(inspect.getfile(Config)).name, allow_abbrev=False,
                                 description=(sys.modules[Config.__module__].__doc__ or "").strip().split("\n")[0])
@@ -25,7 +25,8 @@ def cli(Config, argv=None):
     for f, kind in zip(dataclasses.fields(Config), typing.get_type_hints(Config).values()):
         how = (dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
                if isinstance(kind, type) else dict(type=type(f.default), choices=typing.get_args(kind)))      # Literal
-        p.add_argument(f"--{f.name}", default=f.default, **how,
+        names = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}"))       # either way of writing it
+        p.add_argument(*names, dest=f.name, default=f.default, **how,
                        help=f"{helps.get(f.name, '')} (default: {f.default})".replace("%", "%%"))
     cfg = Config(**vars(p.parse_args(argv)))
     if bad := [k for k, v in vars(cfg).items() if isinstance(v, float) and not math.isfinite(v)]:

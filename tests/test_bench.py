@@ -23,7 +23,7 @@ def small():
 
 
 def closed_form(gpt, job):
-    """Floating-point operations of the matrix products of one step with the adversary `step`, counted by hand."""
+    """Floating-point operations of the matrix products of one step with an adversary of one step, counted by hand."""
     N, D, M, V, C, H = job.B * job.T, gpt.cfg.n_embd, gpt.cfg.n_inner, gpt.cfg.vocab_size, job.C, job.ci_hidden
     after = gpt.cfg.n_layer - 1 - job.layer
     attention, scores, mlp = 2 * N * 4 * D * D, 2 * N * 2 * job.T * D, 2 * N * 2 * D * M
@@ -38,7 +38,9 @@ def closed_form(gpt, job):
     sizes = [D + M, H, H, 2 * C]
     gamma = [2 * N * a * b for a, b in zip(sizes, sizes[1:])]
     faith = 3 * 2 * 2 * D * C * M                                           # V U of two sites, its dV and dU
-    return (prefix + mlp + forward + unembed                                # clean
+    matrices = [(D, C), (C, M), (M, C), (C, D), *zip(sizes, sizes[1:])]     # Muon: three products, five times
+    muon = sum(5 * 2 * (2 * min(s) ** 2 * max(s) + min(s) ** 3) for s in matrices)
+    return muon * (job.optimizer == "muon") + (prefix + mlp + forward + unembed                                # clean
             + masked + by_sources + 2 * (masked + by_weights) + 3 * sum(gamma) - gamma[0] + faith)
 
 

@@ -163,6 +163,56 @@ def test_mlp_importance_is_a_net_of_its_own_per_component(cfg, built):
         assert torch.allclose(m.gamma(xs, m.V)[0][..., c], z, atol=1e-5)
 
 
+@pytest.mark.parametrize("C", [10, 30])
+def test_training_starts_with_the_sum_exact_and_ends_with_it(cfg, built, C):
+    """10 components are enough for both matrices, D = 8 by M = 16: neither is of a higher rank."""
+    cfg = dataclasses.replace(cfg, C=C)
+    m = spd.SPD(built[1].Ws, built[1].bs, cfg, torch.Generator().manual_seed(0), 1)
+    before = [p.clone() for p in (*m.V, *m.U)]
+    spd.begin(m, cfg)
+    assert all(torch.allclose(V @ U, W, atol=1e-5) for W, V, U in zip(m.Ws, m.V, m.U))
+    moved = [not torch.equal(p, was) for p, was in zip((*m.V, *m.U), before)]
+    assert moved == [False, True, True, False]          # U of W_in, which is wide, V of W_out, which is tall
+    for key in ("weight_error_in", "weight_error_out"):
+        assert spd.train(cfg)[1][key] < 1e-5 < spd.train(dataclasses.replace(cfg, project=False))[1][key]
+
+
+def test_the_projection_is_the_smallest_change(built):
+    """Any other change of the same factor that makes the sum exact is larger: it differs by what V maps to nothing."""
+    m = built[1]
+    U, V = m.U[0].clone(), m.V[0]
+    spd.project(m)
+    change = m.U[0] - U
+    null_CC = torch.eye(m.C) - torch.linalg.pinv(V) @ V
+    other = change + null_CC @ torch.randn(m.C, M, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(V @ (U + other), m.Ws[0], atol=1e-4) and change.norm() < other.norm()
+    assert torch.allclose(null_CC @ change, torch.zeros(()), atol=1e-4)
+
+
+def test_muon_turns_matrices_and_adam_has_the_rest(cfg, built):
+    m = built[1]
+    of = lambda opt: [(tuple(p.shape), group["lr"]) for group in opt.param_groups for p in group["params"]]
+    opts = spd.optimizers(m, dataclasses.replace(cfg, lr=.1, lr_ci=.2, lr_rest=.3))
+    assert isinstance(opts["opt"], torch.optim.Muon) and isinstance(opts["opt_rest"], torch.optim.Adam)
+    C, H = cfg.C, cfg.ci_hidden
+    assert of(opts["opt"]) == [((D, C), .1), ((M, C), .1), ((C, M), .1), ((C, D), .1),
+                               ((D + M, H), .2), ((H, H), .2), ((H, 2 * C), .2)]
+    assert of(opts["opt_rest"]) == [((H,), .3), ((H,), .3), ((2 * C,), .3)]
+    for share in (.5, .25):                     # of the first rates, not of the last ones
+        common.set_rates(opts, share)
+        assert of(opts["opt"])[0][1] == .1 * share and of(opts["opt_rest"])[0][1] == .3 * share
+    per_component = spd.SPD(m.Ws, m.bs, dataclasses.replace(cfg, ci_fn="mlp"), torch.Generator(), 1)
+    assert len(of(spd.optimizers(per_component, cfg)["opt"])) == 4             # its weights are C matrices, not one
+    adam = spd.optimizers(m, dataclasses.replace(cfg, optimizer="adam", lr=.1, lr_ci=.2))
+    assert adam.keys() == {"opt"} and {lr for _, lr in of(adam["opt"])} == {.1, .2}
+
+
+def test_a_start_at_the_neurons_needs_a_component_for_each(cfg, capsys):
+    fails(capsys, lambda: spd.train(dataclasses.replace(cfg, start="neurons", C=M - 1)), f"--C {M - 1}")
+    _, out = spd.train(dataclasses.replace(cfg, start="neurons", C=M + 2))
+    assert out["weight_error_in"] < 1e-5
+
+
 def test_seam(built):
     gpt, m, idx, xs, run, gs = built
     f = m.encode(1, xs[0], gpt.h[1].mlp)
@@ -195,9 +245,9 @@ def test_overfits(cfg):
     assert got[-1] < 0.1 * got[0]
 
 
-@pytest.mark.parametrize("adversary", ["none", "step", "pgd"])
-def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, adversary):
-    cfg = dataclasses.replace(cfg, adversary=adversary)
+@pytest.mark.parametrize("adversary, optimizer", [("none", "muon"), ("step", "adam"), ("pgd", "muon")])
+def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, adversary, optimizer):
+    cfg = dataclasses.replace(cfg, adversary=adversary, optimizer=optimizer)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     spd.train(whole)
     code = (f"import os, common, spd\nsave = common.save\n"
