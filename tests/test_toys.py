@@ -36,8 +36,8 @@ SHARED = dict(
 # 32768 1.1 times.
 # c_imp: too small leaves one component too many, too large bends the norms, as W_in makes up for g < 1 at small x (5-2:
 # norm ratio 1.01 to 1.03 with 4e-4, 1.02 to 1.04 with 5e-4; 40-10: W_out .972 with 5.5e-5).
-TOYS = {"5-2": (5, 2, Config(C=80, c_imp=4e-4, lr_ci=3e-3, lr_rest=3e-3, **SHARED)),
-        "40-10": (40, 10, Config(C=160, c_imp=5e-5, lr_ci=6e-3, lr_rest=6e-3, **SHARED | dict(freq_a=4.)))}
+TOYS = {"5-2": (5, 2, Config(C=80, c_imp=4e-4, lr_rest=3e-3, **SHARED)),
+        "40-10": (40, 10, Config(C=160, c_imp=5e-5, lr_rest=6e-3, **SHARED | dict(freq_a=4.)))}
 
 
 def batch(B, n, gen):
