@@ -273,10 +273,11 @@ def quality(gpt, corpus, job):
 def bench_quality(cfg):
     """On the planted MLP of the tests and on the target: the authors' recipe for a whole run, then our defaults for
     longer and longer ones until the loss is no higher. Schedules end with each run, so that only ends are compared."""
+    from tests import test_planted
     device = common.device(cfg.device)
     with tempfile.TemporaryDirectory() as folder:
-        planted = test_planted.plant(Path(folder))
-        jobs = {"the planted MLP": (planted, str(Path(folder) / "x.bin"), test_planted.SPD_JOB, 10),
+        planted, *_ = test_planted.plant(Path(folder))
+        jobs = {"the planted MLP": (planted, str(Path(folder) / "x.bin"), test_planted.job(Path(folder)), 10),
                 f"layer {default_layer(gpt := GPT.load(cfg.model, device))} of {cfg.model}": (
                     gpt, spd.Config.data, spd.Config(model=cfg.model), 3)}
         for name, (gpt, text, job, goal) in jobs.items():

@@ -20,6 +20,7 @@ import common
 import compare
 import data
 import evals
+import length
 import molt
 import sae
 import spd
@@ -81,23 +82,18 @@ def best_cosines(reads_PI, writes_PO, pieces):
     return cos.abs().amax(0)
 
 
-def decompose(folder, **change):
-    """SPD of the planted MLP under persistent PGD, from a random start unless `change` says otherwise: (m, cfg)."""
+def job(folder, **change):
+    """The spd.Config of a decomposition of the planted MLP in `folder`, under the persistent attack, which is the better
+    one here (results/spd-recipe.md)."""
     cfg = spd.Config(model=str(folder), data=str(folder / "x.bin"), out=str(folder / "spd"), T=T, device="cpu",
-                     C=96, B=16, steps=3200, lr=0.04, c_imp=1e-3, adversary="pgd", eval_every=0, eval_tokens=2400)
-    cfg = dataclasses.replace(cfg, **change)
+                     C=96, B=16, steps=2400, lr=0.06, c_imp=1e-3, adversary="pgd", eval_every=0, eval_tokens=2400)
+    return dataclasses.replace(cfg, **change)
+
+
+def decompose(folder, **change):
+    """SPD of the planted MLP, from a random start unless `change` says otherwise: (m, cfg)."""
+    cfg = job(folder, **change)
     return spd.train(cfg)[0], cfg
-
-
-def objective(gpt, m, cfg, corpus, batches=20):
-    """SPD's own loss at the end of training, without the faithfulness term, on batches that were not trained on, under
-    the adversary that takes one step."""
-    gen, losses = common.generator(0, "objective"), []
-    for step in range(batches):
-        xs, run = spd.clean_pass(gpt, m, corpus["test"].batch(step, cfg.B, T, 0))
-        loss, terms, _ = spd.loss_fn(m, xs, run, cfg, 1.0, gen)
-        losses.append((loss - cfg.c_faith * terms["faith"]).item())
-    return sum(losses) / batches
 
 
 def measure(gpt, m, cfg, corpus, read, pieces):
@@ -112,7 +108,7 @@ def measure(gpt, m, cfg, corpus, read, pieces):
         gen = common.generator(0, "summary")
         row = units.summary(compare.Rounded(m, 0.1), gpt, fit, test, torch.arange(0), gen, n=300)
     return dict(cos_in=cos[0], cos_out=cos[1], alive_in=alive[0], alive_out=alive[1], coverage=row["coverage"],
-                loss=objective(gpt, m, cfg, corpus))
+                loss=length.settled_loss(m, gpt, corpus["fit"], cfg, common.generator(0, "settled"))[0])
 
 
 def line(row):
