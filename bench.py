@@ -270,25 +270,26 @@ def quality(gpt, corpus, job):
     seconds = time.perf_counter() - began
     return seconds, length.settled_loss(m, gpt, corpus["fit"], job, common.generator(0, "settled", device))[0]
 
+def quality_jobs(cfg, folder):
+    """{name: (target, its text, our job on it, how many times less time it should take)}."""
+    from tests import test_planted
+    device = common.device(cfg.device)
+    planted, gpt = test_planted.plant(folder)[0].to(device), GPT.load(cfg.model, device)
+    ours = spd.Config(model=cfg.model, T=min(spd.Config.T, gpt.cfg.n_positions))
+    return {"the planted MLP": (planted, str(folder / "x.bin"), test_planted.job(folder), 10),
+            f"layer {default_layer(gpt)} of {cfg.model}": (gpt, ours.data, ours, 3)}
+
 def bench_quality(cfg):
     """On the planted MLP of the tests and on the target: the authors' recipe for a whole run, then our defaults for
     longer and longer ones until the loss is no higher. Schedules end with each run, so that only ends are compared."""
-    from tests import test_planted
-    device = common.device(cfg.device)
     with tempfile.TemporaryDirectory() as folder:
-        planted, *_ = test_planted.plant(Path(folder))
-        jobs = {"the planted MLP": (planted, str(Path(folder) / "x.bin"), test_planted.job(Path(folder)), 10),
-                f"layer {default_layer(gpt := GPT.load(cfg.model, device))} of {cfg.model}": (
-                    gpt, spd.Config.data, spd.Config(model=cfg.model), 3)}
-        for name, (gpt, text, job, goal) in jobs.items():
-            job = replace(job, T=min(job.T, gpt.cfg.n_positions))
+        for name, (gpt, text, job, goal) in quality_jobs(cfg, Path(folder)).items():
             corpus = data.load_all(text, gpt.vocab, job.T)
             theirs, aim = quality(gpt, corpus, replace(job, **AUTHORS))
             print(f"\n{name}: the authors' recipe, {job.steps} steps: loss {aim:.4f} after {theirs:.1f} s", flush=True)
-            for share in SHARES:
-                short = replace(job, steps=max(1, int(job.steps * share)))
-                ours, loss = quality(gpt, corpus, short)
-                print(f"  spd.py's defaults, {short.steps} steps: loss {loss:.4f} after {ours:.1f} s", flush=True)
+            for steps in dict.fromkeys(max(1, int(job.steps * share)) for share in SHARES):
+                ours, loss = quality(gpt, corpus, replace(job, steps=steps))
+                print(f"  spd.py's defaults, {steps} steps: loss {loss:.4f} after {ours:.1f} s", flush=True)
                 if loss <= aim:
                     print(f"  {theirs / ours:.1f} times less (goal: {goal})", flush=True)
                     break

@@ -3,6 +3,7 @@ import dataclasses
 import functools
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +111,33 @@ def test_prints_every_figure(small, flags, monkeypatch, capsys):
             "a step", "tokens/s", "4 forward", "3 backward", "GFLOP", "fraction", "0.50 GiB", *bench.VARIANTS):
         assert name in out
     assert not re.search(r"\bnan\b|\binf\b", out)
+
+
+def test_time_to_the_authors_quality_stops_at_the_first_run_that_is_as_good(small, tmp_path, monkeypatch, capsys):
+    gpt, job = small
+    np.random.default_rng(0).integers(0, 50, 20_000).astype(np.uint16).tofile(tmp_path / "x.bin")
+    gpt.vocab = [f"w{i}" for i in range(50)]
+    jobs = {"a target": (gpt, str(tmp_path / "x.bin"), dataclasses.replace(job, steps=8), 3)}
+    monkeypatch.setattr(bench, "quality_jobs", lambda cfg, folder: jobs)
+    asked = []
+
+    def quality(gpt, corpus, job):
+        asked.append((job.optimizer, job.steps))
+        return 9. / (1 + len(asked)), {"adam": .3}.get(job.optimizer, 1. / job.steps)
+    monkeypatch.setattr(bench, "quality", quality)
+    bench.main("spd", "--to-quality")
+    assert asked == [("adam", 8), *[("muon", n) for n in (1, 2, 4)]]
+    assert "times less (goal: 3)" in capsys.readouterr().out and ("muon", 8) not in asked
+
+
+def test_quality_is_the_loss_of_a_whole_run(small, tmp_path):
+    gpt, job = small
+    np.random.default_rng(0).integers(0, 50, 20_000).astype(np.uint16).tofile(tmp_path / "x.bin")
+    corpus = bench.data.load_all(str(tmp_path / "x.bin"), [f"w{i}" for i in range(50)], job.T)
+    for adversary in ("step", "pgd"):
+        found = [bench.quality(gpt, corpus, dataclasses.replace(job, steps=n, lr=.03, adversary=adversary))
+                 for n in (1, 1, 60)]
+        assert found[0][1] == found[1][1] > found[2][1] and all(seconds > 0 for seconds, _ in found)
 
 
 @pytest.mark.parametrize("name", list(bench.STEPS))
