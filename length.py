@@ -138,13 +138,14 @@ def render(found):
     return "\n".join(lines + [""])
 
 def picture(found):
-    """Four panels over the length: loss, L0, CE recovered and attack, alive, and what runs have in common."""
+    """Over the length: loss, L0, attack, alive, CE recovered, what runs have in common; and the spectra of importance."""
     from matplotlib.figure import Figure
-    figure = Figure((12, 6.4), layout="constrained")
+    figure = Figure((15, 6.4), layout="constrained")
     panels = {"loss": ("loss",), "units on per token (L0)": ("l0",), "KL under attack, 20 steps": ("kl_attack",),
               "alive components of a matrix": ("alive_in", "alive_out"), "CE recovered": ("ce_recovered",),
               "shared by seeds": ("activations_shared_0.7", "inputs_shared_0.7", "weights_shared_0.7")}
-    for ax, (label, keys) in zip(figure.subplots(2, 3).flat, panels.items()):
+    axes = figure.subplots(2, 4)
+    for ax, (label, keys) in zip(axes[:, :3].flat, panels.items()):
         for i, key in enumerate(keys):
             for start, style in (("random", "o-"), ("neurons", "s:")):
                 rows = found["pairs"] if key in PAIRS else found["rows"]
@@ -160,6 +161,14 @@ def picture(found):
         ax.grid(alpha=0.3)
         if ax.lines:
             ax.legend(fontsize=8)
+    for ax, site in zip(axes[:, 3], spd.SITES):             # of each length the first seed: a cliff where C is enough
+        for row in (row for row in found["rows"] if row["seed"] == 0):
+            mean = sorted(row["spectrum"][site], reverse=True)
+            ax.plot(range(1, len(mean) + 1), [max(v, 1e-6) for v in mean], ls=":" if row["start"] == "neurons" else "-",
+                    label=f"{row['start']} {row['steps']:,}")
+        ax.set(xlabel=f"component of W_{site}, sorted", ylabel="mean causal importance", yscale="log")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
     return figure
 
 def main(cfg):
