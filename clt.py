@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 import activations
 import common
-import curve
 import data
 import evals
 from model import GPT, default_layer
+from report import curve
 
 @dataclasses.dataclass
 class Config:

@@ -9,19 +9,25 @@ def fail(msg, code=2) -> typing.NoReturn:
     print("error:", " ".join(str(msg).split()), file=sys.stderr)
     raise SystemExit(code)
 
+def script(Config) -> str:
+    """What runs the file of a Config: python spd.py, or python -m studies.tune for a file of a package."""
+    file = Path(inspect.getfile(Config))
+    in_package = (file.parent / "__init__.py").exists()
+    return f"python -m {file.parent.name}.{file.stem}" if in_package else f"python {file.name}"
+
 def command(cfg) -> str:
     """The full command line that gives cfg, defaults written out."""
     flags = (f"--{'' if v else 'no-'}{k}" if isinstance(v, bool) else f"--{k} {shlex.quote(str(v))}"
              for k, v in vars(cfg).items())
-    return " ".join(["python", Path(inspect.getfile(type(cfg))).name, *flags])
+    return " ".join([script(type(cfg)), *flags])
 
 def cli(Config, argv=None):
     """Dataclass -> argparse -> instance of it; prints the full command. A field's trailing comment is its help text,
-    Literal gives choices, bool gives --x/--no-x, --a_b is --a-b too. An unknown or abbreviated flag or a wrong value goes to `fail`."""
+    Literal gives choices, bool gives --x/--no-x, --a_b is --a-b too. Anything else goes to `fail`."""
     helps = dict(re.findall(r"^ +(\w+) *:[^#\n]*# *(.*)$", inspect.getsource(Config), re.M))
-    p = argparse.ArgumentParser(prog=Path(inspect.getfile(Config)).name, allow_abbrev=False,
+    p = argparse.ArgumentParser(prog=script(Config), allow_abbrev=False,
                                 description=(sys.modules[Config.__module__].__doc__ or "").strip().split("\n")[0])
-    p.error = lambda msg: fail(f"{msg} (see python {p.prog} --help)")
+    p.error = lambda msg: fail(f"{msg} (see {p.prog} --help)")
     for f, kind in zip(dataclasses.fields(Config), typing.get_type_hints(Config).values()):
         how = (dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
                if isinstance(kind, type) else dict(type=type(f.default), choices=typing.get_args(kind)))      # Literal

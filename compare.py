@@ -40,10 +40,10 @@ import judge
 import molt
 import sae
 import spd
-import table
 import transcoder
 import units
 from model import GPT, default_layer
+from report import table
 
 @dataclass
 class Config:
@@ -81,7 +81,7 @@ NOISELESS = dict(variant="stochastic", noise=False, lr=16e-3)
 # Two controls have one term of its penalty each, sum_f s_f or sum_f s_f log2(1 + freq_a s_f). Since lambda follows L0
 # whatever multiplies the penalty, only the ratio of the terms counts: a w_freq of 1,000 leaves the second. lambda would
 # need ln(1,000) / follow = 230 steps to come down by as much, and kill units until then: c_first is 1,000 times lower.
-METHODS = {                         # learning rates: the best of those that tune.py tries
+METHODS = {                         # learning rates: the best of those that studies/tune.py tries
     "spd": Method(spd, "spd", "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512), dict(C=128)),
     "transcoder": Method(transcoder, "tc", "k", (8, 16, 32), {}, dict(F=SMALL)),
     "transcoder-skip": Method(transcoder, "tc", "k", (8, 16, 32), dict(skip=True), dict(F=SMALL)),

@@ -27,8 +27,8 @@ import concepts
 import story
 import tinytales
 from common import cli, fail, write
-from curve import save_picture
 from prompts import prompts  # noqa: F401  (part of this module's interface)
+from report.curve import save_picture
 from story import EOT, UNK, VOCAB
 
 CACHE = Path(os.environ.get("NANODECOMP_CACHE", Path(__file__).parent / "cache"))

@@ -10,7 +10,7 @@
     phi(g) = g^2 / (g^2 + gamma^2), gamma falling to gamma_end (smooth_l0), or g^p, p falling to p_end (lp)
   Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790); Goodfire 2026, "Interpreting Language Model Parameters" (VPD).
 What limits training is the optimizer: many components have to turn while their sum stays W. A strong faithfulness term
-  pins them, so it is weak here: D has masks of its own, which punish a wrong sum already, V U starts as W exactly and is
+  pins them, so it is weak here: D has masks of its own, which punish a wrong sum already, V U starts as W exactly, is
   moved onto W once more at the end (`project`). Adam moves each weight by itself; Muon, which replaces a matrix's
   momentum by the nearest orthogonal matrix, turns all components at once. results/spd-recipe.md has the measurements.
 Differs from the papers: Muon for Adam, an exact start for a faithfulness warm-up, faithfulness weak and relative to
@@ -33,11 +33,11 @@ from torch import nn
 from tqdm import tqdm
 
 import common
-import curve
 import data
 import evals
 import fused
 from model import GPT, default_layer
+from report import curve
 
 @dataclass
 class Config:

@@ -32,11 +32,11 @@ from tqdm import tqdm
 
 import activations
 import common
-import curve
 import data
 import evals
 import fused
 from model import GPT, default_layer
+from report import curve
 from spd import LowerLeaky, UpperLeaky
 
 @dataclass

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-import bench
 import common
 import spd
 from model import GPT, GPTConfig
+from studies import bench
 from test_common import fails
 
 

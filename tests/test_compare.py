@@ -13,12 +13,11 @@ from torch import nn
 import common
 import compare
 import evals
-import noise
-import table
 from baselines import Dictionary
 from compare import Config, Job, Method
 from conftest import D, T, V
 from model import GPT
+from report import noise, table
 from test_common import fails
 
 ROOT = Path(compare.__file__).parent

@@ -8,11 +8,11 @@ import torch
 
 import common
 import compare
-import length
 import spd
 from conftest import D, M
-from length import Config
 from model import GPT
+from studies import length
+from studies.length import Config
 from test_common import fails
 
 

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 
 import activations
 import common
-import curve
 import data
 import evals
 import molt
 from conftest import D, M, T, V
 from model import GPT
 from molt import MOLT, Config
+from report import curve
 from test_common import fails
 
 ROOT = Path(molt.__file__).parent

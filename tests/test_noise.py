@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-import noise
+from report import noise
 
 
 def test_means_and_intervals_over_seeds():

@@ -20,13 +20,13 @@ import common
 import compare
 import data
 import evals
-import length
 import molt
 import sae
 import spd
 import transcoder
 import units
 from model import GPT, GPTConfig
+from studies import length
 
 D, K, V, T = 32, 48, 60, 24         # K detectors, three on per token
 ACT = dict(F=96, N=512)

@@ -11,10 +11,11 @@ import common
 
 ROOT = Path(__file__).parent.parent
 BUDGET = {"model.py": 220, "data.py": 310, "story.py": 400, "concepts.py": 120, "prompts.py": 100, "pretrain.py": 170,
-          "activations.py": 60, "common.py": 165, "fused.py": 250, "spd.py": 440, "curve.py": 60, "clt.py": 310,
-          "molt.py": 311, "evals.py": 600, "units.py": 530, "baselines.py": 150, "explain.py": 250, "judge.py": 120,
-          "bench.py": 450, "sae.py": 345, "transcoder.py": 321, "align.py": 480, "compare.py": 420, "table.py": 325,
-          "pictures.py": 170, "tune.py": 200, "noise.py": 70, "length.py": 260}
+          "activations.py": 60, "common.py": 172, "fused.py": 250, "spd.py": 441, "report/curve.py": 60,
+          "clt.py": 310, "molt.py": 311, "evals.py": 600, "units.py": 530, "baselines.py": 150, "explain.py": 250,
+          "judge.py": 120, "studies/bench.py": 450, "sae.py": 345, "transcoder.py": 321, "align.py": 480,
+          "compare.py": 420, "report/table.py": 325, "report/pictures.py": 170, "studies/tune.py": 200,
+          "report/noise.py": 70, "studies/length.py": 260}
 # common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %;
 # and the limits of flags, some for all scripts; and the two optimizers that every method may have.
 # data.py: 300, and three splits at once, each of enough tokens.
@@ -32,23 +33,37 @@ BUDGET = {"model.py": 220, "data.py": 310, "story.py": 400, "concepts.py": 120, 
 # noise.py: what is larger than the spread over seeds.
 # tune.py: optimizers and learning rates, tried alike for all rows; 130, and a table that several runs put rows into.
 # story.py, concepts.py and prompts.py are what data.py would hold if it were one file
+PACKAGES = ("report", "studies")
+FILES = [path for folder in (".", *PACKAGES) for path in sorted((ROOT / folder).glob("*.py"))
+         if path.name != "__init__.py"]
 TABLES = {"tinytales.py"}                                        # words and sentences, no code
-SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if p.name not in TABLES]
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def name(path):
+    """Of a file in this repository, as the README has it: report/table.py."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(path):
+    return importlib.import_module(name(path).removesuffix(".py").replace("/", "."))
+
+
+SCRIPTS = [path for path in FILES if name(path) not in TABLES]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
 def test_files_stay_small_and_narrow(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= BUDGET[path.name]
+    assert len(lines) <= BUDGET[name(path)]
     assert [i for i, line in enumerate(lines, 1) if len(line) > 120] == []
 
 
 def configs():
     for path in SCRIPTS:
-        module = importlib.import_module(path.stem)
+        module = imported(path)
         for value in list(vars(module).values()):
-            if dataclasses.is_dataclass(value) and value.__module__ == path.stem and value.__name__ == "Config":
-                yield pytest.param(path, value, id=path.name)
+            if dataclasses.is_dataclass(value) and value.__module__ == module.__name__ and value.__name__ == "Config":
+                yield pytest.param(path, value, id=name(path))
 
 
 @pytest.mark.parametrize("path, Config", list(configs()))
@@ -61,19 +76,37 @@ def test_every_flag_is_used_and_explained(path, Config):
         assert used, f"--{f.name} is used nowhere"
 
 
-def test_readme_commands_parse(capsys):
+def commands():
+    """[(module, its arguments)] of the README's commands."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    commands = [c.split("#")[0].strip() for b in blocks for c in b.splitlines()]
-    commands = [c.split("&&")[-1].strip() for c in commands if "python " in c and ".py" in c]
-    assert len(commands) >= 5
-    for c in commands:
-        _, script, *args = shlex.split(c)
-        args = args[1:] if script == "bench.py" else args       # its first word names the job
-        module = importlib.import_module(Path(script).stem)
-        assert common.cli(module.Config, args), c
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    out = []
+    for _, script, *args in (shlex.split(line.split("&&")[-1]) for line in lines if "python " in line):
+        if script != "-m":
+            out.append((Path(script).stem, args))
+        elif args[0] != "pytest":
+            out.append((args[0], args[1:]))
+    return out
+
+
+def test_readme_commands_parse(capsys):
+    assert len(commands()) >= 5
+    for module, args in commands():
+        args = args[1:] if module == "studies.bench" else args      # its first word names the job
+        assert common.cli(importlib.import_module(module).Config, args), module
+
+
+def test_commands_are_printed_as_they_are_typed(capsys):
+    with pytest.raises(SystemExit):
+        common.cli(importlib.import_module("studies.tune").Config, ["--zzz"])
+    assert "(see python -m studies.tune --help)" in capsys.readouterr().err
+    for module in ("spd", "studies.tune", "studies.bench"):
+        cfg = common.cli(importlib.import_module(module).Config, [])
+        typed = f"python -m {module} " if "." in module else f"python {module}.py "
+        assert capsys.readouterr().out.startswith(f"$ {typed}") and common.command(cfg).startswith(typed)
 
 
 def test_readme_names_every_file():
     table = (ROOT / "README.md").read_text()
-    for path in ROOT.glob("*.py"):
-        assert f"`{path.name}`" in table, path.name
+    for path in FILES:
+        assert f"`{name(path)}`" in table, name(path)

@@ -9,11 +9,11 @@ import pytest
 
 import common
 import compare
-import tune
 from conftest import T
 from model import GPT
 from test_common import fails
-from tune import Setting
+from studies import tune
+from studies.tune import Setting
 
 ADAM, MUON = Setting("adam", 1), Setting("muon", 2)
 EVERY = {Setting(optimizer, lr) for optimizer, rates in tune.RATES.items() for lr in rates}

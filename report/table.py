@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import common
-import noise
-import pictures
+from report import noise, pictures
 
 class Column(NamedTuple):
     head: str

@@ -6,12 +6,12 @@ Token ids are random, and so are the weights if there is no target/ yet: neither
 Each variant leaves a saving out; it lives here, not as a flag of spd.py, and the tests hold its losses equal.
 B sequences, T positions, D residual width, M MLP hidden width, C components of a site, V vocabulary, N = B T
 
-    python bench.py spd                 # the default job of spd.py, and what each of its savings is worth
-    python bench.py spd --yardstick     # the shapes on which a public implementation was timed, beside plain code
-    python bench.py spd --to_quality    # seconds until the loss of the authors' recipe is reached: 15 minutes
-    python bench.py sae                 # a step at two widths; transcoder, clt and molt likewise
-    python bench.py sae --peers         # beside dictionary-learning's and eai-sparsify's (tests/peers.py says how to
-                                        # install them), on the same activations
+    python -m studies.bench spd                 # the default job of spd.py, and what each of its savings is worth
+    python -m studies.bench spd --yardstick     # the shapes of a public implementation, beside plain code
+    python -m studies.bench spd --to_quality    # seconds until the loss of the authors' recipe is reached: 15 minutes
+    python -m studies.bench sae                 # a step at two widths; transcoder, clt and molt likewise
+    python -m studies.bench sae --peers         # beside dictionary-learning's and eai-sparsify's (tests/peers.py says
+                                                # how to install them), on the same activations
 """
 import functools, itertools, subprocess, sys, tempfile, time, torch, torch.nn.functional as F
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -19,8 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from torch.utils.flop_counter import FlopCounterMode
-import clt, common, data, fused, length, molt, sae, spd, transcoder
+import clt, common, data, fused, molt, sae, spd, transcoder
 from model import GPT, GPTConfig, default_layer
+from studies import length
+
+ROOT = Path(__file__).parent.parent
 
 @dataclass
 class Config:
@@ -93,8 +96,8 @@ def peak_gib(cfg, step="bench.stepper(*bench.default_job(cfg), bench.losses)") -
     """Peak memory of a fresh process that takes four of these steps. To be asked before anything large is done here:
     Linux lets a process inherit its parent's peak."""
     code = f"""import resource, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import bench
+sys.path.insert(0, {str(ROOT)!r})
+from studies import bench
 cfg = bench.{cfg}
 step = {step}
 [step() for _ in range(4)]
@@ -253,7 +256,7 @@ AUTHORS = dict(optimizer="adam", lr=1e-3, lr_ci=1e-3, adversary="step", c_faith=
 SHARES = [1 / 2**i for i in range(7, -1, -1)]           # of the steps of the authors' run, until one of ours is as good
 
 def quality(gpt, corpus, job):
-    """(seconds, loss at the end) of one training run of spd.py, nothing written; the loss as length.py has it."""
+    """(seconds, loss at the end) of a training run of spd.py, nothing written; the loss as studies/length.py has it."""
     m, device = spd.build(job, gpt), gpt.wte.weight.device
     gen, began = common.generator(job.seed, "masks", device), time.perf_counter()
     spd.begin(m, job)
@@ -347,7 +350,7 @@ WIDTHS = (1024, 16384)
 def bench_act(name, cfg):
     """A step of each variant of one method at each width; memory of the first."""
     if cfg.peers:
-        return bench_peers(cfg) if name == "sae" else common.fail(f"bench.py {name} --peers: only sae has peers")
+        return bench_peers(cfg) if name == "sae" else common.fail(f"bench {name} --peers: only sae has peers")
     (build, variants), device = STEPS[name], common.device(cfg.device)
     memory = [peak_gib(cfg, f"bench.{build.__name__}({str(device)!r}, F={F})") for F in WIDTHS]
     steps = {(v, F): build(device, F=F, variant=v) for F in WIDTHS for v in variants}
@@ -363,14 +366,14 @@ def bench_act(name, cfg):
 
 GOALS = {("topk", "dictionary_learning_topk"): (4, 7), ("topk", "sparsify_topk"): (2.5, 2.5),
          ("jumprelu", "dictionary_learning_jumprelu"): (2, 2)}          # times ours, at each of these widths:
-PEER_WIDTHS, PEER_JOB, PEERS = (2048, 16384), dict(k=32, N=4096, steps=1000), Path(__file__).parent / "tests"
+PEER_WIDTHS, PEER_JOB, PEERS = (2048, 16384), dict(k=32, N=4096, steps=1000), ROOT / "tests"
 
 @contextmanager
 def apart(name, F, ours):
     """step() of a peer in a process of its own: in this one it would find the memory that our steps keep, which spares
     it up to half of its time. There it has PyTorch and glibc as installed or, for `ours`, with the switches of ours."""
     code = f"""import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(PEERS)]!r}
+sys.path[:0] = {[str(ROOT), str(PEERS)]!r}
 import torch, common, peers
 {"common.fast_matmul(), common.keep_memory()" if ours else ""}
 torch.manual_seed(0)
@@ -387,7 +390,7 @@ for step, _ in enumerate(sys.stdin):
             print(file=p.stdin, flush=True)
             if (answer := next((line for line in p.stdout if line.startswith(("done", "missing"))), "")) != "done\n":
                 p.kill()
-                common.fail(f"bench.py sae --peers: {answer or name}; tests/peers.py says how to install the peers")
+                common.fail(f"bench sae --peers: {answer or name}; tests/peers.py says how to install the peers")
         yield step
 
 def bench_peers(cfg):
@@ -421,7 +424,7 @@ JOBS = {"spd": lambda cfg: (bench_yardstick if cfg.yardstick else bench_quality 
 
 def main(job=None, *argv):
     if job not in JOBS:
-        common.fail(f"bench.py: the first argument must be a job, one of: {', '.join(JOBS)}")
+        common.fail(f"bench: the first argument must be a job, one of: {', '.join(JOBS)}")
     if (cfg := common.cli(Config, argv)).rounds < 1:
         common.fail(f"--rounds {cfg.rounds}: must be at least 1")
     JOBS[job](cfg)

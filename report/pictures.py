@@ -6,7 +6,7 @@ Methods are told apart by their markers as well, so that grey is enough; floors 
 import statistics
 from pathlib import Path
 
-from curve import save_picture
+from report.curve import save_picture
 
 COLORS = "C0", "C1", "C2", "C3", "C4", "C5", "C8", "C9", "C6", "k"       # C7 is grey, as floors are
 SHARED = {"weights_shared_0.7": "read and write alike", "activations_shared_0.7": "say alike over tokens"}

@@ -8,8 +8,8 @@ near the L0 at which the table reads all rows. Curves can cross, so a trial that
 Muon is for matrices. Where the table trains a row by Adam, a trial with Muon trains biases and thresholds (lr_rest) at
 the rate of that Adam: on them, Adam at that rate is what the row is known to need.
 
-    python tune.py                      # trains what is missing, beside compare.py's models -> results/tuning.json, .md
-    python tune.py --methods sae,molt   # these rows alone, the others of tuning.json stay: two runs can share the work
+    python -m studies.tune                      # trains what is missing, beside compare.py's models
+    python -m studies.tune --methods sae,molt   # these rows alone; two runs can share the work
 """
 import dataclasses
 import fcntl
@@ -26,7 +26,7 @@ import numpy as np
 import common
 import compare
 from model import GPT
-from table import AT
+from report.table import AT
 
 @dataclass
 class Config:

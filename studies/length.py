@@ -6,8 +6,8 @@ SPD's own, at the end of its schedules, on text that it was not trained on, unde
 faithfulness, which the final projection makes exact. Stability is that of the table (align.py): of all seeds of one
 length, and of the first random start with the run from the neurons.
 
-    python length.py            # 1,000 to 9,000 steps: 8 core hours; goes on after a kill, a second run only prints
-    python length.py --steps 300 --seeds 2 --neurons 1200 --out results-quick       # one length, for a look
+    python -m studies.length    # 1,000 to 9,000 steps: 8 core hours; goes on after a kill, a second run only prints
+    python -m studies.length --steps 300 --seeds 2 --neurons 1200 --out results-quick       # one length, for a look
 """
 import dataclasses
 import json
@@ -19,12 +19,12 @@ import torch
 import align
 import common
 import compare
-import curve
 import data
 import evals
 import spd
 import units
 from model import GPT
+from report import curve
 
 @dataclass
 class Config:
@@ -138,7 +138,7 @@ def render(found):
     return "\n".join(lines + [""])
 
 def picture(found):
-    """Over the length: loss, L0, attack, alive, CE recovered, what runs have in common; and the spectra of importance."""
+    """Over the length: loss, L0, attack, alive, CE recovered, what runs have in common; the spectra of importance."""
     from matplotlib.figure import Figure
     figure = Figure((15, 6.4), layout="constrained")
     panels = {"loss": ("loss",), "units on per token (L0)": ("l0",), "KL under attack, 20 steps": ("kl_attack",),
