@@ -31,7 +31,6 @@ import align
 import baselines
 import clt
 import common
-import concepts
 import data
 import evals
 import explain
@@ -44,6 +43,7 @@ import transcoder
 import units
 from model import GPT, default_layer
 from report import table
+from tinytales import cache, concepts
 
 @dataclass
 class Config:
@@ -256,7 +256,7 @@ def source(code):
 def text_hash(spec):
     """Of the text that --data names, and of the truth about it."""
     own = b"" if spec == "tinytales" else Path(spec).read_bytes()
-    return hashlib.sha256(own + data.version().encode()).hexdigest()[:12]
+    return hashlib.sha256(own + cache.version().encode()).hexdigest()[:12]
 
 def per_step(run):
     return run.N if hasattr(run, "N") else run.B * run.T

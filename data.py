@@ -4,37 +4,25 @@
     --data X.bin              # of any script: uint16 tokens as nanoGPT writes them
     --data X.txt              # text, in the words of the target's vocab.json
 
-TinyTales' splits never share a story: story i of a split is story number (first of the split + i) of the generator.
 A row begins at a story's start wherever one is within reach: the target sees most stories from their first word.
 """
-import contextlib
 import functools
-import hashlib
-import json
-import os
 import re
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-import concepts
-import story
-import tinytales
-from common import cli, fail, write
-from prompts import prompts  # noqa: F401  (part of this module's interface)
+from common import cli, fail
 from report.curve import save_picture
-from story import EOT, UNK, VOCAB
+from tinytales import cache, concepts, story
+from tinytales.cache import SPLITS
+from tinytales.prompts import prompts  # noqa: F401  (part of this module's interface)
+from tinytales.story import EOT, UNK, VOCAB
 
-CACHE = Path(os.environ.get("NANODECOMP_CACHE", Path(__file__).parent / "cache"))
-SPLITS = dict(train=(0, 4_000_000), fit=(1 << 40, 200_000),         # split: (first story, tokens)
-              dev=(2 << 40, 50_000), test=(3 << 40, 200_000))
-CHUNK = 200_000                 # tokens generated, labelled and written at a time: about 100 MB of memory
 WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|'s|\d+|[^\w\s]")
 
 
@@ -101,6 +89,13 @@ class Corpus:
         return torch.from_numpy(self.ids[at[:, None] + np.arange(T)].astype(np.int64))
 
     __hash__ = object.__hash__
+
+
+@functools.lru_cache(maxsize=8)
+def tinytales_corpus(split, n_tokens):
+    """TinyTales from its cache."""
+    names, maps = cache.arrays(split, n_tokens)
+    return Corpus(vocab=VOCAB, names=names, **maps)
 
 
 def load_all(spec, vocab, T, splits=("train", "fit", "test")) -> dict[str, Corpus]:
@@ -181,88 +176,6 @@ def decode(ids, vocab):
     return re.sub(r"“ ", "“", re.sub(r" ([.,!?;:”]|'s|')(?= |$)", r"\1", text))
 
 
-# --------------------------------------------------------------------------------------------------- cache
-def version():
-    """Hash of everything that a cached token depends on: these sources."""
-    sources = [Path(m.__file__).read_bytes() for m in (tinytales, story, concepts)]
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
-
-
-def stories(split, n_tokens):
-    """Stories of a split, in order, until n_tokens are reached."""
-    first, total = SPLITS[split][0], 0
-    while total < n_tokens:
-        s = story.tell(first)
-        first, total = first + 1, total + len(s.ids)
-        yield s
-
-
-@functools.lru_cache(maxsize=8)
-def tinytales_corpus(split, n_tokens):
-    """Cached tokens, packed labels and log-probabilities; built where missing, damaged or of another version.
-    The train split carries tokens alone: nothing is trained on labels."""
-    names = concepts.concept_names(with_state=True)
-    stem = CACHE / f"tinytales-{split}-{n_tokens}"
-    kinds = dict(ids=np.uint16) if split == "train" else dict(ids=np.uint16, bits=np.uint8, logp=np.float32)
-    meta, parts = Path(f"{stem}.json"), {k: Path(f"{stem}.{k}") for k in kinds}
-    try:
-        old = json.loads(meta.read_text())
-        good = old["version"] == version() and all(checksum(p) == old["crc"][k] for k, p in parts.items())
-    except (OSError, ValueError, KeyError):
-        good = False
-    if not good:
-        build(split, n_tokens, parts, meta)
-    maps = {k: np.memmap(parts[k], kind, "r") for k, kind in kinds.items()}
-    if "bits" in maps:
-        maps["bits"] = maps["bits"].reshape(-1, (len(names) + 7) // 8)
-    return Corpus(vocab=VOCAB, names=names, **maps)
-
-
-def checksum(path):
-    return zlib.crc32(path.read_bytes())
-
-
-def build(split, n_tokens, parts, meta):
-    """Writes the parts of a split under other names, then renames them; the meta file, last, makes them valid."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    temps = {k: Path(f"{p}.tmp{os.getpid()}") for k, p in parts.items()}
-    table = concepts.lexical(VOCAB)
-    with contextlib.ExitStack() as stack, tqdm(total=n_tokens, unit="tok", desc=f"writing TinyTales {split}") as bar:
-        files = {k: stack.enter_context(open(p, "wb")) for k, p in temps.items()}
-        chunk, size = [], 0
-        for s in stories(split, n_tokens):
-            chunk.append(s)
-            size += len(s.ids)
-            if size >= CHUNK:
-                write_chunk(chunk, files, table)
-                bar.update(size)
-                chunk, size = [], 0
-        if chunk:
-            write_chunk(chunk, files, table)
-            bar.update(size)
-    for k, temp in temps.items():
-        os.replace(temp, parts[k])
-    write(meta, json.dumps(dict(version=version(), crc={k: checksum(p) for k, p in parts.items()})).encode())
-
-
-def write_chunk(chunk, files, table):
-    """Appends the ids and, where a file waits for them, the labels and log-probabilities of some stories."""
-    ids = np.concatenate([np.array(s.ids, np.uint16) for s in chunk])
-    files["ids"].write(ids.tobytes())
-    if "bits" not in files:
-        return
-    at = np.cumsum([0] + [len(s.ids) for s in chunk])
-    logp, state, edges = np.zeros(len(ids)), [], []
-    for a, s in zip(at, chunk):
-        for position, lp in s.events:
-            logp[a + position] += lp
-        edges += [a, *(a + p for p, _ in s.spans)]
-        state += [s.plan, *(bits for _, bits in s.spans)]
-    state = np.repeat(np.array(state, np.uint64), np.diff([*edges, len(ids)]))
-    files["bits"].write(np.packbits(concepts.labels(ids, VOCAB, table, state), axis=1).tobytes())
-    files["logp"].write(logp.astype(np.float32).tobytes())
-
-
 @dataclass
 class Config:
     stories: int = 3            # stories to print
@@ -277,7 +190,7 @@ def main(cfg):
     for i in range(cfg.seed, cfg.seed + cfg.stories):
         print(f"\n{decode(story.tell(i).ids[1:], VOCAB)}")
     began, n = time.perf_counter(), 200_000
-    lengths = [len(s.ids) - 1 for s in stories("dev", n)]
+    lengths = [len(s.ids) - 1 for s in cache.stories("dev", n)]
     rate = n / (time.perf_counter() - began)
     corpus = load("tinytales", cfg.split, VOCAB)
     counts = np.sort(np.bincount(corpus.ids, minlength=len(VOCAB)))[::-1]
@@ -289,7 +202,7 @@ stories of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}
 derivation entropy {corpus.entropy(128):.4f} nats/token
 rank-frequency exponent over the 1,000 commonest words {slope:.2f} (Zipf: 1), {(counts > 0).sum()} types seen
 generated at {rate:,.0f} tokens/s on one core
-cache: {CACHE}""")
+cache: {cache.CACHE}""")
     share = corpus.labels(128)[:, 1:].mean((0, 1))
     print(f"\n{len(share)} concepts and the share of the tokens where each is true (%)")
     for i in range(0, len(share), 4):

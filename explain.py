@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-import concepts
 from evals import f1_scores
+from tinytales import concepts
 
 CLAUSES, TOKENS, RARE = 3, 8, 20        # most clauses, most tokens in a set, fewest occurrences of a literal in fit
 GAIN = dict(clause=0.02, both=0.01, token=0.005)    # what each adds to F1 at least

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-import concepts
 import data
-import story
-import tinytales as tt
 from test_common import fails
+from tinytales import cache, concepts, story
+from tinytales import words as tt
 
 T = 128
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    data.CACHE = tmp_path_factory.mktemp("cache")
+    cache.CACHE = tmp_path_factory.mktemp("cache")
     data.tinytales_corpus.cache_clear()
     return data.load("tinytales", "test", data.VOCAB)
 
@@ -192,7 +191,7 @@ def test_batches_depend_on_their_arguments_alone(corpus):
 
 
 def test_splits_share_no_story(corpus):
-    first = {split: {tuple(s.ids) for _, s in zip(range(2000), data.stories(split, 10**9))} for split in data.SPLITS}
+    first = {split: {tuple(s.ids) for _, s in zip(range(2000), cache.stories(split, 10**9))} for split in cache.SPLITS}
     names = list(first)
     for i, a in enumerate(names):
         for b in names[i + 1:]:
@@ -200,12 +199,12 @@ def test_splits_share_no_story(corpus):
 
 
 def test_cache_is_rebuilt_when_damaged_or_old(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CACHE", tmp_path)
+    monkeypatch.setattr(cache, "CACHE", tmp_path)
     data.tinytales_corpus.cache_clear()
     good = data.load("tinytales", "dev", data.VOCAB, 3000).ids.tobytes()
     path = tmp_path / "tinytales-dev-3000.ids"
     for damage in (lambda: path.write_bytes(good[:-8]), lambda: path.write_bytes(b"\0" * len(good)), path.unlink,
-                   lambda: monkeypatch.setattr(data, "version", lambda: "another")):
+                   lambda: monkeypatch.setattr(cache, "version", lambda: "another")):
         damage()
         data.tinytales_corpus.cache_clear()
         assert data.load("tinytales", "dev", data.VOCAB, 3000).ids.tobytes() == good
@@ -214,12 +213,12 @@ def test_cache_is_rebuilt_when_damaged_or_old(tmp_path, monkeypatch):
 
 
 def test_labels_do_not_depend_on_the_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CACHE", tmp_path)
+    monkeypatch.setattr(cache, "CACHE", tmp_path)
     data.tinytales_corpus.cache_clear()
     a = data.load("tinytales", "dev", data.VOCAB, 5000)
     whole, logp = np.array(a.bits), np.array(a.logp)
-    monkeypatch.setattr(data, "CHUNK", 1000)
-    monkeypatch.setattr(data, "version", lambda: "small chunks")
+    monkeypatch.setattr(cache, "CHUNK", 1000)
+    monkeypatch.setattr(cache, "version", lambda: "small chunks")
     data.tinytales_corpus.cache_clear()
     b = data.load("tinytales", "dev", data.VOCAB, 5000)
     assert np.array_equal(whole, b.bits) and np.array_equal(logp, b.logp)

@@ -5,7 +5,7 @@ sentence families, a template for each, a word for each slot. Every choice's log
 which it is first spent, so  - sum_t log p_t  is the surprisal of the derivation, and its mean an upper bound on the
 text's entropy rate (several derivations can give one text). One word pair in ten is held out: such pairs never stand
 together in a story, and the prompts that test a target (prompts.py) are made of exactly those.
-Words, templates and their notation are in tinytales.py.
+Words, templates and their notation are in words.py.
 """
 import functools
 import math
@@ -15,7 +15,7 @@ from bisect import bisect
 from itertools import accumulate
 from typing import NamedTuple
 
-import tinytales as tt
+from tinytales import words as tt
 
 EOT, UNK, HELD_OUT = "<|endoftext|>", "<unk>", 10
 

@@ -1,13 +1,13 @@
 """Prompts that ask a language model for one phenomenon each, with a right and a wrong continuation.
 
-A prompt is cut from a story of TinyTales just where a template carries a mark (^name in tinytales.py), and the words
+A prompt is cut from a story of TinyTales just where a template carries a mark (^name in words.py), and the words
 that make it a test are a held-out pair: subject and attractor, the two names, frame and animal, neighbours in a list.
 """
 import random
 from typing import NamedTuple
 
-from story import CAP, DIST, ID, NUMBERS, PRONOUNS, PROP, TOPIC_WORDS, TOPICS, VERB_FORMS, VOCAB
-from story import Story, article, cap, held, tok, usable
+from tinytales.story import CAP, DIST, ID, NUMBERS, PRONOUNS, PROP, TOPIC_WORDS, TOPICS, VERB_FORMS, VOCAB
+from tinytales.story import Story, article, cap, held, tok, usable
 
 
 class Prompt(NamedTuple):

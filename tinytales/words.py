@@ -1,4 +1,4 @@
-"""The words and sentences of TinyTales, written by hand for this project. No code: data.py reads these tables.
+"""The words and sentences of TinyTales, written by hand for this project. No code: story.py reads these tables.
 
 Template notation (tokens are separated by spaces):
     {P} {he} {him} {his}      protagonist and pronouns        {C} {che} {chim} {chis}   companion and pronouns

@@ -8,12 +8,12 @@ import re
 
 import numpy as np
 
-import tinytales as tt
-from story import ANIMALS, EOT, FAMILY_SHIFT, SENTENCES, STATE, VERB_FORMS, add_s
+from tinytales import words as tt
+from tinytales.story import ANIMALS, EOT, FAMILY_SHIFT, SENTENCES, STATE, VERB_FORMS, add_s
 
 
 def word_list(name):
-    """The words of $name in tinytales.py."""
+    """The words of $name in words.py."""
     if name == "opposites":
         return tt.OPPOSITES.replace("|", " ").split()
     return tt.LISTS[name] if name in tt.LISTS else [w for topic in tt.TOPICS.values() for w in topic[name].split()]
