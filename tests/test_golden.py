@@ -155,7 +155,8 @@ def told(n=200):
     labels = concepts.labels(ids, vocab, concepts.lexical(vocab))
     return dict(ids=sha(ids.tobytes()), state=sha(repr(events).encode()), labels=sha(np.packbits(labels).tobytes()),
                 names=sha(repr(concepts.concept_names(True)).encode()),
-                prompts=sha(repr({k: [tuple(p) for p in v] for k, v in prompts.prompts(5).items()}).encode())), ids
+                prompts=sha(repr({k: [[*map(sorted, (p.right, p.wrong)), p.ids] for p in v]          # sets have no order
+                                  for k, v in prompts.prompts(5).items()}).encode())), ids
 
 
 def table_rows(work, ids, vocab):
