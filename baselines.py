@@ -18,8 +18,7 @@ import common
 import data
 import evals
 import spd
-import units
-from activations import over_rows
+from data import over_rows
 from model import GPT, default_layer
 
 @dataclass

@@ -27,7 +27,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import activations
 import common
 import data
 import evals
@@ -231,7 +230,7 @@ def build(cfg, gpt):
     layer, every = default_layer(gpt) if cfg.layer == -1 else cfg.layer, list(range(gpt.cfg.n_layer))
     common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
-                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, activations.ROWS * (cfg.T - 1)),
+                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)),
                   theta=(0, math.inf), bw=(1e-6, math.inf), ramp=(1e-6, 1))
     gen = common.generator(cfg.seed, "init")
     return CLT(len(every), gpt.cfg.n_embd, cfg, gen, [layer] if cfg.replace == "this" else every), layer
@@ -241,7 +240,7 @@ def train(cfg):
     gpt = GPT.load(cfg.model, dev)
     clt, layer = build(cfg, gpt)
     corpus, every = data.load_all(cfg.data, gpt.vocab, cfg.T), range(gpt.cfg.n_layer)
-    scale = Scale(*activations.at_mlps(gpt, corpus["fit"].rows(cfg.T, 64).to(dev), every))     # 64 rows are enough
+    scale = Scale(*data.at_mlps(gpt, corpus["fit"].rows(cfg.T, 64).to(dev), every))     # 64 rows are enough
     opts = optimizers(clt.to(dev), cfg)
     parts, path, start, seconds = dict(train=clt, scale=scale, **opts), Path(cfg.out) / "clt.safetensors", 0, 0.0
     fixed = dict(method="clt", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
@@ -250,7 +249,7 @@ def train(cfg):
         common.unflat(tensors, **parts)
         start, seconds = meta["step"], meta["seconds"]
     log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
-    batches = activations.batches(gpt, corpus["train"], every, cfg.T, cfg.N, cfg.seed, start)
+    batches = data.batches(gpt, corpus["train"], every, cfg.T, cfg.N, cfg.seed, start)
     for step in (bar := tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="clt")):
         t, last = step / cfg.steps, step + 1 == cfg.steps
         loss, terms, f_LNF, least_L = loss_fn(clt, *scale(*next(batches)), cfg, t)

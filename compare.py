@@ -26,21 +26,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-import activations
-import align
 import baselines
 import clt
 import common
 import data
 import evals
-import explain
 import fused
-import judge
+import metrics.atoms
+import metrics.concepts
+import metrics.effects
+import metrics.faithful
+import metrics.llm
+import metrics.masks
+import metrics.matching
+import metrics.recording
+import metrics.stability
+import metrics.words
 import molt
 import sae
 import spd
 import transcoder
-import units
 from model import GPT, default_layer
 from report import table
 from tinytales import cache, concepts
@@ -137,24 +142,24 @@ def faithfulness(m, bench, gen):
     return out | dict(kl=out["kl_replaced"], kl_recovered=out["kl_recovered_replaced"])
 
 def completeness(m, bench, gen):
-    steps = evals.ladder(m, bench.gpt, bench.fit[0][:64], bench.test[0][:64]) or {}
-    return dict(completeness=evals.completeness(m, bench.gpt, bench.fit[0], bench.test[0]),
-                error_pathology=evals.error_pathology(m, bench.gpt, bench.test[0], gen)) | steps
+    steps = metrics.faithful.ladder(m, bench.gpt, bench.fit[0][:64], bench.test[0][:64]) or {}
+    return dict(completeness=metrics.faithful.completeness(m, bench.gpt, bench.fit[0], bench.test[0]),
+                error_pathology=metrics.faithful.error_pathology(m, bench.gpt, bench.test[0], gen)) | steps
 
 def parts(m, bench, gen):
     parents = sorted({bench.names.index(parent) for parent, _ in concepts.HIERARCHY if parent in bench.names})
     parents = torch.tensor(parents, dtype=torch.long, device=bench.fit[0].device)
-    yardsticks = bench.shared(units.probe_yardsticks, "probes")
-    return units.summary(m, bench.gpt, bench.fit, bench.test, parents, gen) | yardsticks
+    yardsticks = bench.shared(metrics.concepts.probe_yardsticks, "probes")
+    return metrics.concepts.summary(m, bench.gpt, bench.fit, bench.test, parents, gen) | yardsticks
 
 def recorded(m, bench):
     """Recordings of fit and test, and in how many windows of fit a unit must be on to be explained: 200 of 200,000."""
-    both = units.halve(*(units.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
-    return *both, max(10, bench.fit[0].numel() // 1000)
+    both = (metrics.recording.record(m, bench.gpt, *split) for split in (bench.fit, bench.test))
+    return *metrics.recording.halve(*both), max(10, bench.fit[0].numel() // 1000)
 
 def words(m, bench, gen):
     fit, test, least = recorded(m, bench)
-    found = explain.explain(fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, gen, bench.explained, least)
+    found = metrics.words.explain(fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, gen, bench.explained, least)
     share = found["scorable"] / max(1, (fit.on() >= evals.ALIVE).sum().item())     # alive units too rare for a rule:
     chance = lambda k: 0.5 if k in ("det", "det_hard", "fuzz", "discr") else 0     # they are at chance
     mean = {f"rule_{k}": share * v.float().nanmean().item() + (1 - share) * chance(k)
@@ -163,8 +168,8 @@ def words(m, bench, gen):
 
 def judged(m, bench, gen):
     fit, test, least = recorded(m, bench)
-    some = explain.scorable(explain.active_windows(fit, bench.fit[0].shape[1]), bench.explained, least, gen)
-    found = judge.llm_explain(bench.judge, fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, some, gen)
+    some = metrics.words.scorable(metrics.words.active_windows(fit, bench.fit[0].shape[1]), bench.explained, least, gen)
+    found = metrics.llm.llm_explain(bench.judge, fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, some, gen)
     mean = {f"judge_{k}": torch.tensor(found[k]).nanmean().item() for k in ("det", "fuzz")}
     return mean | dict(judge=found["judge"], judge_failures=found["failures"], judge_texts=found["texts"])
 
@@ -174,8 +179,8 @@ def effects(m, bench, gen):
     after = torch.tensor([bench.names.index(f"next: {c}") for c in sets], dtype=torch.long)
     few = max(1, len(bench.fit[0]) // 8)
     how = dict(after=after, target_UV=is_VW.T[[words.index(c) for c in sets]], prompts=min(16, few))
-    return units.effects(m, bench.gpt, bench.fit, bench.test, **how, gen=gen, rows=min(32, few)) | bench.shared(
-        units.pushes, "pushes", **how)
+    found = metrics.effects.effects(m, bench.gpt, bench.fit, bench.test, **how, gen=gen, rows=min(32, few))
+    return found | bench.shared(metrics.effects.pushes, "pushes", **how)
 
 def robustness(m, bench, gen):
     """Only of what has masks. The attack: 20 sign steps of 0.1, one source for all positions of 32 rows."""
@@ -184,11 +189,11 @@ def robustness(m, bench, gen):
     raw, few = getattr(m, "raw", m), bench.test[0][:32]
     gen = torch.Generator(few.device).manual_seed(gen.initial_seed())       # masks are drawn where they are used
     table = evals.scores(bench.gpt, bench.test[0], evals.ablations(bench.gpt, bench.layer, bench.fit[0])
-                         | evals.mask_table(raw, spd.TAUS, gen))
-    ladder = evals.attack(raw, bench.gpt, few, gen)
-    clean = evals.scores(bench.gpt, few, {"importance": evals.mask_table(raw, (), gen)["causal importance"]})
-    joint = evals.aggregation(raw, bench.gpt, few, gen)
-    mean_F = evals.spectrum(raw, bench.gpt, bench.layer, bench.test[0])
+                         | metrics.masks.mask_table(raw, spd.TAUS, gen))
+    ladder = metrics.masks.attack(raw, bench.gpt, few, gen)
+    clean = evals.scores(bench.gpt, few, {"importance": metrics.masks.mask_table(raw, (), gen)["causal importance"]})
+    joint = metrics.masks.aggregation(raw, bench.gpt, few, gen)
+    mean_F = metrics.masks.spectrum(raw, bench.gpt, bench.layer, bench.test[0])
     spectrum = {site: mean.sort(descending=True).values.tolist() for site, mean in zip(spd.SITES, mean_F.split(raw.C))}
     return evals.score_keys(table) | dict(
         spectrum=spectrum, attack=ladder, kl_attack=ladder[20],
@@ -196,7 +201,7 @@ def robustness(m, bench, gen):
         joint=joint, kl_joint=joint[8])
 
 def stability(ms, bench, gen):
-    found = align.stability(ms, bench.gpt, bench.fit[0], bench.test[0], gen)
+    found = metrics.stability.stability(ms, bench.gpt, bench.fit[0], bench.test[0], gen)
     last = f"activations_survival_{len(ms) - 1}"
     return found | {f"{null}activations_survival": found[f"{null}{last}"] for null in ("", "null_")}
 
@@ -206,7 +211,8 @@ CURVES = {"faithfulness"}           # asked of every sparsity, the others of the
 BY_RATE = {"words", "judged"}       # asked of random directions at every sparsity: what their density alone gives
 TOGETHER = {"stability"}            # asked of all seeds at once
 
-EVALUATION = (Rounded, evals, units, explain, concepts, baselines, data, activations, fused, sys.modules["model"])
+EVALUATION = (Rounded, evals, metrics.faithful, metrics.masks, metrics.recording, metrics.concepts, metrics.atoms,
+              metrics.effects, metrics.words, concepts, baselines, data, cache, fused, sys.modules["model"])
 
 # ------------------------------------------------------------------------------------------------------- the runs
 def digest(value):
@@ -317,9 +323,10 @@ def carry_out(job, cfg, bench, groups, dev):
         make = lambda: baselines.baselines(gpt, layer, rows_RT, job.value, F, job.seed)[job.name]
     asked, failed = None, []
     for name in groups:
-        code = [*EVALUATION, job.method.module if job.method else spd, GROUPS[name]] + [align] * (name in TOGETHER)
+        code = [*EVALUATION, job.method.module if job.method else spd, GROUPS[name]]
+        code += [metrics.matching, metrics.stability] * (name in TOGETHER)
         how = [*map(source, code), text_hash(cfg.data), cfg.eval_tokens, cfg.explained if name in BY_RATE else 0]
-        how += [source(judge), cfg.judge_url, cfg.judge_model] * (name == "judged")
+        how += [source(metrics.llm), cfg.judge_url, cfg.judge_model] * (name == "judged")
         path = folder / f"{name}-{digest([name, str(job), which, gpt.hash, layer, how])}.json"
         try:
             if not path.exists():
@@ -391,7 +398,7 @@ def prepared(cfg, gpt, layer, dev):
     enough = [k for k in range(len(names)) if min(label[:, 1:, k].sum() for _, label in both) >= evals.ALIVE]
     fit, test = ((rows, label[..., enough]) for rows, label in both)
     return Bench(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained,
-                 judge.ChatClient(cfg.judge_url, cfg.judge_model), {})
+                 metrics.llm.ChatClient(cfg.judge_url, cfg.judge_model), {})
 
 def main(cfg):
     if cfg.explain:

@@ -30,10 +30,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import activations
 import common
 import data
 import evals
+from metrics import faithful
 from model import GPT, default_layer
 from report import curve
 
@@ -217,11 +217,11 @@ def batches(gpt, molt, corpus, cfg, start):
     """Endless (x_ND, distance) from step `start` on. kl: rows in their order, for the suffix needs them whole."""
     layer, = molt.layers
     if cfg.objective == "mse":
-        for (x_ND,), (y_ND,) in activations.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start):
+        for (x_ND,), (y_ND,) in data.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start):
             yield x_ND, lambda y_hat: ((y_ND - y_hat) / molt.y_std).square().mean()
     for step in itertools.count(start):
         idx_BT = corpus.batch(step, cfg.N // cfg.T, cfg.T, cfg.seed).to(molt.x_mean.device)
-        x_BTD, y_BTD, _, kl = activations.clean_pass(gpt, layer, idx_BT)
+        x_BTD, y_BTD, _, kl = data.clean_pass(gpt, layer, idx_BT)
         yield x_BTD.flatten(0, 1), lambda y_hat: kl(y_hat.view_as(y_BTD)).mean()
 
 def build(cfg, gpt):
@@ -229,7 +229,7 @@ def build(cfg, gpt):
     layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
     common.within(vars(cfg) | {"layer": layer}, "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf),
-                  N=(cfg.T, activations.ROWS * (cfg.T - 1)), theta=(0, math.inf), bw=(1e-9, math.inf), ramp=(1e-9, 1),
+                  N=(cfg.T, data.ROWS * (cfg.T - 1)), theta=(0, math.inf), bw=(1e-9, math.inf), ramp=(1e-9, 1),
                   lam=(0, math.inf), beta=(0, math.inf))
     if (top := max(r for n, r in parse(cfg.groups))) > D:
         common.fail(f"--groups {cfg.groups}: rank {top} is over the width {D}")
@@ -247,7 +247,7 @@ def train(cfg):
         common.unflat(tensors, molt=molt, **opts)
         start, seconds = meta["step"], meta["seconds"]
     else:
-        (x_ND,), (y_ND,) = activations.at_mlps(gpt, corpus["train"].batch(0, 64, cfg.T, cfg.seed).to(dev), molt.layers)
+        (x_ND,), (y_ND,) = data.at_mlps(gpt, corpus["train"].batch(0, 64, cfg.T, cfg.seed).to(dev), molt.layers)
         molt.standardise(x_ND, y_ND, gpt.h[molt.layers[0]].mlp)
     log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
     stream = batches(gpt, molt, corpus["train"], cfg, start)
@@ -286,11 +286,11 @@ def summarise(cfg, gpt, molt, corpus, seconds):
     fit, test = (corpus[s].labelled(cfg.T, cfg.eval_tokens // cfg.T, dev) for s in ("fit", "test"))
     lines, out = evals.replacement(molt, gpt, layer, fit, test, corpus["test"].names, "transforms")
     rate_F = evals.counts(molt, gpt, *test, (0,))["on"][0] / (len(test[0]) * (cfg.T - 1))
-    benefit_F = evals.benefits(molt, gpt, layer, test[0][:64]).clamp(min=1e-12)
+    benefit_F = faithful.benefits(molt, gpt, layer, test[0][:64]).clamp(min=1e-12)
     own = dict(active_rank=(rate_F @ molt.rank_F.to(rate_F)).item(), parameters=int(molt.params_F.sum()) + len(molt.b),
                top1_benefit=(benefit_F.max() / benefit_F.sum()).item(),
                effective_transforms=(benefit_F.sum()**2 / benefit_F.square().sum()).item())
-    own |= evals.jacobian_cosine(molt, gpt, layer, test[0][:4])
+    own |= faithful.jacobian_cosine(molt, gpt, layer, test[0][:4])
     if molt.tied:       # a transform that is never on could hold the rest unpunished
         own |= {name: (molt.rest(on_F).norm() / molt.M.norm()).item() for name, on_F in
                 dict(rest=rate_F >= 0, rest_alive=rate_F > 0.01).items()}

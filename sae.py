@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-import activations
 import common
 import data
 import evals
@@ -265,11 +264,11 @@ def examples(cfg, gpt, sae, corpus, start):
     kl(a_hat_ND): what replacing them costs, through the rest of the model alone."""
     layer, = sae.layers
     if cfg.objective == "mse":
-        for x, y in activations.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start, cfg.site == "resid"):
+        for x, y in data.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start, cfg.site == "resid"):
             yield sae.read(x[0], y[0]), None
     for step in range(start, cfg.steps):
         idx_BT = corpus.batch(step, max(1, cfg.N // (cfg.T - 1)), cfg.T, cfg.seed).to(sae.b_dec.device)
-        x, y, r, kl_BT = activations.clean_pass(gpt, layer, idx_BT)
+        x, y, r, kl_BT = data.clean_pass(gpt, layer, idx_BT)
         a = sae.read(x, y, r)
         def kl(a_hat_ND):
             a_hat = torch.cat([a[:, :1], a_hat_ND.view_as(a[:, 1:])], 1)
@@ -281,7 +280,7 @@ def build(cfg, gpt):
     layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
     common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
-                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, activations.ROWS * (cfg.T - 1)))
+                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
     sae = SAE(cfg, D, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
     if cfg.site == "resid":         # the seam hands over x, y alone: the stream is noted on its way into LayerNorm
         gpt.h[layer].ln_2.register_forward_pre_hook(lambda module, args: setattr(sae, "stream", args[0]))

@@ -36,6 +36,7 @@ import common
 import data
 import evals
 import fused
+from metrics import masks
 from model import GPT, default_layer
 from report import curve
 
@@ -397,7 +398,7 @@ def train(cfg):
             log(step=step, **row, norm=norm.item())
             bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
-            found = evals.scores(gpt, some, evals.mask_table(spd, TAUS, common.generator(cfg.seed, "eval", dev)))
+            found = evals.scores(gpt, some, masks.mask_table(spd, TAUS, common.generator(cfg.seed, "eval", dev)))
             log(step=step, **{f"kl {name}": row["kl"] for name, row in found.items()})
         if last and cfg.project:
             project(spd)
@@ -417,8 +418,8 @@ def summarise(cfg, gpt, spd, corpus, seconds):
     with torch.no_grad():
         gs = [z.clamp(0, 1) for z in spd.gamma(xs, spd.V)]
     source = sign_pgd(spd, gs, run, gen, **PGD, keep_best=True)
-    attacked = evals.scores(gpt, few, floor | {"pgd20": evals.replacing(spd, lambda gs: evals.mix(gs, source))})
-    table = evals.scores(gpt, test[0], floor | evals.mask_table(spd, TAUS, gen))
+    attacked = evals.scores(gpt, few, floor | {"pgd20": masks.replacing(spd, lambda gs: masks.mix(gs, source))})
+    table = evals.scores(gpt, test[0], floor | masks.mask_table(spd, TAUS, gen))
     groups = {name: torch.arange(spd.C, device=dev) + i * spd.C for i, name in enumerate(SITES)}
     lines, out = evals.report(spd, gpt, fit, test, corpus["test"].names, groups, TAUS, MAIN)
     out |= evals.score_keys(table) | dict(kl_pgd20=attacked["pgd20"]["kl"], seconds=seconds)

@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-import activations
 import common
 import data
 import evals
@@ -248,11 +247,11 @@ def examples(cfg, gpt, tc, corpus, start):
     kl(y_hat_ND): what replacing the MLP there costs, through the rest of the model alone."""
     layer, = tc.layers
     if cfg.objective == "mse":
-        for x, y in activations.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start):
+        for x, y in data.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start):
             yield x[0], y[0], None
     for step in range(start, cfg.steps):
         idx_BT = corpus.batch(step, max(1, cfg.N // (cfg.T - 1)), cfg.T, cfg.seed).to(tc.b_dec.device)
-        x, y, _, kl_BT = activations.clean_pass(gpt, layer, idx_BT)
+        x, y, _, kl_BT = data.clean_pass(gpt, layer, idx_BT)
         def kl(y_hat_ND):
             y_hat = torch.cat([y[:, :1], y_hat_ND.view_as(y[:, 1:])], 1)
             return kl_BT(y_hat)[:, 1:].mean()
@@ -263,7 +262,7 @@ def build(cfg, gpt):
     layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
     common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
-                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, activations.ROWS * (cfg.T - 1)))
+                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
     return Transcoder(cfg, D, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
 
 def train(cfg):

@@ -3,7 +3,7 @@
     settled(n) = loss of random starts after n steps / loss of a run that starts at the neurons, after 4 n steps
 is 1 where longer training, or a start at a solution that is known to be good, has nothing left to give. The loss is
 SPD's own, at the end of its schedules, on text that it was not trained on, under the one-step adversary, without
-faithfulness, which the final projection makes exact. Stability is that of the table (align.py): of all seeds of one
+faithfulness, which the final projection makes exact. Stability is that of the table (stability.py): of all seeds of one
 length, and of the first random start with the run from the neurons.
 
     python -m studies.length    # 1,000 to 9,000 steps: 8 core hours; goes on after a kill, a second run only prints
@@ -16,13 +16,12 @@ from pathlib import Path
 
 import torch
 
-import align
 import common
 import compare
 import data
 import evals
 import spd
-import units
+from metrics import concepts, recording, stability
 from model import GPT
 from report import curve
 
@@ -95,7 +94,7 @@ def measured(m, run, bench, corpus):
     gen = lambda name: common.generator(run.seed, name)
     loss, terms = settled_loss(m.raw, bench.gpt, corpus, run, common.generator(0, "settled", device))
     found = compare.faithfulness(m, bench, gen("faithfulness")) | compare.robustness(m, bench, gen("robustness"))
-    fit, test = units.halve(*(units.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
+    fit, test = recording.halve(*(recording.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
     alive_F = evals.counts(m, bench.gpt, *bench.fit, (0,))["on"][0] >= evals.ALIVE
     alive = dict(zip(("alive_in", "alive_out"), alive_F.view(2, -1).sum(1).tolist()))
     weights = {f"weight_error_{n}": evals.relative_error(V @ U, W)
@@ -104,11 +103,11 @@ def measured(m, run, bench, corpus):
             "kl_joint")
     return dict(loss=loss, **terms, **alive, **weights, **{key: found[key] for key in keys},
                 ce_stochastic=found["ce_recovered_stochastic"],
-                coverage=units.coverage(fit, test)["coverage"], board=units.board(fit, test))
+                coverage=concepts.coverage(fit, test)["coverage"], board=concepts.board(fit, test))
 
 def together(ms, bench):
-    """What align.py says of several runs."""
-    found = align.stability(ms, bench.gpt, bench.fit[0], bench.test[0], common.generator(0, "stability"))
+    """What metrics/stability.py says of several runs."""
+    found = stability.stability(ms, bench.gpt, bench.fit[0], bench.test[0], common.generator(0, "stability"))
     return {key: found[key] for key in found if key.removeprefix("null_").removesuffix("_se") in PAIRS}
 
 def settled(rows):

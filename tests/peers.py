@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import activations  # noqa: E402
 import common  # noqa: E402
 import data  # noqa: E402
 import evals  # noqa: E402
@@ -112,9 +111,9 @@ def activation_file(cfg):
     gpt = GPT.load(cfg.model, common.device("cpu"))
     layer, path = default_layer(gpt), Path(cfg.out) / "activations.safetensors"
     train, test = (data.load(cfg.data, split, gpt.vocab) for split in ("train", "test"))
-    draw = activations.batches(gpt, train, [layer], min(128, gpt.cfg.n_positions), cfg.N, cfg.seed)
+    draw = data.batches(gpt, train, [layer], min(128, gpt.cfg.n_positions), cfg.N, cfg.seed)
     ys = [y[0] for _, (_, y) in zip(tqdm(range(cfg.steps), desc="activations"), draw)]
-    held_out = activations.at_mlps(gpt, test.rows(min(128, gpt.cfg.n_positions), 400), [layer])[1][0]
+    held_out = data.at_mlps(gpt, test.rows(min(128, gpt.cfg.n_positions), 400), [layer])[1][0]
     common.save(path, dict(train=torch.cat(ys), test=held_out), dict(target=gpt.hash))
     return path
 

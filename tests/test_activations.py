@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 import torch
 
-import activations
 import common
 import data
 from model import GPT, GPTConfig
@@ -19,7 +18,7 @@ def target():
 
 
 def take(target, n, start=0, N=50, **kw):
-    steps = activations.batches(*target, [0, 2], T=24, N=N, seed=0, start=start)
+    steps = data.batches(*target, [0, 2], T=24, N=N, seed=0, start=start)
     return list(itertools.islice(steps, n))
 
 
@@ -32,15 +31,15 @@ def test_x_and_y_are_what_each_mlp_reads_and_writes(target):
         return mlp(x)
     gpt(idx_BT, spy)
     for layers in ([1], [0, 2], [0, 1, 2]):
-        x, y = activations.at_mlps(gpt, idx_BT, layers)
+        x, y = data.at_mlps(gpt, idx_BT, layers)
         assert torch.equal(x, torch.stack([seen[l][0] for l in layers]))
         assert torch.equal(y, torch.stack([seen[l][1] for l in layers]))
 
 
 def test_each_token_once_and_the_same_after_a_resume(target, monkeypatch):
-    monkeypatch.setattr(activations, "ROWS", 8)                     # 184 tokens a shuffle, 3 batches of 50
+    monkeypatch.setattr(data, "ROWS", 8)                     # 184 tokens a shuffle, 3 batches of 50
     xs = take(target, 7)
-    whole = activations.at_mlps(target[0], target[1].batch(0, 8, 24, 0), [0, 2])[0][1]
+    whole = data.at_mlps(target[0], target[1].batch(0, 8, 24, 0), [0, 2])[0][1]
     first, tokens = torch.cat([x[1] for x, _ in xs[:3]]), lambda x_ND: Counter(map(tuple, x_ND.tolist()))
     assert len(first) == 150 and not tokens(first) - tokens(whole)      # two stories that begin alike share some
     assert not torch.equal(first, whole[:150]) and not torch.equal(xs[0][0], xs[3][0])

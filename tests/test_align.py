@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, gelu, normalize
 
-import align
 import baselines
 import clt
 import common
@@ -16,9 +15,10 @@ import evals
 import molt
 import sae
 import transcoder
-import units
-from align import Block, Matches
 from conftest import noisy_gpt
+from metrics import matching, stability
+from metrics.matching import Block, Matches
+from metrics.recording import Active, record
 
 D, M, T, V = 16, 24, 14, 30
 
@@ -93,7 +93,7 @@ def test_hungarian_is_the_best_of_all_assignments():
     for trial in range(300):
         rows, columns = rng.integers(1, 6, 2)
         S = rng.integers(0, 3, (rows, columns)) if trial % 2 else rng.standard_normal((rows, columns))
-        found = align.hungarian(S)
+        found = matching.hungarian(S)
         chosen = [(i, j) for i, j in enumerate(found) if j >= 0]
         assert len({j for _, j in chosen}) == len(chosen) == min(rows, columns)
         tall = S if rows <= columns else S.T
@@ -101,8 +101,8 @@ def test_hungarian_is_the_best_of_all_assignments():
                    for p in itertools.permutations(range(max(S.shape)), len(tall)))
         assert sum(S[i, j] for i, j in chosen) == pytest.approx(best, abs=1e-9)
     order = rng.permutation(200)
-    assert (align.hungarian(np.eye(200)[order] + 0.1 * rng.random((200, 200))) == order).all()
-    assert align.hungarian(np.zeros((0, 3))).tolist() == [] and align.hungarian(np.zeros((2, 0))).tolist() == [-1, -1]
+    assert (matching.hungarian(np.eye(200)[order] + 0.1 * rng.random((200, 200))) == order).all()
+    assert matching.hungarian(np.zeros((0, 3))).tolist() == [] and matching.hungarian(np.zeros((2, 0))).tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("name", METHODS + ["tied"])
@@ -120,8 +120,8 @@ def test_similarity_is_that_of_the_explicit_matrices(gpt, name):
             return [torch.einsum("ic,co->cio", V, U).flatten(1) for V, U in zip(m.V, m.U)]
         return [(m.W_enc, m.W_dec)]
     every = lambda a, b: cosine_similarity(a.unsqueeze(1), b.unsqueeze(0), dim=-1)
-    for a, b, one, other in zip(align.blocks(m), align.blocks(n), explicit(m), explicit(n), strict=True):
-        S, least = align.similarity(a, b)
+    for a, b, one, other in zip(matching.blocks(m), matching.blocks(n), explicit(m), explicit(n), strict=True):
+        S, least = matching.similarity(a, b)
         if name in ("molt", "tied", "svd"):
             assert torch.allclose(S, every(one, other), atol=1e-5)
             assert name == "svd" or torch.equal(S, least)
@@ -129,7 +129,7 @@ def test_similarity_is_that_of_the_explicit_matrices(gpt, name):
         else:
             E, W = (every(x, y) for x, y in zip(one, other))
             assert torch.allclose(S, (E + W) / 2, atol=1e-5) and torch.allclose(least, torch.minimum(E, W), atol=1e-5)
-    assert torch.cat([b.unit_n for b in align.blocks(m)]).tolist() == list(range(len(m.params_F)))
+    assert torch.cat([b.unit_n for b in matching.blocks(m)]).tolist() == list(range(len(m.params_F)))
 
 
 @pytest.mark.parametrize("name", METHODS + ["tied"])
@@ -139,10 +139,10 @@ def test_over_the_inputs_the_cosine_is_that_of_what_two_units_get_at_each_token(
     inputs = {"sae": [gpt.h[1].mlp(x) - m.b_dec] if name == "sae" else 0, "clt": [x0, x], "transcoder": [x],
               "svd": [x, gelu(h, approximate="tanh")], "molt": [(x - m.x_mean) / m.x_std] if name == "molt" else 0,
               "tied": [x]}[name]
-    As, Bs = (align.with_inputs(align.blocks(k), k, gpt, rows) for k in (m, n))
+    As, Bs = (matching.with_inputs(matching.blocks(k), k, gpt, rows) for k in (m, n))
     for a, b, seen in zip(As, Bs, inputs, strict=True):
         seen = seen[:, 1:].flatten(0, 1)
-        got, (one, other) = align.cosines(a.over_inputs().read, b.over_inputs().read), (seen @ k.read.T for k in (a, b))
+        got, (one, other) = matching.cosines(a.over_inputs().read, b.over_inputs().read), (seen @ k.read.T for k in (a, b))
         assert torch.allclose(got, cosine_similarity(one.T.unsqueeze(1), other.T.unsqueeze(0), dim=-1), atol=1e-4)
 
 
@@ -151,7 +151,7 @@ def test_a_permuted_copy_is_found_again(gpt, rows, name):
     """Whole, by permutation and, where a unit can be written in several ways, with other signs, sizes and bases."""
     m = make(name, gpt)
     n, went = permuted(m)
-    found = align.stability([m, n, m], gpt, rows, rows, common.generator(0, "align"))
+    found = stability.stability([m, n, m], gpt, rows, rows, common.generator(0, "align"))
     for space in ("weights", "inputs", "activations"):
         for key in ("similarity", "similarity_alive", "shared_0.7", "shared_0.9", "survival_2", "shared_written",
                     "similarity_corrected", "shared_rate1"):
@@ -166,9 +166,9 @@ def test_a_permuted_copy_is_found_again(gpt, rows, name):
         assert found[f"function_{key}"] == pytest.approx(1, abs=1e-5)
         assert found[f"function_{key}_se"] == pytest.approx(0, abs=1e-5) == found["activations_jaccard_0.5_se"]
     assert found["function_fve_independent"] < 0.9999
-    by_w = align.weight_matches(align.blocks(m), align.blocks(n))
+    by_w = matching.weight_matches(matching.blocks(m), matching.blocks(n))
     assert torch.equal(by_w.mate(len(went)), went)
-    for block in align.blocks(m) * (len(align.blocks(m)) > 1):
+    for block in matching.blocks(m) * (len(matching.blocks(m)) > 1):
         assert found[f"weights_{block.name}_shared_0.7"] == 1 and found[f"activations_{block.name}_shared_0.7"] == 1
 
 
@@ -176,19 +176,19 @@ def test_each_matrix_of_its_own_is_told(gpt, rows):
     m = make("svd", gpt)
     n = copy.deepcopy(m)
     n.V[1].data, n.U[1].data = randn("V", M, m.C), randn("U", m.C, D)
-    found = align.stability([m, n], gpt, rows, rows, common.generator(0, "align"))
+    found = stability.stability([m, n], gpt, rows, rows, common.generator(0, "align"))
     assert found["weights_in_shared_0.7"] == 1 and found["weights_out_shared_0.7"] == 0
     assert found["weights_shared_0.7"] == 0.5 and found["weights_out_similarity"] < 0.5 < found["weights_similarity"]
     m.requires_grad_(True)                              # as it is after training
-    assert not align.weight_matches(align.blocks(m), align.blocks(n)).value_P.requires_grad
+    assert not matching.weight_matches(matching.blocks(m), matching.blocks(n)).value_P.requires_grad
 
 
 def test_written_is_the_sum_of_all_contributions(gpt, rows):
     m = make("sae", gpt)
-    a = units.record(m, gpt, rows, rows.new_zeros(*rows.shape, 0))
+    a = record(m, gpt, rows, rows.new_zeros(*rows.shape, 0))
     x, f = evals.clean(m, gpt, rows, 1)
     want = m.contrib(1, f, x, torch.arange(40))[:, 1:].norm(dim=-1).sum((0, 1))
-    got, few = align.written(m, a), a.on() <= 64        # of more tokens, 64 are looked at
+    got, few = stability.written(m, a), a.on() <= 64        # of more tokens, 64 are looked at
     assert few.any() and torch.allclose(got[few], want[few], rtol=1e-4) and torch.allclose(got, want, rtol=0.3)
 
 
@@ -202,10 +202,10 @@ def tell(As, Bs, on=(1000, 1000), gen=None, weight=None):
     n = [len(As.unit_n), len(Bs.unit_n)]
     on_SF = [torch.full((k,), o) if isinstance(o, int) else o for k, o in zip(n, on)]
     alive = [B.where(o >= evals.ALIVE) for B, o in zip((As, Bs), on_SF)]
-    null, = align.null_blocks([Bs], gen or common.generator(0, "null"))
-    real, chance = (align.weight_matches([alive[0]], [B]) for B in (alive[1], null.where(on_SF[1] >= evals.ALIVE)))
+    null, = matching.null_blocks([Bs], gen or common.generator(0, "null"))
+    real, chance = (matching.weight_matches([alive[0]], [B]) for B in (alive[1], null.where(on_SF[1] >= evals.ALIVE)))
     both = lambda m: {(0, 1): m, (1, 0): m.back()}
-    return align.with_null(both(real), both(chance), on_SF, weight or [torch.ones(k) for k in n])
+    return stability.with_null(both(real), both(chance), on_SF, weight or [torch.ones(k) for k in n])
 
 
 @pytest.mark.parametrize("kind", ["dictionary", "component"])
@@ -222,7 +222,7 @@ def test_random_units_are_the_null(kind):
 
 def test_redrawn_rows_have_the_same_lengths_and_moments():
     rows = randn("x", 4000, 5) @ randn("mix", 5, 8) + 2 * randn("mean", 8)
-    new = align.redraw(rows, common.generator(0, "redraw"))
+    new = matching.redraw(rows, common.generator(0, "redraw"))
     assert torch.allclose(new.norm(dim=1), rows.norm(dim=1), rtol=1e-4)
     a, b = normalize(rows, dim=1), normalize(new, dim=1)
     assert (a.mean(0) - b.mean(0)).abs().max() < 0.04 and (a.T @ a - b.T @ b).abs().max() / 4000 < 0.04
@@ -245,7 +245,7 @@ def test_a_planted_overlap_is_recovered_and_every_alive_unit_counts():
     assert found["similarity_alive"] == pytest.approx(found["similarity"] * (1 + 60 / 80) / 2)
     B.write[order[:5]] *= -1                            # read alike, write the opposite: not the same unit
     assert tell(A, B)["shared_0.7"] == 25 / 80
-    assert align.alone([A], [B])["same_mate"] < align.alone([A], [A])["same_mate"] == 1
+    assert matching.alone([A], [B])["same_mate"] < matching.alone([A], [A])["same_mate"] == 1
     A, B = (block(x.read, x.write, "component") for x in (A, B))
     assert tell(A, B)["shared_0.7"] == 25 / 80          # (v, u) and (v, -u) are opposites
     B.read[order[:5]] *= -1
@@ -255,8 +255,8 @@ def test_a_planted_overlap_is_recovered_and_every_alive_unit_counts():
 def test_units_of_different_blocks_are_never_matched():
     parts = [block(randn(f"r{i}", 10, 8), randn(f"w{i}", 10, 8), "component") for i in range(2)]
     parts[1].unit_n = parts[1].unit_n + 10
-    crossed = [align.replace(b, unit_n=a.unit_n) for a, b in zip(parts, parts[::-1])]
-    found = align.weight_matches(parts, crossed)
+    crossed = [matching.replace(b, unit_n=a.unit_n) for a, b in zip(parts, parts[::-1])]
+    found = matching.weight_matches(parts, crossed)
     assert ((found.one_P < 10) == (found.other_P < 10)).all() and (found.value_P < 0.99).all()
 
 
@@ -265,7 +265,7 @@ def test_told_by_hand():
     pairs = Matches(*map(torch.tensor, ([0, 2, 4, 5], [1, 3, 0, 2], [0.9, 0.8, 0.6, 0.4], [0.95, 0.75, 0.55, 0.1])))
     on = [torch.tensor([800, 1, 600, 500, 400, 300, 200, 100]), torch.tensor([10, 40, 30, 20])]
     weight = [torch.arange(8.), torch.ones(4)]
-    got = align.told({(0, 1): pairs, (1, 0): pairs.back()}, on, weight)
+    got = stability.told({(0, 1): pairs, (1, 0): pairs.back()}, on, weight)
     assert got["similarity"] == pytest.approx(0.675) and got["similarity_shared"] == pytest.approx(0.85)
     assert got["similarity_alive"] == pytest.approx((2.7 / 7 + 2.7 / 4) / 2)
     for least, n in ((0.5, 3), (0.7, 2), (0.9, 1)):
@@ -283,7 +283,7 @@ def test_survival_and_jackknife():
     for s, t in itertools.permutations(range(3), 2):
         least = torch.tensor([0.8 if {s, t} <= seeds else 0.1 for seeds in sharing])
         pairs[s, t] = Matches(torch.arange(4), torch.arange(4), least, least)
-    found = align.with_null(pairs, pairs, on, [torch.ones(4)] * 3)
+    found = stability.with_null(pairs, pairs, on, [torch.ones(4)] * 3)
     shared = {(0, 1): 2 / 4, (1, 2): 2 / 4, (0, 2): 1 / 4}
     assert found["shared_0.7"] == pytest.approx(sum(shared.values()) / 3)
     assert found["survival_1"] == pytest.approx((2 + 3 + 2) / 12) and found["survival_2"] == pytest.approx(1 / 4)
@@ -293,7 +293,7 @@ def test_survival_and_jackknife():
 
 
 def test_over_pairs_leaves_out_seeds():
-    got = align.over_pairs(dict(a={(0, 1): 1., (0, 2): 2., (1, 2): 6.}, b={(0, 1): 1., (0, 2): None, (1, 2): 3.}), 3)
+    got = stability.over_pairs(dict(a={(0, 1): 1., (0, 2): 2., (1, 2): 6.}, b={(0, 1): 1., (0, 2): None, (1, 2): 3.}), 3)
     assert got["a"] == 3 and got["a_se"] == pytest.approx(math.sqrt(2 / 3 * (4 + 1 + 9)))
     assert got["b"] == 2 and "b_se" not in got
 
@@ -301,7 +301,7 @@ def test_over_pairs_leaves_out_seeds():
 def recording(value_NF):
     unit, token = value_NF.T.nonzero(as_tuple=True)
     value = value_NF[token, unit]
-    return units.Active(unit, token, value, value.abs(), torch.arange(value_NF.shape[1]), value_NF[:, :1],
+    return Active(unit, token, value, value.abs(), torch.arange(value_NF.shape[1]), value_NF[:, :1],
                         torch.zeros(len(value_NF), 0, dtype=torch.bool))
 
 
@@ -314,17 +314,17 @@ def test_correlation_jaccard_and_shift_are_those_of_the_dense_matrices():
     y[:, 3] = x[:, 4] * 2 + 0.3 * y[:, 3]
     x[:, 1], y[:, 2] = 5., 0.                           # constants
     a, b, i, j = recording(x), recording(y), torch.tensor([0, 1, 4, 5]), torch.tensor([6, 2, 3])
-    got = align.correlation(a, b, i, j, chunk=64)
+    got = matching.correlation(a, b, i, j, chunk=64)
     for (n, p), (k, q) in itertools.product(enumerate(i.tolist()), enumerate(j.tolist())):
         want = 0 if p == 1 or q == 2 else np.corrcoef(x[:, p], y[:, q])[0, 1]
         assert got[n, k].item() == pytest.approx(want, abs=1e-5)
-    found = align.activation_matches(a, b, [i], [j])
-    J = align.jaccard(a, b, found)
+    found = matching.activation_matches(a, b, [i], [j])
+    J = matching.jaccard(a, b, found)
     for p, q, value in zip(found.one_P, found.other_P, J.tolist()):
         on = x[:, p] > 0, y[:, q] > 0
         assert value == pytest.approx(((on[0] & on[1]).sum() / (on[0] | on[1]).sum()).item())
     assert (4, 3) in found.pairs(0.7)
-    later = align.shifted(a, 130)
+    later = matching.shifted(a, 130)
     assert torch.equal(later.at(torch.arange(6), torch.arange(500).unsqueeze(1)), x.roll(130, 0))
 
 
@@ -332,18 +332,18 @@ def test_activations_found_again_shuffled_and_signed():
     x = sparse("x", 3000, 50)
     order, every = torch.randperm(50, generator=common.generator(0, "order")), [torch.arange(50)]
     a, b = recording(x), recording(3 * x[:, order])
-    same = align.activation_matches(a, b, every, every)
+    same = matching.activation_matches(a, b, every, every)
     assert torch.equal(same.mate(50), order.argsort()) and same.least_P.min() > 0.9999
-    assert align.jaccard(a, b, same).min() == 1
-    for other in (align.shifted(b, 700), recording(x[torch.randperm(3000, generator=common.generator(0, "t"))])):
-        chance = align.activation_matches(a, other, every, every)
-        assert chance.value_P.max() < 0.2 and align.jaccard(a, other, chance).max() < 0.3
+    assert matching.jaccard(a, b, same).min() == 1
+    for other in (matching.shifted(b, 700), recording(x[torch.randperm(3000, generator=common.generator(0, "t"))])):
+        chance = matching.activation_matches(a, other, every, every)
+        assert chance.value_P.max() < 0.2 and matching.jaccard(a, other, chance).max() < 0.3
     signed = x * randn("sign", 3000, 1).sign()
-    flipped = align.activation_matches(recording(signed), recording(-signed[:, order]), every, every)
+    flipped = matching.activation_matches(recording(signed), recording(-signed[:, order]), every, every)
     assert torch.equal(flipped.mate(50), order.argsort()) and flipped.least_P.min() > 0.9999
     half = x.clone()
     half[:, 25:] = sparse("other", 3000, 25)
-    assert align.activation_matches(a, recording(half), every, every).pairs(0.7) == {(i, i) for i in range(25)}
+    assert matching.activation_matches(a, recording(half), every, every).pairs(0.7) == {(i, i) for i in range(25)}
 
 
 class Fake:
@@ -363,7 +363,7 @@ class Fake:
 
 def test_function_agreement_against_plain_arithmetic(gpt, rows):
     apart = [Fake(gpt, "one"), Fake(gpt, "two")]
-    got = align.function_agreement(apart, gpt, rows, batch=60)
+    got = stability.function_agreement(apart, gpt, rows, batch=60)
     x = gpt.prefix(rows, 1)[0]
     y, (p, q) = gpt.h[1].mlp(x)[:, 1:], (m.decode(1, None, x)[:, 1:] for m in apart)
     centred = lambda y_hat: (y_hat - y_hat.mean((0, 1))).square().sum()
@@ -372,7 +372,7 @@ def test_function_agreement_against_plain_arithmetic(gpt, rows):
     want = cosine_similarity((y - p).flatten(), (y - q).flatten(), 0).item()
     assert got["error_cosine"] == pytest.approx(want, abs=1e-5)
     assert abs(got["error_cosine"]) < 0.03 and got["fve"] == pytest.approx(got["fve_independent"], abs=0.01)
-    alike = align.function_agreement([Fake(gpt, n, 0.3) for n in ("one", "two")], gpt, rows, batch=60)
+    alike = stability.function_agreement([Fake(gpt, n, 0.3) for n in ("one", "two")], gpt, rows, batch=60)
     assert alike["error_cosine"] == pytest.approx(0.5, abs=0.05) and alike["fve"] > alike["fve_independent"] + 0.01
 
 
@@ -391,7 +391,7 @@ class Positions:
 
 
 def test_the_null_of_activations_keeps_positions(gpt, rows):
-    found = align.stability([Positions()] * 2, gpt, rows, rows, common.generator(0, "align"))
+    found = stability.stability([Positions()] * 2, gpt, rows, rows, common.generator(0, "align"))
     assert found["activations_shared_0.7"] == found["null_activations_shared_0.7"] == 1
     assert found["null_activations_similarity"] == pytest.approx(1, abs=1e-5) and found["null_weights_shared_0.7"] == 0
 
@@ -403,7 +403,7 @@ def test_alive_is_what_is_on_in_fit(gpt, rows):
     few = next(idx for idx in rows.split(2) if (on_F(idx) == 0).any())
     for fit, other in ((rows, few), (few, rows)):
         alive, seen = on_F(fit) >= evals.ALIVE, on_F(other) > 0
-        found = align.stability([m, m], gpt, fit, other, common.generator(0, "align"))
+        found = stability.stability([m, m], gpt, fit, other, common.generator(0, "align"))
         assert found["weights_shared_0.7"] == 1
         assert found["activations_shared_0.7"] == pytest.approx((alive & seen).sum().item() / alive.sum().item())
     assert alive.sum() < (on_F(rows) >= evals.ALIVE).sum()
@@ -416,7 +416,7 @@ def test_nothing_alive_is_no_number(gpt, rows):
     n.b_enc.data.fill_(-1e9), n.b_dec.data.fill_(0.7)
     y_hat = m.decode(1, *evals.clean(m, gpt, rows, 1)[::-1])[:, 1:].double()
     fve = 1 - (y_hat - 0.7).square().sum() / (y_hat - y_hat.mean((0, 1))).square().sum()
-    found = align.stability([m, n], gpt, rows, rows, common.generator(0, "align"))
+    found = stability.stability([m, n], gpt, rows, rows, common.generator(0, "align"))
     assert found["weights_similarity"] is None and found["activations_similarity"] is None
     assert found["weights_shared_0.7"] == 0 and found["activations_shared_if_weights"] is None
     assert all(v is None or math.isfinite(v) for v in found.values())
@@ -426,7 +426,7 @@ def test_nothing_alive_is_no_number(gpt, rows):
 def test_looking_changes_nothing_and_repeats(gpt, rows):
     ms = [make("clt", gpt, seed) for seed in range(2)]
     before, state = [copy.deepcopy(m.state_dict()) for m in ms], torch.get_rng_state()
-    found = [align.stability(ms, gpt, rows, rows, common.generator(0, "align")) for _ in range(2)]
+    found = [stability.stability(ms, gpt, rows, rows, common.generator(0, "align")) for _ in range(2)]
     assert found[0] == found[1] and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, b[k]) for m, b in zip(ms, before) for k, v in m.state_dict().items())
     assert all(v is None or isinstance(v, (int, float)) and math.isfinite(v) for v in found[0].values())

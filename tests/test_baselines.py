@@ -7,8 +7,8 @@ import torch
 import baselines
 import common
 import evals
-import units
 from conftest import noisy_gpt
+from metrics import concepts
 from model import GPT, GPTConfig
 from test_common import fails
 
@@ -97,7 +97,7 @@ def test_planted_mlp_every_metric_puts_its_own_detectors_above_the_floors():
     few = baselines.baselines(gpt, 0, fit[0], k=8, F=64, seed=0)
     few["neurons"].encode = lambda layer, x, mlp: mlp.c_fc(x).relu()    # those that are on, gelu's small minus off
     few["neurons"].strength = lambda layer, f, x: f
-    out = {name: units.summary(m, gpt, fit, test, torch.arange(K), common.generator(0, "summary"), n=300)
+    out = {name: concepts.summary(m, gpt, fit, test, torch.arange(K), common.generator(0, "summary"), n=300)
            for name, m in few.items() if name != "svd"}
     best = out.pop("neurons")
     for floor in out.values():
@@ -109,6 +109,6 @@ def test_planted_mlp_every_metric_puts_its_own_detectors_above_the_floors():
     assert best["absorption_fraction"] < 0.1                    # 40 writes share 16 dimensions: not quite 0
     kinds = [best[f"units_{k}"] for k in ("atomic", "polysemantic", "composite", "unexplained")]
     assert sum(kinds) == pytest.approx(1)
-    nothing = units.summary(few["pca"], gpt, (fit[0], fit[1][..., :0]), (test[0], test[1][..., :0]),
+    nothing = concepts.summary(few["pca"], gpt, (fit[0], fit[1][..., :0]), (test[0], test[1][..., :0]),
                             torch.arange(0), gen)               # a text without concepts
     assert "coverage" not in nothing and nothing["effective_rank"] == pytest.approx(1, abs=1e-3)

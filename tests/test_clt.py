@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import activations
 import clt
 import common
+import data
 import evals
 from clt import CLT, Config
 from conftest import D, M, T, V
@@ -251,7 +251,7 @@ def trained(request, target, tmp_path_factory):
 def test_folding(trained):
     """The saved module gives on raw activations what the trained one gives on scaled ones."""
     cfg, gpt, _, idx, _ = trained
-    x, y = activations.at_mlps(gpt, idx, range(L))
+    x, y = data.at_mlps(gpt, idx, range(L))
     x, y = x * 3 + 1, y * torch.tensor([.1, 1., 10.])[:, None, None] - 2
     scale, (m, *_) = clt.Scale(x, y), fresh(cfg)
     x_scaled, y_scaled = scale(x, y)
@@ -281,7 +281,7 @@ def test_seam(trained):
     m = m.standing_in([1])
     assert m.reads == ([0, 1] if cfg.off_diagonal else [1]) and m.params_F.tolist() == [2 * D] * cfg.F * len(m.reads)
     x, f = evals.clean(m, gpt, idx, 1)
-    xs, _ = activations.at_mlps(gpt, idx, range(L))
+    xs, _ = data.at_mlps(gpt, idx, range(L))
     f_LNF = clt.jumprelu(m.preactivations(xs), m.theta_LF, 1.)
     assert torch.allclose(f[:, 1:].flatten(0, 1), torch.cat([f_LNF[l] for l in m.reads], -1), atol=1e-5)
     y = m.decode(1, f, x)

@@ -9,7 +9,7 @@ import torch
 import common
 import evals
 import spd
-import units
+from metrics import effects, faithful, masks, recording
 from model import GPT, GPTConfig
 
 T, V = 16, 40
@@ -175,10 +175,10 @@ class Off(Whole):
 def test_error_pathology_of_noise_of_a_harmless_direction_and_of_none(gpt, rows):
     gen = common.generator(0, "noise")
     noise, many = lambda x: 8 * torch.randn(x.shape, generator=gen), rows.repeat(6, 1)
-    assert evals.error_pathology(Off(gpt, noise), gpt, many, gen, draws=10) == pytest.approx(1, abs=0.1)
+    assert faithful.error_pathology(Off(gpt, noise), gpt, many, gen, draws=10) == pytest.approx(1, abs=0.1)
     ones = Off(gpt, lambda x: 2 * torch.ones_like(x))           # LayerNorm takes this direction away
-    assert evals.error_pathology(ones, gpt, rows, gen) == pytest.approx(0, abs=1e-4)
-    assert evals.error_pathology(Whole(gpt), gpt, rows, gen) is None
+    assert faithful.error_pathology(ones, gpt, rows, gen) == pytest.approx(0, abs=1e-4)
+    assert faithful.error_pathology(Whole(gpt), gpt, rows, gen) is None
 
 
 def components(gpt, C, g):
@@ -195,22 +195,22 @@ def components(gpt, C, g):
 
 def test_the_attack_nears_the_worst_corner_and_grows_with_its_budget(gpt, rows):
     m, few = components(gpt, 2, 0.3), rows[:4]
-    corner = lambda bits: evals.replacing(m, lambda gs: evals.mix(gs, [t.float() for t in bits.split([2, 2, 1, 1])]))
+    corner = lambda bits: masks.replacing(m, lambda gs: masks.mix(gs, [t.float() for t in bits.split([2, 2, 1, 1])]))
     worst = max(evals.scores(gpt, few, {"r": corner(torch.tensor(bits))})["r"]["kl"]
                 for bits in itertools.product([0, 1], repeat=6))
-    found = evals.attack(m, gpt, few, common.generator(0, "attack"), budgets=(0, 2, 15))
+    found = masks.attack(m, gpt, few, common.generator(0, "attack"), budgets=(0, 2, 15))
     assert found[0] < found[2] <= found[15] <= worst + 1e-6 and found[15] > 0.95 * worst
-    each = evals.attack(m, gpt, few, common.generator(0, "attack"), budgets=(15,), shared=False)
+    each = masks.attack(m, gpt, few, common.generator(0, "attack"), budgets=(15,), shared=False)
     assert each[15] > found[15]                             # a source of its own for each position can do more
 
 
 def test_aggregation_of_a_joint_and_of_a_needless_importance(gpt, rows):
     m, gen = components(gpt, 16, 0.3), common.generator(0, "union")
-    low = evals.scores(gpt, rows, {"ci": evals.replacing(m, lambda gs: evals.mix(gs, [0 * g for g in gs] + [0 * gs[0][
+    low = evals.scores(gpt, rows, {"ci": masks.replacing(m, lambda gs: masks.mix(gs, [0 * g for g in gs] + [0 * gs[0][
         ..., :1]] * 2))})["ci"]["kl"]
-    rise = evals.aggregation(m, gpt, rows, gen, ks=(1, 3))  # all are on elsewhere: forced, the sum is W again
+    rise = masks.aggregation(m, gpt, rows, gen, ks=(1, 3))  # all are on elsewhere: forced, the sum is W again
     assert rise[1] == pytest.approx(-low, rel=1e-3) and rise[3] == rise[1] and low > 0.01
-    assert evals.aggregation(components(gpt, 16, 0.05), gpt, rows, gen, ks=(3,))[3] == 0
+    assert masks.aggregation(components(gpt, 16, 0.05), gpt, rows, gen, ks=(3,))[3] == 0
 
 
 def test_index_bits():
@@ -245,9 +245,9 @@ class Parts(Whole):
 
 def test_completeness_of_identity_constant_and_half(loud):
     gpt, fit, test = loud
-    assert evals.completeness(Parts(gpt), gpt, fit, test) == pytest.approx(1, abs=1e-5)
-    assert evals.completeness(Parts(gpt, 0), gpt, fit, test) == pytest.approx(0, abs=1e-5)
-    half = evals.completeness(Parts(gpt, 8), gpt, fit, test)
+    assert faithful.completeness(Parts(gpt), gpt, fit, test) == pytest.approx(1, abs=1e-5)
+    assert faithful.completeness(Parts(gpt, 0), gpt, fit, test) == pytest.approx(0, abs=1e-5)
+    half = faithful.completeness(Parts(gpt, 8), gpt, fit, test)
     assert 0 < half < 0.99                                  # by hand: the errors are the other directions
     m, rest = Parts(gpt, 8), Parts(gpt)
     rest.on = 1 - m.on
@@ -260,7 +260,7 @@ def test_completeness_of_identity_constant_and_half(loud):
 def test_attribution_is_the_slope_of_the_loss(loud):
     gpt, _, test = loud
     m, idx = Parts(gpt), test[:1]
-    x, f, a = evals.attribution(m, gpt, idx, 1)
+    x, f, a = faithful.attribution(m, gpt, idx, 1)
     ce = lambda f: evals.divergence(idx, *[gpt.suffix(gpt.prefix(idx, 1)[1], m.decode(1, f, x), 1)[:, 1:-1].log_softmax(
         -1)] * 2)[..., 0].sum()
     t, u = 5, f[0, 5].argmax()
@@ -273,13 +273,13 @@ def test_attribution_is_the_slope_of_the_loss(loud):
 
 def test_the_ladder_climbs_to_the_whole_and_down_to_the_error(loud):
     gpt, fit, test = loud
-    out = evals.ladder(Parts(gpt), gpt, fit, test, ks=(1, 4, 32))
+    out = faithful.ladder(Parts(gpt), gpt, fit, test, ks=(1, 4, 32))
     assert out["faith"][32] == pytest.approx(1, abs=1e-4) and out["comp"][32] == pytest.approx(0, abs=1e-4)
     assert out["faith"][1] < out["faith"][4] < 1 and out["comp"][1] > out["comp"][4] > 0
     (first, second), whole = list(out["faith"].values())[:2], math.log(32)
     area = ((first + second) / 2 * math.log(4) + (second + 1) / 2 * math.log(8)) / whole
     assert 0 < out["comp_auc"] < 1 and out["faith_auc"] == pytest.approx(area, abs=1e-4)
-    whole = evals.ladder(Parts(gpt, 0), gpt, fit, test, ks=(1, 2))      # nothing explained: C is empty
+    whole = faithful.ladder(Parts(gpt, 0), gpt, fit, test, ks=(1, 2))      # nothing explained: C is empty
     assert whole["faith"][2] == pytest.approx(0, abs=1e-4) and whole["comp"][2] == pytest.approx(1, abs=1e-4)
 
 
@@ -296,7 +296,7 @@ def test_the_ladder_keeps_as_many_components_of_each_matrix(loud):
 
         def decode(self, layer, f_BTF, x_BTD):
             return sum(super(Twice, self).decode(layer, f, x_BTD) for f in f_BTF.chunk(2, -1)) / 2
-    one, two = (evals.ladder(m(gpt), gpt, fit, test, ks=(1, 4)) for m in (Parts, Twice))
+    one, two = (faithful.ladder(m(gpt), gpt, fit, test, ks=(1, 4)) for m in (Parts, Twice))
     assert two["faith"] == pytest.approx(one["faith"], abs=1e-4) and two["comp"] == pytest.approx(one["comp"], abs=1e-4)
 
 
@@ -312,7 +312,7 @@ def test_ablating_a_concepts_unit_costs_on_the_concepts_tokens(loud):
             return f_BTF.sum(-1, keepdim=True) * self.mlp(x_BTD)
     even = rows % 2 == 0
     labels, units = torch.stack([even, ~even, even], -1), torch.tensor([[0], [1], [1]])
-    got = evals.concept_ablation(Halves(gpt), gpt, rows, labels, units)
+    got = effects.concept_ablation(Halves(gpt), gpt, rows, labels, units)
     at = evals.scores_at(gpt, 1, rows, lambda idx, x: {"off": gpt.h[1].mlp(x) * ~even[..., None]})
     cost = (at["off"] - at["original"])[..., 0]
     assert got["on"][0].item() == pytest.approx(cost[even[:, 1:-1]].mean().item(), rel=1e-3)
@@ -328,10 +328,10 @@ def test_steering_along_a_tokens_direction_works_and_a_push_of_nothing_does_noth
     x, r = gpt.prefix(prompts, 1)
     good = torch.autograd.grad(gpt.suffix(r, gpt.h[1].mlp(x) + y, 1)[:, -1].log_softmax(-1)[:, 7].sum(), y)[0][0, 0]
     directions = torch.stack([good, good])                      # right for token 7, wrong for token 9
-    nothing = evals.steer(gpt, 1, prompts, 0 * directions, target, new=4)
+    nothing = effects.steer(gpt, 1, prompts, 0 * directions, target, new=4)
     assert nothing["c"].max() < 1e-6 and nothing["S"].max() < 1e-5
     assert torch.allclose(nothing["f"], torch.ones(2)) and torch.allclose(nothing["q"], torch.ones(2), atol=1e-5)
-    found = evals.steering(gpt, 1, prompts, rows[6:, :5], directions, target, sizes=(0., .1, .4), new=4)
+    found = effects.steering(gpt, 1, prompts, rows[6:, :5], directions, target, sizes=(0., .1, .4), new=4)
     assert found["S"][0] > 0.05 > found["S"][1] and found["M2"][0] > found["M"][0]
     assert found["spearman"][0] > 0.9 and found["size"][0] > 0
     harmonic = 3 / sum(1 / found[k][0] for k in "cfq")
@@ -345,7 +345,7 @@ def test_steering_samples_with_the_models_probabilities(loud, monkeypatch):
     many, target = rows[:1, :5].repeat(6000, 1), torch.zeros(1, V, dtype=torch.bool)
     kept, real = [], evals.F.cross_entropy
     monkeypatch.setattr(evals.F, "cross_entropy", lambda z, t, **k: kept.append(t) or real(z, t, **k))
-    evals.steer(gpt, 1, many, torch.zeros(1, 16), target, new=1)
+    effects.steer(gpt, 1, many, torch.zeros(1, 16), target, new=1)
     share = torch.bincount(torch.cat(kept).flatten()[:6000], minlength=V) / 6000
     assert (share - logp.exp()).abs().max() < 0.03
 
@@ -372,24 +372,24 @@ def test_effects_of_planted_units(loud):
             return f_BTF[..., some, None] * torch.cat([good, torch.zeros(12, 16)])[some]
     m, target, split = Planted(gpt), torch.arange(V) % 3 == torch.arange(3).view(-1, 1), (rows, kinds)
     gen = lambda: common.generator(0, "effects")
-    out = units.effects(m, gpt, split, split, torch.arange(3), target, gen(), units=1)
-    cost = evals.concept_ablation(m, gpt, rows, kinds, own := torch.arange(3).view(-1, 1))
-    dice, whole = gen(), units.record(m, gpt, *split)
-    null = [evals.concept_ablation(m, gpt, rows, kinds, units.like(whole, own, dice)) for _ in range(3)]
+    out = effects.effects(m, gpt, split, split, torch.arange(3), target, gen(), units=1)
+    cost = effects.concept_ablation(m, gpt, rows, kinds, own := torch.arange(3).view(-1, 1))
+    dice, whole = gen(), recording.record(m, gpt, *split)
+    null = [effects.concept_ablation(m, gpt, rows, kinds, effects.like(whole, own, dice)) for _ in range(3)]
     chance = sum((some["on"] - some["off"]).mean().item() for some in null) / 3
     assert out["ablation"] == pytest.approx((cost["on"] - cost["off"]).mean().item() - chance, rel=1e-4)
     assert abs(chance) < 0.2 * out["ablation"]
     assert out["ablation_at"] == pytest.approx(cost["on"].mean().item(), rel=1e-4)
     assert out["ablation_at"] > 100 * abs(out["ablation_elsewhere"])
-    S = lambda push: evals.steering(gpt, 1, rows[:, :T // 8], rows[:, :T // 8], push, target)["S"].mean().item()
+    S = lambda push: effects.steering(gpt, 1, rows[:, :T // 8], rows[:, :T // 8], push, target)["S"].mean().item()
     assert out["steering"] == pytest.approx(S(good), abs=1e-6) and out["steering"] > 0
-    yardstick = units.pushes(gpt, 1, split, split, torch.arange(3), target, gen())
+    yardstick = effects.pushes(gpt, 1, split, split, torch.arange(3), target, gen())
     y = torch.cat([gpt.h[1].mlp(gpt.prefix(row[None], 1)[0])[0, 1:] for row in rows])
     means = [y[k].mean(0) - y[~k].mean(0) for k in kinds[:, 1:].flatten(0, 1).T]
     assert yardstick["steering_means"] == pytest.approx(S(torch.stack(means)), abs=1e-5)
     assert yardstick["steering_random"] not in (0, yardstick["steering_means"])
     none = torch.zeros(0, dtype=torch.long)
-    assert units.effects(m, gpt, split, split, none, target[:0], gen()) == {}
+    assert effects.effects(m, gpt, split, split, none, target[:0], gen()) == {}
 
 
 class OfTokens:

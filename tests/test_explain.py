@@ -8,9 +8,7 @@ import pytest
 import torch
 
 import common
-import explain
-import judge
-import units
+from metrics import llm, words
 from test_common import fails
 from test_units import active
 
@@ -46,7 +44,7 @@ def world():
 @pytest.fixture(scope="module")
 def explained(world):
     (rows, rows2), (fit, test) = world
-    return explain.explain(fit, test, rows, rows2, VOCAB, common.generator(0, "explain"), least=20)
+    return words.explain(fit, test, rows, rows2, VOCAB, common.generator(0, "explain"), least=20)
 
 
 def test_planted_units_are_explained_and_shuffled_ones_are_not(explained):
@@ -70,7 +68,7 @@ def test_a_table_of_tokens_finds_token_units_and_no_contexts(explained):
 
 def test_literals_by_hand(world):
     rows = world[0][0]
-    literals = explain.Literals(rows, VOCAB)
+    literals = words.Literals(rows, VOCAB)
     truth = literals(rows[:3]).view(3, T - 1, -1)
     column = lambda name: truth[..., literals.names.index(name)]
     r = rows[:3]
@@ -84,33 +82,33 @@ def test_literals_by_hand(world):
 
 def test_windows_and_balanced_accuracy_against_a_loop(world):
     rows, (fit, _) = world
-    value = explain.dense(fit, torch.arange(6))
-    w = explain.windows(value, T)
+    value = words.dense(fit, torch.arange(6))
+    w = words.windows(value, T)
     assert w.shape == (R * 2, 32, 6) and (w[::2, 0] == 0).all()             # position 0 is empty
     assert torch.equal(w[1, :, 2], value.view(R, T - 1, 6)[0, 31:, 2])
-    assert torch.equal(explain.active_windows(fit, T), (w > 0).any(1))
+    assert torch.equal(words.active_windows(fit, T), (w > 0).any(1))
     short = torch.arange(22.).view(22, 1)                   # two rows of 12: shorter than a window
-    assert explain.windows(short, 12)[..., 0].tolist() == [[0, *range(11)], [0, *range(11, 22)]]
+    assert words.windows(short, 12)[..., 0].tolist() == [[0, *range(11)], [0, *range(11, 22)]]
     said, real = torch.rand(40, 2) < 0.5, torch.rand(40, 3) < 0.3
     for r in range(2):
         for u in range(3):
             want = (said[real[:, u], r].float().mean() + (~said[~real[:, u], r]).float().mean()) / 2
-            assert explain.balanced(said, real)[r, u].item() == pytest.approx(want.item())
+            assert words.balanced(said, real)[r, u].item() == pytest.approx(want.item())
     score = torch.randint(0, 4, (40, 3)).float()
     for u in range(3):
         a, b = score[real[:, u], u], score[~real[:, u], u]
         want = ((a[:, None] > b).float() + 0.5 * (a[:, None] == b)).mean()
-        assert explain.auroc(score, real)[u].item() == pytest.approx(want.item())
+        assert words.auroc(score, real)[u].item() == pytest.approx(want.item())
 
 
 def test_hard_negatives_and_scorable():
     on = torch.zeros(60, 4, dtype=torch.bool)
     on[:20, 0] = on[:18, 1] = on[30:50, 2] = on[5:8, 3] = True
-    assert explain.neighbours(on, torch.tensor([0, 2]), k=1).tolist()[0] == [1]
+    assert words.neighbours(on, torch.tensor([0, 2]), k=1).tolist()[0] == [1]
     gen = common.generator(0, "sample")
-    assert explain.scorable(on, 10, 18, gen).tolist() == [0, 1, 2]
+    assert words.scorable(on, 10, 18, gen).tolist() == [0, 1, 2]
     many = torch.rand(500, 300, generator=gen) < torch.linspace(0.01, 0.5, 300)
-    chosen = explain.scorable(many, 50, 1, gen)
+    chosen = words.scorable(many, 50, 1, gen)
     assert len(chosen) == 50 and torch.bincount(chosen // 30, minlength=10).min() >= 3     # from all densities
 
 
@@ -121,14 +119,14 @@ def test_a_rule_for_everything_is_seen_through_by_hard_negatives(world):
     value, T2 = on.flatten(0, 1), T
     said = torch.zeros(64, T - 1, 1, dtype=torch.bool)
     said[:32] = True
-    active_ = explain.windows(value > 0, T2).any(1)
-    out = explain.rule_scores(said.flatten(0, 1), said.flatten(0, 1).float(), value[:, :1], active_, torch.tensor([0]),
+    active_ = words.windows(value > 0, T2).any(1)
+    out = words.rule_scores(said.flatten(0, 1), said.flatten(0, 1).float(), value[:, :1], active_, torch.tensor([0]),
                               torch.tensor([[1, 2]]), T2, common.generator(0, "marks"))
     assert out["det_hard"].item() == 0.5 and out["det"] > 0.8
     assert out["recall"].item() == 1 and out["precision"].item() == pytest.approx(0.5)
 
 
-# ---------------------------------------------------------------------------------------------------- judge.py
+# ---------------------------------------------------------------------------------------------------- llm.py
 class Stub(http.server.BaseHTTPRequestHandler):
     """Explains by the marked tokens; answers by looking for them. `plan` holds replies that come first."""
     plan, requests = [], []
@@ -166,20 +164,20 @@ def server():
 
 
 def client(server, tmp_path, **more):
-    return judge.ChatClient(server, "stub", wait=0.01, timeout=5, cache=tmp_path / "judge", **more)
+    return llm.ChatClient(server, "stub", wait=0.01, timeout=5, cache=tmp_path / "judge", **more)
 
 
 def test_an_llm_explains_and_judges(server, tmp_path, world, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sesame")
     (rows, rows2), (fit, test) = world
     gen = lambda: common.generator(0, "judge")
-    out = judge.llm_explain(client(server, tmp_path), fit, test, rows, rows2, VOCAB, torch.tensor([0, 3]), gen(),
+    out = llm.llm_explain(client(server, tmp_path), fit, test, rows, rows2, VOCAB, torch.tensor([0, 3]), gen(),
                             shown=12, scored=10)
     assert out["judge"] == "stub" and out["failures"] == 0 and out["texts"][0] == "w23 w29 w34 w35 w46"
     assert out["det"][0] == out["fuzz"][0] == 1 and out["det"][1] < 0.8
     assert all(path == "/v1/chat/completions" and key == "Bearer sesame" for path, key, _ in Stub.requests)
     n = len(Stub.requests)
-    again = judge.llm_explain(client(server, tmp_path), fit, test, rows, rows2, VOCAB, torch.tensor([0, 3]), gen(),
+    again = llm.llm_explain(client(server, tmp_path), fit, test, rows, rows2, VOCAB, torch.tensor([0, 3]), gen(),
                               shown=12, scored=10)
     assert again["texts"] == out["texts"] and again["det"] == out["det"] and len(Stub.requests) == n       # cached
     assert n == 2 * (1 + 4 * 10 // 5)
@@ -189,7 +187,7 @@ def test_an_llm_explains_and_judges(server, tmp_path, world, monkeypatch):
 def test_no_key_no_header_and_busy_servers_are_asked_again(server, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     Stub.plan, waits = [429, 503, "hello"], []
-    monkeypatch.setattr(judge.time, "sleep", waits.append)
+    monkeypatch.setattr(llm.time, "sleep", waits.append)
     ask = [dict(role="user", content="hi")]
     assert client(server, tmp_path).chat(ask) == "hello" and len(Stub.requests) == 3
     assert waits == [0.01, 0.02] and Stub.requests[0][1] is None
@@ -206,12 +204,12 @@ def test_a_server_that_refuses_ends_in_one_line(server, tmp_path, capsys, plan, 
 
 def test_answers_of_the_wrong_length_are_failures_not_zeros(server, tmp_path):
     Stub.plan = ["[1, 0]", "I can't", "[0, 1, 1, 1, 1] no, [1, 1, 0, 0, 1]"]
-    said = judge.judge(client(server, tmp_path), "w1", [f"w{i} x" for i in range(15)], "det")
+    said = llm.judge(client(server, tmp_path), "w1", [f"w{i} x" for i in range(15)], "det")
     assert said.count(None) == 10 and sorted(s for s in said if s is not None) == [0, 0, 1, 1, 1]
 
 
 def test_a_passage_shows_marks_and_numbers():
     ids, value = torch.tensor([1, 2, 3]), torch.tensor([0., 1., 4.])
-    assert judge.passage(ids, value, VOCAB, numbers=True) == "w1 <<w2>> (2) <<w3>> (10)"
-    assert judge.passage(ids, value, VOCAB) == "w1 <<w2>> <<w3>>"
-    assert judge.passage(ids, value, VOCAB, marks=False) == "w1 w2 w3"
+    assert llm.passage(ids, value, VOCAB, numbers=True) == "w1 <<w2>> (2) <<w3>> (10)"
+    assert llm.passage(ids, value, VOCAB) == "w1 <<w2>> <<w3>>"
+    assert llm.passage(ids, value, VOCAB, marks=False) == "w1 w2 w3"

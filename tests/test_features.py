@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-import align
 import common
 import sae
+from metrics import matching
 from test_sae import fit
 
 D, ROOTS, FREE, BRANCH = 128, 16, 176, 4        # and BRANCH children of each root, and of each of these
@@ -45,8 +45,8 @@ class World:
 def score(rows_FD, on_NF, world, true_NK):
     """Against the true features: MCC, the mean |cosine| under the best matching one to one; unique, distinct features
     that units are nearest to, per unit; F1, mean over units of how well their firing tells when that feature fires."""
-    cos = align.cosines(rows_FD, world.rows).abs()
-    matched = align.hungarian(cos)
+    cos = matching.cosines(rows_FD, world.rows).abs()
+    matched = matching.hungarian(cos)
     mcc = cos[torch.arange(len(cos))[matched >= 0], matched[matched >= 0]].mean().item()
     best, true = cos.argmax(1), true_NK > 0
     both = (on_NF.float() * true[:, best]).sum(0)

@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import activations
 import common
 import data
 import evals
 import molt
 from conftest import D, M, T, V
+from metrics import faithful
 from model import GPT
 from molt import MOLT, Config
 from report import curve
@@ -38,7 +38,7 @@ def built(cfg, request):
     """A MOLT of each kind on real activations, with gates, maps and bias that are not those it starts from."""
     gpt, gen = GPT.load(cfg.model), torch.Generator().manual_seed(1)
     m = molt.build(dataclasses.replace(cfg, **request.param), gpt)
-    x_ND, y_ND = (a[0] for a in activations.at_mlps(gpt, torch.randint(0, V, (8, T), generator=gen), [1]))
+    x_ND, y_ND = (a[0] for a in data.at_mlps(gpt, torch.randint(0, V, (8, T), generator=gen), [1]))
     m.standardise(x_ND, y_ND, gpt.h[1].mlp)
     for p in (m.b_gate, m.U, *([] if m.tied else [m.b])):
         p.data += 0.3 * torch.randn(p.shape, generator=gen)
@@ -265,7 +265,7 @@ def test_benefit_is_what_ablation_costs(built):
     wrong = lambda f: (mlp(x_BTD) - m.decode(1, f, x_BTD))[:, 1:].square().sum(-1).mean()
     without = [f_BTF * (torch.arange(6) != t) for t in range(6)]
     cost = torch.stack([wrong(f) - wrong(f_BTF) for f in without])
-    assert torch.allclose(evals.benefits(m, gpt, 1, rows), cost, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(faithful.benefits(m, gpt, 1, rows), cost, atol=1e-4, rtol=1e-4)
 
 
 def test_jacobian_cosine(built):
@@ -280,7 +280,7 @@ def test_jacobian_cosine(built):
     J_hat = sum(m.gates(x)[:, t, None, None] * (V_t[:D] @ U_t).T
                 + slope[:, t, None, None] * (x @ V_t @ U_t).unsqueeze(-1) * m.E[:, t] for t, V_t, U_t in parts(m))
     J_hat = m.y_std * J_hat / m.x_std
-    found = evals.jacobian_cosine(m, gpt, 1, rows)
+    found = faithful.jacobian_cosine(m, gpt, 1, rows)
     J, J_hat = J.flatten(1), J_hat.flatten(1)
     some = J_hat.any(1)
     assert found["jacobian_cosine"] == pytest.approx(F.cosine_similarity(J, J_hat)[some].mean().item(), abs=1e-4)

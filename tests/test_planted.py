@@ -24,7 +24,7 @@ import molt
 import sae
 import spd
 import transcoder
-import units
+from metrics import concepts
 from model import GPT, GPTConfig
 from studies import length
 
@@ -106,7 +106,7 @@ def measure(gpt, m, cfg, corpus, read, pieces):
         on_F = (m.encode(0, gpt.prefix(fit[0], 0)[0], gpt.h[0].mlp) > 0.1).flatten(0, 1).sum(0)
         alive = (on_F >= evals.ALIVE).view(2, -1).sum(1).tolist()
         gen = common.generator(0, "summary")
-        row = units.summary(compare.Rounded(m, 0.1), gpt, fit, test, torch.arange(0), gen, n=300)
+        row = concepts.summary(compare.Rounded(m, 0.1), gpt, fit, test, torch.arange(0), gen, n=300)
     return dict(cos_in=cos[0], cos_out=cos[1], alive_in=alive[0], alive_out=alive[1], coverage=row["coverage"],
                 loss=length.settled_loss(m, gpt, corpus["fit"], cfg, common.generator(0, "settled"))[0])
 
@@ -181,7 +181,7 @@ def test_trained_units_are_the_planted_detectors_more_than_any_floor(tmp_path, c
     names, found = [f"detector {k}" for k in range(K)], {}
 
     def judge(name, m):
-        out = units.summary(m, gpt, fit, test, torch.arange(0), common.generator(0, "summary"), n=300)
+        out = concepts.summary(m, gpt, fit, test, torch.arange(0), common.generator(0, "summary"), n=300)
         found[name] = out | evals.replacement(m, gpt, 0, fit, test, names)[1]
 
     for name, m in baselines.baselines(gpt, 0, fit[0], k=4, F=96, seed=0).items():

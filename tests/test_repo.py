@@ -1,4 +1,5 @@
 """Guards against rot: sizes, dead flags, a README whose commands no longer parse, lines that nobody can read."""
+import ast
 import dataclasses
 import importlib
 import re
@@ -8,25 +9,26 @@ from pathlib import Path
 import pytest
 
 import common
+import compare
 
 ROOT = Path(__file__).parent.parent
-BUDGET = {"model.py": 220, "data.py": 223, "tinytales/cache.py": 103, "tinytales/story.py": 400,
-          "tinytales/concepts.py": 120, "tinytales/prompts.py": 100, "pretrain.py": 170, "activations.py": 60,
-          "common.py": 172, "fused.py": 250, "spd.py": 441, "report/curve.py": 60, "clt.py": 310, "molt.py": 311,
-          "evals.py": 600, "units.py": 530, "baselines.py": 150, "explain.py": 250, "judge.py": 120,
-          "studies/bench.py": 450, "sae.py": 345, "transcoder.py": 321, "align.py": 480, "compare.py": 420,
+BUDGET = {"model.py": 220, "data.py": 284, "tinytales/cache.py": 103, "tinytales/story.py": 400,
+          "tinytales/concepts.py": 120, "tinytales/prompts.py": 100, "pretrain.py": 170, "common.py": 172,
+          "fused.py": 250, "spd.py": 442, "report/curve.py": 60, "clt.py": 310, "molt.py": 311, "evals.py": 280,
+          "baselines.py": 150, "studies/bench.py": 450, "sae.py": 345, "transcoder.py": 321, "compare.py": 424,
           "report/table.py": 325, "report/pictures.py": 170, "studies/tune.py": 200, "report/noise.py": 70,
-          "studies/length.py": 260}
+          "studies/length.py": 260, "metrics/atoms.py": 108, "metrics/concepts.py": 243, "metrics/effects.py": 131,
+          "metrics/faithful.py": 110, "metrics/llm.py": 101, "metrics/masks.py": 77, "metrics/matching.py": 272,
+          "metrics/recording.py": 137, "metrics/stability.py": 152, "metrics/words.py": 228}
 # common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %;
 # and the limits of flags, some for all scripts; and the two optimizers that every method may have.
-# data.py and tinytales/cache.py: 300 together, and three splits at once, each of enough tokens.
+# data.py and tinytales/cache.py: 300 together, and three splits at once, each of enough tokens; and activations.
 # spd.py: 330 and the four kinds of Gamma, of which the toys need one more than the default, an adversary more, --sweep
 # and the signed strengths of its units.
 # clt.py: 240, the second way to be sparse, the scales folded back, the figures of all MLPs at once, and its tensors as
 # the matrices that Muon turns.
 # molt.py: 240, the transforms that sum to the weights, the second objective, the scales folded back, and Muon.
 # pretrain.py: 150, the start of the heads for induction.
-# units.py, explain.py, judge.py: metrics beyond evals.py's 600 lines: of where units are on, and in words.
 # bench.py: 250, and the activation-space methods beside public trainers.
 # sae.py and transcoder.py: 220 was for one variant; each has five, two objectives, two optimizers, and sae.py three sites.
 # table.py, pictures.py: what compare.py found, as text and files and as pictures; compare.py keeps what is run, now
@@ -34,7 +36,7 @@ BUDGET = {"model.py": 220, "data.py": 223, "tinytales/cache.py": 103, "tinytales
 # noise.py: what is larger than the spread over seeds.
 # tune.py: optimizers and learning rates, tried alike for all rows; 130, and a table that several runs put rows into.
 # story.py, concepts.py and prompts.py are what data.py would hold if it were one file
-PACKAGES = ("report", "studies", "tinytales")
+PACKAGES = ("metrics", "report", "studies", "tinytales")
 FILES = [path for folder in (".", *PACKAGES) for path in sorted((ROOT / folder).glob("*.py"))
          if path.name != "__init__.py"]
 TABLES = {"tinytales/words.py"}                                        # words and sentences, no code
@@ -105,6 +107,19 @@ def test_commands_are_printed_as_they_are_typed(capsys):
         cfg = common.cli(importlib.import_module(module).Config, [])
         typed = f"python -m {module} " if "." in module else f"python {module}.py "
         assert capsys.readouterr().out.startswith(f"$ {typed}") and common.command(cfg).startswith(typed)
+
+
+def test_the_top_level_trains_or_is_what_training_needs():
+    """Each file there is a command of the README, or imported by a method."""
+    def imports(method):
+        for node in ast.walk(ast.parse(Path(compare.METHODS[method].module.__file__).read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield node.module
+    needed = {*re.findall(r"python (\w+)\.py", (ROOT / "README.md").read_text())}
+    needed |= {module for method in compare.METHODS for module in imports(method)}
+    assert [path.name for path in sorted(ROOT.glob("*.py")) if path.stem not in needed] == []
 
 
 def test_readme_names_every_file():

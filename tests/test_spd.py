@@ -15,6 +15,7 @@ import common
 import evals
 import spd
 from conftest import D, M, T, V
+from metrics import masks
 from model import GPT
 from spd import Config
 from test_common import fails
@@ -42,7 +43,7 @@ def built(cfg):
 def test_every_mask_one_and_the_delta_give_the_original_logits(built):
     gpt, m, idx, xs, run, gs = built
     ones = [torch.ones(m.C)] * 2, torch.ones(2, 1)
-    logits = gpt(idx, evals.replacing(m, lambda gs: ones))
+    logits = gpt(idx, masks.replacing(m, lambda gs: ones))
     assert torch.allclose(logits, gpt(idx), atol=1e-5)
     assert run(m.site(*ones)).abs().max() < 1e-5
 
@@ -82,7 +83,7 @@ def test_kl_through_the_suffix_equals_kl_of_full_forwards(built):
     got = run(*[m.masked(gs, s) for s in sources])
     logp = F.log_softmax(gpt(idx), -1)
     for kl, s in zip(got, sources):
-        masked = evals.replacing(m, lambda gs: evals.mix(gs, s))
+        masked = masks.replacing(m, lambda gs: masks.mix(gs, s))
         logq = F.log_softmax(gpt(idx, masked), -1)
         assert torch.allclose(kl, (logp.exp() * (logp - logq)).sum(-1).mean(), atol=1e-5)
 
@@ -223,7 +224,7 @@ def test_seam(built):
         off = f.clone()
         off[..., u] = 0
         assert torch.allclose(m.contrib(1, f, xs[0], units)[..., k, :], y - m.decode(1, off, xs[0]), atol=1e-5)
-    ci = evals.mask_table(m, (0,), torch.Generator())["causal importance"]
+    ci = masks.mask_table(m, (0,), torch.Generator())["causal importance"]
     assert torch.allclose(gpt(idx, evals.splice(m)), gpt(idx, ci), atol=1e-5)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import activations
 import common
+import data
 import evals
 import transcoder
 from conftest import D, M, T, V
@@ -26,7 +26,7 @@ VARIANTS = ["topk", "batchtopk", "jumprelu", "stochastic", "relu"]
 
 @pytest.fixture
 def cfg(target, tmp_path, monkeypatch):
-    monkeypatch.setattr(activations, "ROWS", 8)
+    monkeypatch.setattr(data, "ROWS", 8)
     return Config(model=str(target), data=str(target / "x.bin"), out=str(tmp_path / "run"), device="cpu", F=24, k=3,
                   N=40, T=T, steps=6, lr=1e-2, dead=72, log_every=1, save_every=2, eval_tokens=120)
 
@@ -280,7 +280,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change, optimizer)
     cfg = dataclasses.replace(cfg, optimizer=optimizer, **change)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     transcoder.train(whole)
-    code = (f"import os, activations, common, transcoder\nsave, activations.ROWS = common.save, 8\n"
+    code = (f"import os, common, data, transcoder\nsave, data.ROWS = common.save, 8\n"
             f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n"
             f"    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
             f"common.save = stop\ntranscoder.train(transcoder.Config(**{vars(cfg)!r}))")

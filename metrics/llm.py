@@ -1,4 +1,4 @@
-"""An LLM, at any OpenAI-compatible endpoint, in place of the rules of explain.py: it explains and judges units.
+"""An LLM, at any OpenAI-compatible endpoint, in place of the rules of words.py: it explains and judges units.
 
 It sees windows of tokens with the unit's activity marked, writes one sentence, and then, from that sentence alone, says
 of other windows whether the unit is active there (detection) and whether marked tokens are the right ones (fuzzing), as
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import common
-from explain import dense, windows
+from metrics.words import dense, windows
 
 class ChatClient:
     """Any OpenAI-compatible endpoint. The key comes from the environment and is stored nowhere; replies are cached."""

@@ -4,7 +4,7 @@ A rule is up to CLAUSES clauses joined by "or". A clause is one literal, or a se
 and at most one more of either kind. Literals are facts about the text up to the token: which token is 0, 1 or 2 places
 back, of which class of words; which word is among the last 16; where in its sentence or story it stands. Rules are
 built greedily for the best F1 over the tokens of fit, all units at once, and scored on test against nulls. A rule score
-is no LLM score (judge.py): each result names its judge, and they are never averaged. (Detection and fuzzing: Paulo et
+is no LLM score (llm.py): each result names its judge, and they are never averaged. (Detection and fuzzing: Paulo et
 al. 2024, arXiv:2410.13928; here over all windows of test, in balanced accuracy.)
 N tokens (position 0 of each row left out), U units, J literals, V vocabulary, W windows
 """
@@ -145,7 +145,7 @@ def auroc(score_WU, active_WU):
     return ((rank * a).sum(-1) - n1 * (n1 + 1) / 2) / (n1 * n0)
 
 def active_windows(a, T):
-    """(W, F): where each unit of a recording (units.py) is on, as `windows` cuts rows of T."""
+    """(W, F): where each unit of a recording (recording.py) is on, as `windows` cuts rows of T."""
     row, position = a.token_E // (T - 1), a.token_E % (T - 1) + 1
     per_row, size = T // WINDOW or 1, min(WINDOW, T)
     out = torch.zeros(a.N // (T - 1) * per_row, a.F, dtype=torch.bool, device=row.device)
@@ -212,7 +212,7 @@ def dense(a, units):
     return torch.stack([a.at(u, torch.arange(a.N, device=units.device)) for u in units], 1)
 
 def explain(fit, test, rows_RT, rows2_RT, vocab, gen, n=100, least=200):
-    """The rule of each of up to n units of recordings fit and test (units.py) of these rows: {"judge": "rule", "units",
+    """The rule of each of up to n units of fit and test (recording.py) of these rows: {"judge": "rule", "units",
     "texts", scores of rule_scores, "lookup_f1", "scorable"}. A minute for 100 units and 50,000 tokens."""
     T, active_WF, active2_WF = rows_RT.shape[1], *(active_windows(a, rows_RT.shape[1]) for a in (fit, test))
     units = scorable(active_WF, n, least, gen)
