@@ -65,7 +65,7 @@ class Config:
     clip_vu: float = 0.01           # gradient norm of V, U; fires at almost every step, as in VPD
     clip_ci: float = 1.0            # gradient norm of Gamma
     faith: Literal["relative", "absolute"] = "relative"  # mean |D|^2 / |W|^2, or sum |D|^2 / number of weights
-    c_faith: float = 10.            # faithfulness: weak, so that components can turn (absolute: 100 times as much)
+    c_faith: float = 10.            # faithfulness, in the unit of the loss: weak, so that components can turn; .1 for MSE
     project: bool = True            # at the end, move V U onto W exactly
     c_stoch: float = 0.5            # KL under stochastic masks
     c_adv: float = 0.5              # KL under adversarial masks

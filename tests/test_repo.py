@@ -11,7 +11,7 @@ import common
 
 ROOT = Path(__file__).parent.parent
 BUDGET = {"model.py": 220, "data.py": 310, "story.py": 400, "concepts.py": 120, "prompts.py": 100, "pretrain.py": 170,
-          "activations.py": 60, "common.py": 165, "fused.py": 250, "spd.py": 440, "curve.py": 60, "clt.py": 310,
+          "activations.py": 60, "common.py": 168, "fused.py": 250, "spd.py": 442, "curve.py": 60, "clt.py": 310,
           "molt.py": 311, "evals.py": 600, "units.py": 530, "baselines.py": 150, "explain.py": 250, "judge.py": 120,
           "bench.py": 450, "sae.py": 345, "transcoder.py": 321, "align.py": 480, "compare.py": 420, "table.py": 325,
           "pictures.py": 170, "tune.py": 200, "noise.py": 70, "length.py": 260}
