@@ -12,7 +12,6 @@ whatever is chosen is chosen on fit, every number is from test. Stability is of 
 """
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import inspect
 import json
@@ -75,7 +74,7 @@ QUICK = dict(seeds=1, tokens=409_600, eval_tokens=6_400, explained=20)
 SMALL = 256                         # units of a dictionary with --quick
 
 class Method(NamedTuple):
-    module: Any                     # Config, FREE, build(cfg, gpt), train(cfg)
+    module: Any                     # Config, MAY_CHANGE_ON_RESUME, build(cfg, gpt), train(cfg)
     part: str                       # the name that the model has in the checkpoint
     knob: str                       # of sparsity
     values: tuple                   # that the curves go through; the middle one is in the table
@@ -249,20 +248,14 @@ class Job:
         setattr(run, self.knob, self.value)
         run.T = min(run.T, gpt.cfg.n_positions)
         run.steps = max(1, cfg.tokens // per_step(run))
-        fixed = dict(method=m.module.__name__, target=gpt.hash, text=text_hash(cfg.data),
-                     run={k: v for k, v in vars(run).items() if k not in m.module.FREE})
+        fixed = dict(method=m.module.__name__, target=gpt.hash, text=data.fingerprint(cfg.data),
+                     run={k: v for k, v in vars(run).items() if k not in m.module.MAY_CHANGE_ON_RESUME})
         run.out = str(Path(cfg.runs) / f"{name}-{self.knob}{self.value:g}-seed{self.seed}-{digest(fixed)}")
         return run
 
 def source(code):
     """The text of a module, class or function."""
     return Path(code.__file__).read_text() if hasattr(code, "__file__") else inspect.getsource(code)
-
-@functools.lru_cache
-def text_hash(spec):
-    """Of the text that --data names, and of the truth about it."""
-    own = b"" if spec == "tinytales" else Path(spec).read_bytes()
-    return hashlib.sha256(own + cache.version().encode()).hexdigest()[:12]
 
 def per_step(run):
     return run.N if hasattr(run, "N") else run.B * run.T
@@ -325,7 +318,7 @@ def carry_out(job, cfg, bench, groups, dev):
     for name in groups:
         code = [*EVALUATION, job.method.module if job.method else spd, GROUPS[name]]
         code += [metrics.matching, metrics.stability] * (name in TOGETHER)
-        how = [*map(source, code), text_hash(cfg.data), cfg.eval_tokens, cfg.explained if name in BY_RATE else 0]
+        how = [*map(source, code), data.fingerprint(cfg.data), cfg.eval_tokens, cfg.explained if name in BY_RATE else 0]
         how += [source(metrics.llm), cfg.judge_url, cfg.judge_model] * (name == "judged")
         path = folder / f"{name}-{digest([name, str(job), which, gpt.hash, layer, how])}.json"
         try:

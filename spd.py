@@ -22,7 +22,6 @@ B sequences, T positions, N = B T, D residual width, M MLP hidden width, C compo
 """
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +29,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import common
 import data
@@ -90,7 +88,8 @@ SITES = ("in", "out")
 TAUS, MAIN = (0, 0.1, 0.5), 1       # a component is on where g > tau; the main threshold is 0.1
 SMALL = 0.02                        # --start neurons: size of the other components beside a random start
 PGD = dict(steps=20, size=0.1)      # the evaluation's attack
-FREE = {"model", "out", "resume", "sweep", "device", "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "sweep", "device",
+                        "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
 
 class LowerLeaky(torch.autograd.Function):
     """clamp(z, 0, 1), for masks and L0. At z <= 0 only a gradient that wants g up passes, times alpha: with a true
@@ -372,41 +371,26 @@ def train(cfg):
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen, opts = common.generator(cfg.seed, "masks", dev), optimizers(spd, cfg)
     pgd = PersistentPGD(spd, cfg, gen) if cfg.adversary == "pgd" else None
-    parts = dict(spd=spd, gen=gen) | opts | (dict(pgd=pgd, pgd_opt=pgd.opt) if pgd else {})
-    path, start, seconds = Path(cfg.out) / "spd.safetensors", 0, 0.0
-    fixed = dict(method="spd", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
-    if cfg.resume:
-        tensors, meta = common.load(path, **fixed)
-        common.unflat(tensors, **parts)
-        start, seconds = meta["step"], meta["seconds"]
-    else:
+    adversary = dict(pgd=pgd, pgd_opt=pgd.opt) if pgd else {}
+    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), spd=spd, gen=gen, **opts, **adversary)
+    if run.is_fresh:
         begin(spd, cfg)
-    log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
     some = corpus["fit"].rows(cfg.T, 8).to(dev)
-    for step in (bar := tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="spd")):
-        t, last = step / cfg.steps, step + 1 == cfg.steps
-        xs, run = clean_pass(gpt, spd, corpus["train"].batch(step, cfg.B, cfg.T, cfg.seed).to(dev))
-        loss, terms, gs = loss_fn(spd, xs, run, cfg, t, gen, pgd)
+    for step in run.steps():
+        t = step / cfg.steps
+        xs, kl = clean_pass(gpt, spd, corpus["train"].batch(step, cfg.B, cfg.T, cfg.seed).to(dev))
+        loss, terms, gs = loss_fn(spd, xs, kl, cfg, t, gen, pgd)
         norm = update(spd, opts, loss, cfg, t)
         if pgd:
             pgd.step()
-        save = last or (step + 1) % cfg.save_every == 0
-        if save or step % cfg.log_every == 0:
-            terms |= {f"l0_{name}": (g > 0.1).sum(-1).float().mean() for name, g in zip(SITES, gs)}
-            row = {k: v.item() for k, v in terms.items()}
-            common.finite(row["loss"] + norm.item(), step, path)
-            log(step=step, **row, norm=norm.item())
-            bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
+        if run.is_logged:
+            run.record(terms, norm, **{f"l0_{name}": (g > 0.1).sum(-1).float().mean() for name, g in zip(SITES, gs)})
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
             found = evals.scores(gpt, some, masks.mask_table(spd, TAUS, common.generator(cfg.seed, "eval", dev)))
-            log(step=step, **{f"kl {name}": row["kl"] for name, row in found.items()})
-        if last and cfg.project:
+            run.log(step=step, **{f"kl {name}": row["kl"] for name, row in found.items()})
+        if run.is_last and cfg.project:
             project(spd)
-        if save:
-            seconds = time.time() - began
-            meta = dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt))
-            common.save(path, common.flat(**parts), fixed | meta)
-    return spd, summarise(cfg, gpt, spd, corpus, seconds)
+    return spd, summarise(cfg, gpt, spd, corpus, run.seconds)
 
 def summarise(cfg, gpt, spd, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""

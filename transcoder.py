@@ -20,7 +20,6 @@ N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a to
 """
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +27,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import common
 import data
@@ -80,7 +78,7 @@ class Config:
     save_every: int = 500           # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
-FREE = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
 
 class JumpReLU(torch.autograd.Function):
     """pre 1[pre > theta] (N, F) and its rate E 1[pre > theta] (F). Their slopes by theta, a delta at pre = theta, are
@@ -271,34 +269,19 @@ def train(cfg):
     tc = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen, opts = common.generator(cfg.seed, "noise", dev), optimizers(tc)
-    parts, path, start, seconds = dict(tc=tc, gen=gen, **opts), Path(cfg.out) / "transcoder.safetensors", 0, 0.0
-    fixed = dict(method="transcoder", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
-    if cfg.resume:
-        tensors, meta = common.load(path, **fixed)
-        common.unflat(tensors, **parts)
-        start, seconds = meta["step"], meta["seconds"]
-    log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
-    bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="transcoder")
-    for step, (x_ND, y_ND, kl) in zip(bar, examples(cfg, gpt, tc, corpus["train"], start)):
-        t, last = step / cfg.steps, step + 1 == cfg.steps
+    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), tc=tc, gen=gen, **opts)
+    for step, (x_ND, y_ND, kl) in zip(run.steps(), examples(cfg, gpt, tc, corpus["train"], run.first_step)):
+        t = step / cfg.steps
         if not step:
             tc.start(x_ND, y_ND)
         loss, terms, seen = loss_fn(tc, x_ND, y_ND, kl, t, gen)
         norm = update(tc, opts, loss, t)
         remember(tc, t, *seen)
-        save = last or (step + 1) % cfg.save_every == 0
-        if save or step % cfg.log_every == 0:
-            row = {k: v.item() for k, v in terms.items()}
-            common.finite(row["loss"] + norm.item(), step, path)
-            log(step=step, **row, norm=norm.item())
-            bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
-        if last:
+        if run.is_logged:
+            run.record(terms, norm)
+        if run.is_last:
             tc.fold()
-        if save:
-            seconds = time.time() - began
-            common.save(path, common.flat(**parts),
-                        fixed | dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt)))
-    return tc, summarise(cfg, gpt, tc, corpus, seconds)
+    return tc, summarise(cfg, gpt, tc, corpus, run.seconds)
 
 def summarise(cfg, gpt, tc, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""

@@ -186,7 +186,7 @@ def main(cfg):
 
     for i, (start, steps, seed) in enumerate(todo):
         run = configured(cfg, gpt, layer, start, steps, seed)
-        fixed = [gpt.hash, {k: v for k, v in vars(run).items() if k not in spd.FREE}, cfg.eval_tokens]
+        fixed = [gpt.hash, {k: v for k, v in vars(run).items() if k not in spd.MAY_CHANGE_ON_RESUME}, cfg.eval_tokens]
         print(f"[{i + 1}/{len(todo)}] {start}, {steps} steps, seed {seed}", flush=True)
         known.row("rows", fixed, dict(start=start, steps=steps, seed=seed),
                   lambda: measured(get((start, steps, seed)), run, bench, corpus["fit"]))

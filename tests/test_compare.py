@@ -75,7 +75,7 @@ def stub(monkeypatch):
             log.append((cfg.k, cfg.seed, step))
             common.save(path, common.flat(m=m), dict(method="stub", target=gpt.hash, step=step + 1, seconds=1.5))
 
-    module = types.SimpleNamespace(Config=StubConfig, FREE={"model", "out", "resume", "device", "eval_tokens"},
+    module = types.SimpleNamespace(Config=StubConfig, MAY_CHANGE_ON_RESUME={"model", "out", "resume", "device", "eval_tokens"},
                                    build=build, train=train, __name__="stub",
                                    __file__=__file__)
     monkeypatch.setattr(compare, "METHODS", {"stub": Method(module, "m", "k", (1, 2, 4), {}, {})})
