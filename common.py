@@ -24,7 +24,8 @@ def command(cfg) -> str:
 
 def cli(Config, argv=None):
     """Dataclass -> argparse -> instance of it; prints the full command. A field's trailing comment is its help text,
-    Literal gives choices, bool gives --x/--no-x, --a_b is --a-b too. Anything else goes to `fail`."""
+    Literal gives choices, bool gives --x/--no-x, --a_b is --a-b too. An unknown or abbreviated flag or a
+    wrong value goes to `fail`."""
     helps = dict(re.findall(r"^ +(\w+) *:[^#\n]*# *(.*)$", inspect.getsource(Config), re.M))
     p = argparse.ArgumentParser(prog=script(Config), allow_abbrev=False,
                                 description=(sys.modules[Config.__module__].__doc__ or "").strip().split("\n")[0])

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 
 RARE, DENSE = 0.002, 0.3    # shares of the tokens between which a concept says something
-
 ALIVE = 10              # a unit is alive when it is on at this many tokens or more
 
 def splice(m, edit=lambda layer, f_BTF: f_BTF, keep_error=False):

@@ -10,8 +10,8 @@
     phi(g) = g^2 / (g^2 + gamma^2), gamma falling to gamma_end (smooth_l0), or g^p, p falling to p_end (lp)
   Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790); Goodfire 2026, "Interpreting Language Model Parameters" (VPD).
 What limits training is the optimizer: many components have to turn while their sum stays W. A strong faithfulness term
-  pins them, so it is weak here: D has masks of its own, which punish a wrong sum already, V U starts as W exactly, is
-  moved onto W once more at the end (`project`). Adam moves each weight by itself; Muon, which replaces a matrix's
+  pins them, so it is weak here: D has masks of its own, which punish a wrong sum already, V U starts as W exactly and
+  is moved onto W once more at the end (`project`). Adam moves each weight by itself; Muon, which replaces a matrix's
   momentum by the nearest orthogonal matrix, turns all components at once. results/spd-recipe.md has the measurements.
 Differs from the papers: Muon for Adam, an exact start for a faithfulness warm-up, faithfulness weak and relative to
   |W|^2; Gamma is one small MLP on the RMS-normed inputs of all sites (--ci_fn has theirs); the default adversary takes
@@ -64,7 +64,7 @@ class Config:
     clip_vu: float = 0.01           # gradient norm of V, U; fires at almost every step, as in VPD
     clip_ci: float = 1.0            # gradient norm of Gamma
     faith: Literal["relative", "absolute"] = "relative"  # mean |D|^2 / |W|^2, or sum |D|^2 / number of weights
-    c_faith: float = 10.            # faithfulness: weak, so that components can turn (absolute: 100 times as much)
+    c_faith: float = 10.            # faithfulness, in units of the loss: weak, or components can't turn; .1 for MSE
     project: bool = True            # at the end, move V U onto W exactly
     c_stoch: float = 0.5            # KL under stochastic masks
     c_adv: float = 0.5              # KL under adversarial masks

@@ -253,7 +253,7 @@ def bench_yardstick(cfg):
 
 # The authors' recipe for a language model, with the adversary of theirs that is cheapest.
 AUTHORS = dict(optimizer="adam", lr=1e-3, lr_ci=1e-3, adversary="step", c_faith=1e3, project=False)
-SHARES = [1 / 2**i for i in range(7, -1, -1)]           # of the steps of the authors' run, until one of ours is as good
+SHARES = [2 ** (-i / 2) for i in range(14, -1, -1)]     # of the steps of the authors' run, until one of ours is as good
 
 def quality(gpt, corpus, job):
     """(seconds, loss at the end) of a training run of spd.py, nothing written; the loss as studies/length.py has it."""

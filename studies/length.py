@@ -137,7 +137,7 @@ def render(found):
     return "\n".join(lines + [""])
 
 def picture(found):
-    """Over the length: loss, L0, attack, alive, CE recovered, what runs have in common; the spectra of importance."""
+    """Over the length: loss, L0, attack, alive, CE recovered, what runs share; and the spectra of importance."""
     from matplotlib.figure import Figure
     figure = Figure((15, 6.4), layout="constrained")
     panels = {"loss": ("loss",), "units on per token (L0)": ("l0",), "KL under attack, 20 steps": ("kl_attack",),

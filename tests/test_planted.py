@@ -4,7 +4,7 @@ Two tests ask whether SPD finds the detectors from random starts: first each is 
 The third trains all methods at three sparsities and holds the table's metrics against the mean F1 of the best unit for
 each detector.
 
-    python -m pytest -q -s -m slow tests/test_planted.py        # 12 minutes on one core
+    python -m pytest -q -s -m slow tests/test_planted.py        # 9 minutes on one core
 """
 import dataclasses
 import time
@@ -168,7 +168,7 @@ def test_spd_finds_detectors_of_three_neurons(tmp_path, capsys):
         print(f"\ngroups of 3, {seconds:.0f} s: {line(row)}\nbest neuron: cos_in {neurons[0].mean():.3f}, "
               f"cos_out {neurons[1].mean():.3f}; a component is nearer in {nearer[0]} and {nearer[1]} of {K}")
     assert max(cos.mean() for cos in neurons) < 0.75
-    assert row["coverage"] >= 0.78 and row["cos_in"] >= 0.9 and row["cos_out"] >= 0.9
+    assert row["coverage"] >= 0.78 and row["cos_in"] >= 0.94 and row["cos_out"] >= 0.94
     assert all(45 <= row[f"alive_{name}"] <= 51 for name in spd.SITES)
     assert min(nearer) >= 0.9 * K
 

@@ -14,6 +14,7 @@ from spd import Config
 
 TOL = 0.2           # an importance under TOL is off, one over 1 - TOL is on
 SEEDS = range(10)
+# As it is below: 9 of 10 seeds of 5-2, 8 of 10 of 40-10; in each seed that fails two features share a component.
 # What tuning showed (1 to 8 seeds a setting, mostly one change at a time). The failure to avoid: two features share a
 # component, keyed by the sign of its activation, because no other component read them before the features had sorted
 # themselves out. That is settled in the first 1,000 steps, and more steps don't mend it.
@@ -30,14 +31,17 @@ SHARED = dict(
 # C decides: with more components more of them read each feature at the start. 5-2 by Adam, c_imp 1.5e-3, w_freq 4, C
 # 20: 4 of 8 seeds (Muon: 3 of 8). The 4 that failed, with w_freq 20: none with C 20, 3 with C 40. Muon, C 40: 6 of 8
 # seeds; C 80: 3 of 3 that are hard with less. 40-10, Muon: with C 120 and 2,500 steps two features share, with C 160
-# none in 2 seeds. (Adam needed 4,000 steps of 512 rows of 40-10, with C 120, for 4 of 5 seeds.)
+# they do in 3 of 26 runs. (Adam needed 4,000 steps of 512 rows of 40-10, with C 120, for 4 of 5 seeds.)
 # freq_a times a feature's s / N (.22 and .06 of the busy rows) is about .22, where log2(1 + a s / N) is still nearly
 # linear: with w_freq 20 a shared component costs 1.7 times two single ones, with w_freq 4 1.4 times, and with freq_a
 # 32768 1.1 times.
 # c_imp: too small leaves one component too many, too large bends the norms, as W_in makes up for g < 1 at small x (5-2:
-# norm ratio 1.01 to 1.03 with 4e-4, 1.02 to 1.04 with 5e-4; 40-10: W_out .972 with 5.5e-5).
+# norm ratio 1.01 to 1.03 with 4e-4, 1.02 to 1.04 with 5e-4). 40-10, 2,000 steps with 5e-5: the norms of W_out's
+# components are .968 to .971 of the true ones, so that 4 of 10 seeds pass, 9 if not for them; seed 1 has .968, with
+# c_faith 3 .970, with 3,000 steps .973, with c_faith 3, 2,500 steps and c_imp 4e-5 .976.
 TOYS = {"5-2": (5, 2, Config(C=80, c_imp=4e-4, lr_rest=3e-3, **SHARED)),
-        "40-10": (40, 10, Config(C=160, c_imp=5e-5, lr_rest=6e-3, **SHARED | dict(freq_a=4.)))}
+        "40-10": (40, 10, Config(C=160, c_imp=4e-5, lr_rest=6e-3,
+                                 **SHARED | dict(steps=2500, c_faith=3., freq_a=4.)))}
 
 
 def batch(B, n, gen):
@@ -140,4 +144,4 @@ def test_one_component_per_feature_and_matrix(toy, capsys):
             good += solved(verdict, n)
     with capsys.disabled():
         print(f"\nTMS {toy}: {good} of {len(SEEDS)} seeds solved")
-    assert good >= 4
+    assert good >= 8        # 4 of 5 seeds, the lower rate of the two toys under Adam after a warm-up
