@@ -84,6 +84,8 @@ def batchtopk(z_LNF, norm_LF, k):
 
 class CLT(nn.Module):
     """W_dec[l] (l + 1, F, D): what the features of layers 0 to l write at l. layers: the MLPs that it stands in for."""
+    kind, matrices = "dictionary", ()
+
     def __init__(self, L, D, cfg, gen, layers):
         super().__init__()
         uniform = lambda bound, *shape: nn.Parameter((2 * torch.rand(shape, generator=gen) - 1) * bound)
@@ -121,6 +123,17 @@ class CLT(nn.Module):
         return other
 
     # The seam (evals.py). Units at layer l: the features of its writers in order, F each.
+    def unit_directions(self):
+        """Of the features that write at its one layer, a block for each layer where they are read. All that a feature
+        writes counts, there and later."""
+        (layer,), L = self.layers, len(self.W_dec)
+        written = lambda i: [self.W_dec[l][self.writers(l).index(i)] for l in range(L) if i in self.writers(l)]
+        return [(f"layer{i}", self.W_enc_LDF[i].T, torch.cat(written(i), 1), None) for i in self.writers(layer)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        (layer,) = self.layers
+        return list(data.over_rows(gpt, rows_RT, self.writers(layer))[0])
+
     @property
     def reads(self):
         return sorted({i for l in self.layers for i in self.writers(l)})
@@ -233,6 +246,13 @@ def build(cfg, gpt):
                   theta=(0, math.inf), bw=(1e-6, math.inf), ramp=(1e-6, 1))
     gen = common.generator(cfg.seed, "init")
     return CLT(len(every), gpt.cfg.n_embd, cfg, gen, [layer] if cfg.replace == "this" else every), layer
+
+def load(path, gpt):
+    """The CLT with its scales folded in, which a checkpoint has beside the one that is trained."""
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    clt, _ = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, clt=clt)
+    return clt.to(gpt.wte.weight.device).requires_grad_(False)
 
 def train(cfg):
     dev = common.device(cfg.device)

@@ -1,11 +1,17 @@
 """Metrics of one decomposition of a model's MLPs: pure functions, the same for every method.
 
 The seam that a decomposition m offers (duck-typed):
+    m.kind                                        "dictionary", "component" (of a weight matrix) or "map"
+    m.matrices                                    the matrices whose parts its units are, as many of each; else ()
     m.layers: list[int]                           MLPs that it stands in for
     m.params_F                                    parameters of each unit
     m.encode(layer, x_BTD, mlp) -> f_BTF          >= 0, exactly 0 = off for this token
     m.decode(layer, f_BTF, x_BTD) -> y_BTD        what those units write
     m.contrib(layer, f_BTF, x_BTD, units) -> (B, T, units, D)      each named unit's own share of y
+    m.unit_directions() -> [(name, read, write, ranks)]     blocks of units that could be each other's equals, in order:
+                                                  what they read and write, a row each, or ranks[i] rows for unit i
+    m.unit_inputs(gpt, rows_RT) -> [x_ND]         of each block, what its units' reads are multiplied with on some rows
+    module.load(path, gpt) -> m                   from a checkpoint, as it is evaluated
     m.reads: list[int]                            MLPs whose encode it needs, in order; without it, m.layers (a CLT's
                                                   encode returns the units of all layers so far: they write here)
     m.strength(layer, f_BTF, x_BTD) -> a_BTF      what a unit says, signed, where it is on (recording.py); without it, f

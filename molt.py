@@ -101,6 +101,8 @@ class Clamp(torch.autograd.Function):
 
 class MOLT(nn.Module):
     """E, b_gate, theta: the gates; V (D, R), U (R, D): all V_t, U_t side by side; M: what they sum to if tied."""
+    kind, matrices = "map", ()
+
     def __init__(self, D, cfg, gen, layer=0):
         super().__init__()
         self.cfg, self.tied, self.D, self.layers = cfg, cfg.sum_to_weights, D, [layer]
@@ -172,6 +174,13 @@ class MOLT(nn.Module):
         self.x_std.fill_(1), self.y_mean.zero_(), self.y_std.fill_(1)
 
     # The seam (evals.py): the units are the transforms, f is the gate.
+    def unit_directions(self):
+        return [("all", self.V[:self.D].T, self.U, self.rank_F)]        # V's last row, if tied, is a bias
+
+    def unit_inputs(self, gpt, rows_RT):
+        (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
+        return [self.read(x_ND)[:, :self.D]]
+
     @property
     def params_F(self):
         return self.rank_F * (len(self.V) + self.D) + self.D + 1 + self.theta.requires_grad
@@ -232,6 +241,12 @@ def build(cfg, gpt):
     if (top := max(r for n, r in parse(cfg.groups))) > D:
         common.fail(f"--groups {cfg.groups}: rank {top} is over the width {D}")
     return MOLT(D, cfg, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
+
+def load(path, gpt):
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    molt = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, molt=molt)
+    return molt.requires_grad_(False)
 
 def train(cfg):
     dev = common.device(cfg.device)

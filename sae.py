@@ -102,6 +102,8 @@ class JumpReLU(torch.autograd.Function):
         return df.where(on, 0), dtheta, None
 
 class SAE(nn.Module):
+    kind, matrices = "dictionary", ()
+
     def __init__(self, cfg, D, gen, layer=0):
         super().__init__()
         self.cfg, self.layers = cfg, [layer]
@@ -163,6 +165,13 @@ class SAE(nn.Module):
         return (f @ self.W_dec + self.b_dec) / self.scale
 
     # The seam (evals.py)
+    def unit_directions(self):
+        return [("all", self.W_enc, self.W_dec, None)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        (x_ND,), (y_ND,) = data.over_rows(gpt, rows_RT, self.layers, self.cfg.site == "resid")
+        return [self.read(x_ND, y_ND) - self.b_dec]
+
     def encode(self, layer, x_BTD, mlp):
         self.mlp = (mlp,)           # for decode; in a tuple, or its weights would become the SAE's
         return self.codes(self.read(x_BTD, mlp(x_BTD), self.stream))
@@ -283,6 +292,12 @@ def build(cfg, gpt):
     if cfg.site == "resid":         # the seam hands over x, y alone: the stream is noted on its way into LayerNorm
         gpt.h[layer].ln_2.register_forward_pre_hook(lambda module, args: setattr(sae, "stream", args[0]))
     return sae
+
+def load(path, gpt):
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    sae = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, sae=sae)
+    return sae.requires_grad_(False)
 
 def train(cfg):
     dev = common.device(cfg.device)

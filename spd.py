@@ -150,6 +150,8 @@ class Gamma(nn.Module):
 
 class SPD(nn.Module):
     """V, U of each site and Gamma. Ws, bs: the frozen weights (d_in, d_out) and biases of the sites, in order."""
+    kind, matrices, thresholds = "component", SITES, TAUS
+
     def __init__(self, Ws, bs, cfg, gen, layer=0):
         super().__init__()
         self.Ws, self.bs, self.C, self.layers = Ws, bs, cfg.C, [layer]
@@ -174,6 +176,13 @@ class SPD(nn.Module):
     def params_F(self):
         return torch.cat([torch.full((self.C,), sum(W.shape)) for W in self.Ws])
 
+    def unit_directions(self):
+        return [(name, V.T, U, None) for name, V, U in zip(self.matrices, self.V, self.U)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
+        return [x_ND, act(gpt.h[self.layers[0]].mlp.c_fc(x_ND))]
+
     def encode(self, layer, x_BTD, mlp):
         return torch.cat(self.gamma([x_BTD, act(mlp.c_fc(x_BTD))], self.V), -1).clamp(0, 1)
 
@@ -196,6 +205,17 @@ class SPD(nn.Module):
         out[..., first, :] = (((act(z) - act(z_without)) @ V2) * f2.unsqueeze(-2)) @ U2
         out[..., ~first, :] = (f2.unsqueeze(-2) * (act(z) @ V2)).squeeze(-2)[..., j, None] * U2[j]
         return out
+
+class Rounded:
+    """An SPD under masks of 0 and 1: its units are on where g > tau, and nothing else is written."""
+    def __init__(self, raw, tau):
+        self.raw, self.tau = raw, tau
+
+    def __getattr__(self, name):
+        return getattr(self.raw, name)
+
+    def encode(self, layer, x_BTD, mlp):
+        return (self.raw.encode(layer, x_BTD, mlp) > self.tau).float()
 
 def act(z):
     return F.gelu(z, approximate="tanh")
@@ -363,6 +383,13 @@ def build(cfg, gpt):
     mlp = gpt.h[layer].mlp
     return SPD([mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias], cfg,
                common.generator(cfg.seed, "init"), layer)
+
+def load(path, gpt):
+    """The decomposition as it is evaluated: masks rounded at the main threshold."""
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    spd = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, spd=spd)
+    return Rounded(spd.requires_grad_(False), TAUS[MAIN])
 
 def train(cfg):
     dev = common.device(cfg.device)

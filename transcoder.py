@@ -98,6 +98,8 @@ class JumpReLU(torch.autograd.Function):
         return df.where(on, 0), dtheta, None
 
 class Transcoder(nn.Module):
+    kind, matrices = "dictionary", ()
+
     def __init__(self, cfg, D, gen, layer=0):
         super().__init__()
         self.cfg, self.layers = cfg, [layer]
@@ -155,6 +157,13 @@ class Transcoder(nn.Module):
         return self.b_dec if self.W_skip is None else self.b_dec + x @ self.W_skip
 
     # The seam (evals.py)
+    def unit_directions(self):
+        return [("all", self.W_enc, self.W_dec, None)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
+        return [x_ND]
+
     def encode(self, layer, x_BTD, mlp):
         return self.codes(x_BTD)
 
@@ -262,6 +271,12 @@ def build(cfg, gpt):
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
                   eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
     return Transcoder(cfg, D, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
+
+def load(path, gpt):
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    tc = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, tc=tc)
+    return tc.requires_grad_(False)
 
 def train(cfg):
     dev = common.device(cfg.device)

@@ -238,6 +238,6 @@ def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
         absorbed = absorption(m, b, y2_ND, known["w"], write_FD, split, parents, gen)
         sure = known["f1"] > 0.6                                # what y does not know can't be absorbed
         out |= dict(splits=split["n"].float().mean().item(), parent_f1=split["f1"].mean().item())
-        enough = out["parent_f1"] >= 0.6 and sure.sum() >= 5 and not hasattr(m, "site")
+        enough = out["parent_f1"] >= 0.6 and sure.sum() >= 5 and m.kind != "component"
         out |= {f"absorption_{k}": v[sure].nanmean().item() if enough else None for k, v in absorbed.items()}
     return out

@@ -54,7 +54,7 @@ def ladder(m, gpt, rows_fit_RT, rows_RT, ks=(1, 2, 5, 10, 20)):
     Means are restored from fit. {"faith": {k: ..}, "comp": {k: ..}, "faith_auc", "comp_auc"}, areas over log k.
     4 s + 1 s per k on 64 + 64 rows."""
     layer, = m.layers
-    mlp, matrices = gpt.h[layer].mlp, 2 if hasattr(m, "site") else 1
+    mlp, matrices = gpt.h[layer].mlp, max(1, len(m.matrices))
     def parts(idx):         # {name: what is written}, means not yet restored
         x_BTD, f_BTF, a_BTF = attribution(m, gpt, idx, layer)
         y_BTD, out, worth = mlp(x_BTD), {}, a_BTF.abs().unflatten(-1, (matrices, -1))

@@ -378,7 +378,13 @@ def test_function_agreement_against_plain_arithmetic(gpt, rows):
 
 class Positions:
     """Units that are on at one place of a row each, 2, 5 and 6."""
-    layers, W_enc, W_dec = [1], torch.eye(T, D), torch.eye(T, D)
+    layers, kind, matrices, W_dec = [1], "dictionary", (), torch.eye(T, D)
+
+    def unit_directions(self):
+        return [("all", torch.eye(T, D), self.W_dec, None)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        return [gpt.prefix(rows_RT, 1)[0].flatten(0, 1)]
 
     def encode(self, layer, x_BTD, mlp):
         return torch.eye(T)[[0, 0, 2, 0, 0, 5, 6] + [0] * (T - 7)].expand(len(x_BTD), T, T) * (torch.arange(T) > 0)
