@@ -106,7 +106,7 @@ FLOORS = {"neurons": (8, 16, 32), "pca": (8, 16, 32), "random": (8, 16, 32), "sv
 SEEDED = {"random"}                 # floors in which there is chance
 
 # ------------------------------------------------------------------------------------------ what a model is asked
-class Bench(NamedTuple):
+class Arena(NamedTuple):
     """What all are evaluated on. fit, test: (rows, labels)."""
     gpt: GPT
     layer: int
@@ -129,7 +129,7 @@ def faithfulness(m, bench, gen):
     return out | dict(kl=out["kl_replaced"], kl_recovered=out["kl_recovered_replaced"])
 
 def completeness(m, bench, gen):
-    steps = metrics.faithful.ladder(m, bench.gpt, bench.fit[0][:64], bench.test[0][:64]) or {}
+    steps = metrics.faithful.top_k_faithfulness(m, bench.gpt, bench.fit[0][:64], bench.test[0][:64]) or {}
     return dict(completeness=metrics.faithful.completeness(m, bench.gpt, bench.fit[0], bench.test[0]),
                 error_pathology=metrics.faithful.error_pathology(m, bench.gpt, bench.test[0], gen)) | steps
 
@@ -142,7 +142,7 @@ def parts(m, bench, gen):
 def recorded(m, bench):
     """Recordings of fit and test, and in how many windows of fit a unit must be on to be explained: 200 of 200,000."""
     both = (metrics.recording.record(m, bench.gpt, *split) for split in (bench.fit, bench.test))
-    return *metrics.recording.halve(*both), max(10, bench.fit[0].numel() // 1000)
+    return *metrics.recording.split_by_sign(*both), max(10, bench.fit[0].numel() // 1000)
 
 def words(m, bench, gen):
     fit, test, least = recorded(m, bench)
@@ -278,7 +278,7 @@ def trained(job, run, gpt, dev):
     cost = dict(tokens=run.steps * per_step(run), steps=run.steps, seconds=meta["seconds"])
     return m, cost, hashlib.sha256(path.read_bytes()).hexdigest()
 
-def carry_out(job, cfg, bench, groups, dev):
+def evaluate(job, cfg, bench, groups, dev):
     """What is known of one model, a flat dict, and None or what failed. Evaluations are kept beside the model, by the
     settings, the model, the text and the code that they depend on."""
     if job.name.endswith(":untrained"):
@@ -316,7 +316,7 @@ def carry_out(job, cfg, bench, groups, dev):
             failed.append(f"{name}: {said(e)}")
     return out, "; ".join(failed) or None
 
-def said(e):
+def error_text(e):
     return "stopped, as its error line says" if isinstance(e, SystemExit) else f"{type(e).__name__}: {e}"
 
 def finite(value):
@@ -340,9 +340,9 @@ def collect(cfg, bench, groups, dev):
         print(f"[{i + 1}/{len(todo)}] {job}; {left(seconds, todo[i:])}", flush=True)
         began, found, failed = time.time(), {}, None
         try:
-            found, failed = carry_out(job, cfg, bench, job.groups(groups), dev)
+            found, failed = evaluate(job, cfg, bench, job.groups(groups), dev)
         except (Exception, SystemExit) as e:        # nor one method's
-            failed = said(e)
+            failed = error_text(e)
         if failed:
             print(f"FAILED {job}: {failed}", flush=True)
         if (spent := time.time() - began) > 1:      # what was there already says nothing about what is not
@@ -375,7 +375,7 @@ def prepared(cfg, gpt, layer, dev):
     both, names = [c.labelled(T, cfg.eval_tokens // T, dev) for c in corpora.values()], corpora["test"].names
     enough = [k for k in range(len(names)) if min(label[:, 1:, k].sum() for _, label in both) >= evals.ALIVE]
     fit, test = ((rows, label[..., enough]) for rows, label in both)
-    return Bench(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained,
+    return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained,
                  metrics.llm.ChatClient(cfg.judge_url, cfg.judge_model), {})
 
 def main(cfg):

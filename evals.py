@@ -119,7 +119,7 @@ def interval(statistic, *rows, draws=1000, level=0.95, seed=0):
     values = statistic(*(torch.tensordot(weight / R, row.double(), 1) for row in rows))
     return torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
 
-def within(by_row, name, ablation="mean ablation"):
+def interval_over_stories(by_row, name, ablation="mean ablation"):
     """Half the 95 % intervals, over rows, of name's CE recovered, KL and KL recovered in scores_by_row: what the choice
     of the stories leaves open for one model. A flat dict."""
     rows = [by_row[n] for n in (name, ablation, "original")]
@@ -179,7 +179,7 @@ def replacement(m, gpt, layer, fit, test, names, units="units"):
     used = usage(m, gpt, layer, test[0])
     every = torch.arange(len(m.params_F), device=test[0].device)
     lines, out = report(m, gpt, fit, test, names, {units: every}, (0,), 0)
-    out |= score_keys(table) | within(by_row, "replaced") | used
+    out |= score_keys(table) | interval_over_stories(by_row, "replaced") | used
     out["ce_recovered"] = out.pop("ce_recovered_replaced")
     out["dead_fraction"] = 1 - out[f"alive_{units}"] / len(m.params_F)
     out["index_bits"] = index_bits(max(out[f"alive_{units}"], used["l0"]), used["l0"])

@@ -118,7 +118,7 @@ class UpperLeaky(torch.autograd.Function):
         z, = ctx.saved_tensors
         return torch.where(z > 1, ctx.alpha * dg, dg).masked_fill_(z <= 0, 0), None
 
-class Gamma(nn.Module):
+class ImportanceNet(nn.Module):
     """Clean inputs xs of the sites -> logits z of the causal importances, one (.., C) per site.
     global: one net on the RMS-normed inputs of all sites; shared: one net per site on its input x;
     vector: one net per component on x; mlp: one net per component on the number x V[:, c]."""
@@ -157,7 +157,7 @@ class SPD(nn.Module):
         self.Ws, self.bs, self.C, self.layers = Ws, bs, cfg.C, [layer]
         self.V = nn.ParameterList(torch.randn(len(W), cfg.C, generator=gen) / len(W)**0.5 for W in Ws)
         self.U = nn.ParameterList(torch.randn(cfg.C, W.shape[1], generator=gen) / cfg.C**0.5 for W in Ws)
-        self.gamma = Gamma(cfg.ci_fn, [len(W) for W in Ws], cfg.C, cfg.ci_hidden, gen)
+        self.gamma = ImportanceNet(cfg.ci_fn, [len(W) for W in Ws], cfg.C, cfg.ci_hidden, gen)
         self.to(Ws[0].device)
 
     def site(self, ms, ds, detach=False):
@@ -187,7 +187,7 @@ class SPD(nn.Module):
         return torch.cat(self.gamma([x_BTD, act(mlp.c_fc(x_BTD))], self.V), -1).clamp(0, 1)
 
     def decode(self, layer, f_BTF, x_BTD):
-        return through(self.site(f_BTF.split(self.C, -1), x_BTD.new_zeros(2, 1)), x_BTD)
+        return mlp_under(self.site(f_BTF.split(self.C, -1), x_BTD.new_zeros(2, 1)), x_BTD)
 
     def strength(self, layer, f_BTF, x_BTD):
         """m h_c |U[c]|, signed: what a component passes on, alike for (V, U) and (-V, -U)."""
@@ -220,7 +220,7 @@ class Rounded:
 def act(z):
     return F.gelu(z, approximate="tanh")
 
-def through(site, x, o=None):
+def mlp_under(site, x, o=None):
     """The MLP's output y, computed by its two sites; o = x W_in if known."""
     return site(1, act(site(0, x, o)))
 
@@ -366,7 +366,7 @@ def clean_pass(gpt, spd, idx_BT):
         clean = final, *fused.log_partition(final, W_VD)
 
     def run(*sites):
-        y = torch.cat([through(site, x, o) for site in sites])
+        y = torch.cat([mlp_under(site, x, o) for site in sites])
         final = gpt.hidden(r.repeat(len(sites), 1, 1), y, layer).unflatten(0, (len(sites), -1))
         return fused.kl_unembed(clean, final, W_VD).flatten(1).mean(1)
     return [x, h], run
@@ -429,7 +429,7 @@ def summarise(cfg, gpt, spd, corpus, seconds):
     with torch.no_grad():
         gs = [z.clamp(0, 1) for z in spd.gamma(xs, spd.V)]
     source = sign_pgd(spd, gs, run, gen, **PGD, keep_best=True)
-    attacked = evals.scores(gpt, few, floor | {"pgd20": masks.replacing(spd, lambda gs: masks.mix(gs, source))})
+    attacked = evals.scores(gpt, few, floor | {"pgd20": masks.replacing(spd, lambda gs: masks.masks_from(gs, source))})
     table = evals.scores(gpt, test[0], floor | masks.mask_table(spd, TAUS, gen))
     groups = {name: torch.arange(spd.C, device=dev) + i * spd.C for i, name in enumerate(SITES)}
     lines, out = evals.report(spd, gpt, fit, test, corpus["test"].names, groups, TAUS, MAIN)

@@ -47,7 +47,7 @@ def attribution(m, gpt, idx_BT, layer):
     return x_BTD, f_BTF.detach(), (f_BTF * df_BTF).detach()
 
 @torch.no_grad()
-def ladder(m, gpt, rows_fit_RT, rows_RT, ks=(1, 2, 5, 10, 20)):
+def top_k_faithfulness(m, gpt, rows_fit_RT, rows_RT, ks=(1, 2, 5, 10, 20)):
     """With C = the k units of each token that |attribution| puts first, of each matrix where units are components of
     two, since one matrix alone writes a constant (Marks et al. 2024, arXiv:2403.19647, mean ablation): faith(k) = CE
     recovered by C alone, without error; comp(k) = CE recovered by all but C, error kept: LOW means that C mattered.

@@ -177,7 +177,7 @@ def null_blocks(Bs, gen):
     """The null of weight space: B with random units. From all units, before the dead ones are left out."""
     return [replace(b, read=redraw(b.read, gen), write=redraw(b.write, gen)) for b in Bs]
 
-def alone(As, Bs):
+def matched_by_one_side(As, Bs):
     """Without a matching of both: {"most": the mean over A's units of the largest |S| with any of B's, many to one;
     matched by what they write alone, "writes": their mean cosine (PW-MCC, Song et al. 2025, arXiv:2505.20254),
     "same_mate": share of pairs that what they read alone makes too; it needs no threshold}. Cosines in size for SPD,

@@ -84,7 +84,7 @@ def test_kl_through_the_suffix_equals_kl_of_full_forwards(built):
     got = run(*[m.masked(gs, s) for s in sources])
     logp = F.log_softmax(gpt(idx), -1)
     for kl, s in zip(got, sources):
-        masked = masks.replacing(m, lambda gs: masks.mix(gs, s))
+        masked = masks.replacing(m, lambda gs: masks.masks_from(gs, s))
         logq = F.log_softmax(gpt(idx, masked), -1)
         assert torch.allclose(kl, (logp.exp() * (logp - logq)).sum(-1).mean(), atol=1e-5)
 
