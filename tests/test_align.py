@@ -348,7 +348,7 @@ def test_activations_found_again_shuffled_and_signed():
 
 class Fake:
     """y_hat = y + size * e + its own noise, whatever f."""
-    layers = [1]
+    layers, kind, matrices = [1], "dictionary", ()
 
     def __init__(self, gpt, name, common_size=0., own=0.3):
         self.mlp, self.name, self.common, self.own = gpt.h[1].mlp, name, common_size, own

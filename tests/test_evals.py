@@ -30,7 +30,7 @@ def rows():
 
 class Whole:
     """The decomposition into one unit that is always on: the MLP itself, times `scale`."""
-    layers, params_F = [1], torch.tensor([1])
+    layers, params_F, kind, matrices = [1], torch.tensor([1]), "dictionary", ()
 
     def __init__(self, gpt, scale=1.0):
         self.mlp, self.scale = gpt.h[1].mlp, scale
@@ -109,7 +109,7 @@ def test_usage_and_replacement_of_known_reconstructions(gpt, rows):
 
 class Sum:
     """A CLT in miniature: unit 0 is layer 0's output, unit 1 layer 1's; at layer 1 it writes their sum."""
-    layers, reads, params_F = [1], [0, 1], torch.tensor([1, 1])
+    layers, reads, params_F, kind, matrices = [1], [0, 1], torch.tensor([1, 1]), "dictionary", ()
 
     def encode(self, layer, x_BTD, mlp):
         one = x_BTD.new_ones(*x_BTD.shape[:2], 1)
@@ -288,7 +288,7 @@ def test_the_ladder_keeps_as_many_components_of_each_matrix(loud):
     gpt, fit, test = loud
 
     class Twice(Parts):
-        site = None
+        kind, matrices = "component", ("in", "out")
 
         def encode(self, layer, x_BTD, mlp):
             f = super().encode(layer, x_BTD, mlp)
@@ -394,7 +394,7 @@ def test_effects_of_planted_units(loud):
 
 class OfTokens:
     """Units that are on at all tokens, at token 5, and at token 6 and one in two others; none can be told by the MLP."""
-    layers, params_F = [1], torch.ones(3)
+    layers, params_F, kind, matrices = [1], torch.ones(3), "dictionary", ()
 
     def encode(self, layer, x_BTD, mlp):
         token_BT = self.rows[self.at:self.at + len(x_BTD)]

@@ -160,7 +160,7 @@ def test_splits_counts_the_parts_of_a_concept(world):
 
 class Linear:
     """contrib_u = f_u W_u."""
-    layers = [0]
+    layers, kind, matrices = [0], "dictionary", ()
 
     def __init__(self, W):
         self.W = W
