@@ -39,9 +39,18 @@ def keep(value, score, k):
 
 class Dictionary:
     """f = TopK(relu((y - mean) R^T)), y_hat = f W + b, W = R at first: F directions; reads y, as an SAE does."""
+    kind, matrices = "dictionary", ()
+
     def __init__(self, layer, R_FD, mean_D, k):
         self.layers, self.R, self.W, self.mean, self.b, self.k = [layer], R_FD, R_FD, mean_D, mean_D, k
         self.params_F = torch.full((len(R_FD),), 2 * R_FD.shape[1])
+
+    def unit_directions(self):
+        return [("all", self.R, self.W, None)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        _, (y_ND,) = over_rows(gpt, rows_RT, self.layers)
+        return [y_ND - self.mean]
 
     def encode(self, layer, x_BTD, mlp):
         f_BTF = ((mlp(x_BTD) - self.mean) @ self.R.T).relu()
@@ -55,9 +64,18 @@ class Dictionary:
 
 class Neurons:
     """f = |gelu(z)| of the k neurons that write most; b is what the others write on average."""
+    kind, matrices = "dictionary", ()
+
     def __init__(self, layer, mlp, k):
         self.layers, self.mlp, self.k, self.W, self.b = [layer], mlp, k, mlp.c_proj.weight, mlp.c_proj.bias
         self.params_F = torch.full((len(self.W),), 2 * self.W.shape[1] + 1)
+
+    def unit_directions(self):
+        return [("all", self.mlp.c_fc.weight.T, self.W, None)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        (x_ND,), _ = over_rows(gpt, rows_RT, self.layers)
+        return [x_ND]
 
     def encode(self, layer, x_BTD, mlp):
         f_BTM = spd.act(mlp.c_fc(x_BTD)).abs()

@@ -19,13 +19,11 @@ import copy
 import dataclasses
 import json
 import math
-import time
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import common
 import data
@@ -68,7 +66,8 @@ class Config:
     save_every: int = 1000          # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
-FREE = {"model", "layer", "replace", "out", "resume", "sweep", "device", "log_every", "save_every", "eval_tokens"}
+MAY_CHANGE_ON_RESUME = {"model", "layer", "replace", "out", "resume", "sweep", "device",
+                        "log_every", "save_every", "eval_tokens"}
 
 def jumprelu(z_LNF, theta_LF, bw):
     """z 1[z > theta]. No slope leads across the jump, so theta gets the one that the mean over z has, from a rectangle
@@ -85,6 +84,8 @@ def batchtopk(z_LNF, norm_LF, k):
 
 class CLT(nn.Module):
     """W_dec[l] (l + 1, F, D): what the features of layers 0 to l write at l. layers: the MLPs that it stands in for."""
+    kind, matrices = "dictionary", ()
+
     def __init__(self, L, D, cfg, gen, layers):
         super().__init__()
         uniform = lambda bound, *shape: nn.Parameter((2 * torch.rand(shape, generator=gen) - 1) * bound)
@@ -122,6 +123,17 @@ class CLT(nn.Module):
         return other
 
     # The seam (evals.py). Units at layer l: the features of its writers in order, F each.
+    def unit_directions(self):
+        """Of the features that write at its one layer, a block for each layer where they are read. All that a feature
+        writes counts, there and later."""
+        (layer,), L = self.layers, len(self.W_dec)
+        written = lambda i: [self.W_dec[l][self.writers(l).index(i)] for l in range(L) if i in self.writers(l)]
+        return [(f"layer{i}", self.W_enc_LDF[i].T, torch.cat(written(i), 1), None) for i in self.writers(layer)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        (layer,) = self.layers
+        return list(data.over_rows(gpt, rows_RT, self.writers(layer))[0])
+
     @property
     def reads(self):
         return sorted({i for l in self.layers for i in self.writers(l)})
@@ -235,6 +247,13 @@ def build(cfg, gpt):
     gen = common.generator(cfg.seed, "init")
     return CLT(len(every), gpt.cfg.n_embd, cfg, gen, [layer] if cfg.replace == "this" else every), layer
 
+def load(path, gpt):
+    """The CLT with its scales folded in, which a checkpoint has beside the one that is trained."""
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    clt, _ = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, clt=clt)
+    return clt.to(gpt.wte.weight.device).requires_grad_(False)
+
 def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
@@ -242,30 +261,18 @@ def train(cfg):
     corpus, every = data.load_all(cfg.data, gpt.vocab, cfg.T), range(gpt.cfg.n_layer)
     scale = Scale(*data.at_mlps(gpt, corpus["fit"].rows(cfg.T, 64).to(dev), every))     # 64 rows are enough
     opts = optimizers(clt.to(dev), cfg)
-    parts, path, start, seconds = dict(train=clt, scale=scale, **opts), Path(cfg.out) / "clt.safetensors", 0, 0.0
-    fixed = dict(method="clt", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
-    if cfg.resume:
-        tensors, meta = common.load(path, **fixed)
-        common.unflat(tensors, **parts)
-        start, seconds = meta["step"], meta["seconds"]
-    log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
-    batches = data.batches(gpt, corpus["train"], every, cfg.T, cfg.N, cfg.seed, start)
-    for step in (bar := tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="clt")):
-        t, last = step / cfg.steps, step + 1 == cfg.steps
+    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), train=clt, scale=scale, **opts)
+    batches = data.batches(gpt, corpus["train"], every, cfg.T, cfg.N, cfg.seed, run.first_step)
+    for step in run.steps():
+        t = step / cfg.steps
         loss, terms, f_LNF, least_L = loss_fn(clt, *scale(*next(batches)), cfg, t)
         norm = update(clt, opts, loss, f_LNF, least_L, cfg, t)
-        save = last or (step + 1) % cfg.save_every == 0
-        if save or step % cfg.log_every == 0:
-            row = {k: v.item() for k, v in terms.items()} | dict(l0=(f_LNF > 0).sum().item() / cfg.N / len(every))
-            common.finite(row["loss"] + norm.item(), step, path)
-            log(step=step, **row, norm=norm.item())
-            bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
-        if save:
-            seconds = time.time() - began
-            meta = dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt))
-            common.save(path, common.flat(clt=scale.fold(clt), **parts), fixed | meta)
+        if run.is_logged:
+            run.record(terms, norm, l0=(f_LNF > 0).sum().item() / cfg.N / len(every))
+        if run.is_saved:            # what is evaluated, beside what is trained
+            run.beside = dict(clt=scale.fold(clt))
     clt = scale.fold(clt)
-    return clt, summarise(cfg, gpt, clt, corpus, layer, seconds)
+    return clt, summarise(cfg, gpt, clt, corpus, layer, run.seconds)
 
 def summarise(cfg, gpt, clt, corpus, layer, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""

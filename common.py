@@ -1,8 +1,9 @@
 """What every script must share: command line, device, seeds, checkpoints, log, provenance. Nothing mathematical.
 How a script uses them to resume bit-identically after a kill: the loop of pretrain.py."""
-import argparse, ctypes, dataclasses, hashlib, inspect, json, math, os, re, shlex, subprocess, sys, torch, typing
+import argparse, ctypes, dataclasses, hashlib, inspect, json, math, os, re, shlex, subprocess, sys, time, torch, typing
 from pathlib import Path
 from safetensors import SafetensorError, safe_open, torch as safetensors
+from tqdm import tqdm
 
 def fail(msg, code=2) -> typing.NoReturn:
     """Every bad input ends here: one line on stderr, exit code 2."""
@@ -163,6 +164,59 @@ def finite(x, step: int, ckpt=None):
     """Stops (exit code 1) if x, a loss or a gradient norm, is NaN or inf. Called before each save, keeps that good."""
     if not math.isfinite(x := torch.as_tensor(x).item()):
         fail(f"diverged ({x}) at step {step}; last good checkpoint: {ckpt if os.path.exists(str(ckpt)) else None}", 1)
+
+class Run:
+    """One training run of a method: where it begins, what it logs, when it saves. The loop itself is the method's:
+
+        run = common.Run(cfg, gpt, data.fingerprint(cfg.data), spd=spd, **opts, gen=gen)
+        for step in run.steps():
+            ...                                     # one step of training
+            if run.is_logged:
+                run.record(terms, norm, l0=l0)      # every cfg.log_every steps, and before each checkpoint
+
+    parts: the modules, optimizers and generators that make up the state of the run; all of them go into the checkpoint,
+    cfg.out/METHOD.safetensors, every cfg.save_every steps and at the end. METHOD is the name of the script's own file.
+    text: hash of the training data. With cfg.resume the run goes on from its checkpoint and ends, on a CPU, bit for bit
+    as if it had not been interrupted. Fails (exit code 2) where the checkpoint is missing, damaged, or of another
+    method, target, data or configuration; only what the script names in MAY_CHANGE_ON_RESUME may differ.
+    """
+    def __init__(self, cfg, gpt, text, **parts):
+        self.cfg, self.gpt, self.parts = cfg, gpt, parts
+        self.method = Path(inspect.getfile(type(cfg))).stem
+        self.path = Path(cfg.out) / f"{self.method}.safetensors"
+        may_change = sys.modules[type(cfg).__module__].MAY_CHANGE_ON_RESUME
+        flags = {name: value for name, value in vars(cfg).items() if name not in may_change}
+        self.fixed = dict(method=self.method, target=gpt.hash, text=text, run=flags)
+        self.is_fresh = not cfg.resume
+        self.first_step, self.seconds = 0, 0.0
+        self.beside = {}            # more modules for the next checkpoint: results, which no resumed run reads
+        if cfg.resume:
+            tensors, meta = load(self.path, **self.fixed)
+            unflat(tensors, **parts)
+            self.first_step, self.seconds = meta["step"], meta["seconds"]
+
+    def steps(self):
+        """Yields the number of each step that is left to do, and saves after those where it is time to."""
+        cfg, began = self.cfg, time.time() - self.seconds
+        self.log = Log(Path(cfg.out) / "log.jsonl", self.first_step)
+        self.bar = tqdm(range(self.first_step, cfg.steps), self.method, cfg.steps, initial=self.first_step)
+        for self.step in self.bar:
+            self.is_last = self.step + 1 == cfg.steps
+            self.is_saved = self.is_last or (self.step + 1) % cfg.save_every == 0
+            self.is_logged = self.is_saved or self.step % cfg.log_every == 0
+            yield self.step
+            if self.is_saved:
+                self.seconds = time.time() - began
+                meta = dict(step=self.step + 1, seconds=self.seconds, **provenance(cfg, self.gpt))
+                save(self.path, flat(**self.beside, **self.parts), self.fixed | meta)
+
+    def record(self, terms, norm, **more):
+        """Logs the terms of the loss, the gradient's norm and whatever else is named, all single numbers. Stops the run
+        (exit code 1) where the loss or the norm is not finite, before that gets into a checkpoint."""
+        row = {name: torch.as_tensor(value).item() for name, value in (terms | more).items()}
+        finite(row["loss"] + norm.item(), self.step, self.path)
+        self.log(step=self.step, **row, norm=norm.item())
+        self.bar.set_postfix({name: f"{value:.2g}" for name, value in row.items()})
 
 def provenance(cfg, gpt) -> dict:
     """What it takes to repeat a run; goes into each checkpoint's meta and each summary.json."""

@@ -12,7 +12,6 @@ whatever is chosen is chosen on fit, every number is from test. Stability is of 
 """
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import inspect
 import json
@@ -75,8 +74,7 @@ QUICK = dict(seeds=1, tokens=409_600, eval_tokens=6_400, explained=20)
 SMALL = 256                         # units of a dictionary with --quick
 
 class Method(NamedTuple):
-    module: Any                     # Config, FREE, build(cfg, gpt), train(cfg)
-    part: str                       # the name that the model has in the checkpoint
+    module: Any                     # Config, MAY_CHANGE_ON_RESUME, train(cfg), load(path, gpt)
     knob: str                       # of sparsity
     values: tuple                   # that the curves go through; the middle one is in the table
     change: dict                    # of the defaults of module.Config
@@ -87,20 +85,20 @@ NOISELESS = dict(variant="stochastic", noise=False, lr=16e-3)
 # whatever multiplies the penalty, only the ratio of the terms counts: a w_freq of 1,000 leaves the second. lambda would
 # need ln(1,000) / follow = 230 steps to come down by as much, and kill units until then: c_first is 1,000 times lower.
 METHODS = {                         # learning rates: the best of those that studies/tune.py tries
-    "spd": Method(spd, "spd", "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512), dict(C=128)),
-    "transcoder": Method(transcoder, "tc", "k", (8, 16, 32), {}, dict(F=SMALL)),
-    "transcoder-skip": Method(transcoder, "tc", "k", (8, 16, 32), dict(skip=True), dict(F=SMALL)),
-    "transcoder-kl": Method(transcoder, "tc", "k", (16,), dict(objective="kl"), dict(F=SMALL)),
-    "transcoder-stochastic": Method(transcoder, "tc", "k", (8, 16, 32), dict(variant="stochastic", lr=16e-3),
+    "spd": Method(spd, "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512), dict(C=128)),
+    "transcoder": Method(transcoder, "k", (8, 16, 32), {}, dict(F=SMALL)),
+    "transcoder-skip": Method(transcoder, "k", (8, 16, 32), dict(skip=True), dict(F=SMALL)),
+    "transcoder-kl": Method(transcoder, "k", (16,), dict(objective="kl"), dict(F=SMALL)),
+    "transcoder-stochastic": Method(transcoder, "k", (8, 16, 32), dict(variant="stochastic", lr=16e-3),
                                     dict(F=SMALL)),
-    "transcoder-noiseless": Method(transcoder, "tc", "k", (16,), NOISELESS, dict(F=SMALL)),
-    "transcoder-nofreq": Method(transcoder, "tc", "k", (16,), dict(NOISELESS, w_freq=0.), dict(F=SMALL)),
-    "transcoder-freq": Method(transcoder, "tc", "k", (16,), dict(NOISELESS, w_freq=1e3, c_first=1e-6), dict(F=SMALL)),
-    "clt": Method(clt, "clt", "k", (4, 8, 16), {}, dict(F=128)),        # k per layer, and it is read at each so far
-    "molt": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3), {}),
-    "molt-sum": Method(molt, "molt", "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3, sum_to_weights=True), {}),
-    "sae": Method(sae, "sae", "k", (8, 16, 32), {}, dict(F=SMALL)),       # reads y: explains, does not replace
-    "sae-stochastic": Method(sae, "sae", "k", (8, 16, 32), dict(variant="stochastic", lr=16e-3), dict(F=SMALL)),
+    "transcoder-noiseless": Method(transcoder, "k", (16,), NOISELESS, dict(F=SMALL)),
+    "transcoder-nofreq": Method(transcoder, "k", (16,), dict(NOISELESS, w_freq=0.), dict(F=SMALL)),
+    "transcoder-freq": Method(transcoder, "k", (16,), dict(NOISELESS, w_freq=1e3, c_first=1e-6), dict(F=SMALL)),
+    "clt": Method(clt, "k", (4, 8, 16), {}, dict(F=128)),        # k per layer, and it is read at each so far
+    "molt": Method(molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3), {}),
+    "molt-sum": Method(molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3, sum_to_weights=True), {}),
+    "sae": Method(sae, "k", (8, 16, 32), {}, dict(F=SMALL)),       # reads y: explains, does not replace
+    "sae-stochastic": Method(sae, "k", (8, 16, 32), dict(variant="stochastic", lr=16e-3), dict(F=SMALL)),
 }
 METHODS |= {"sae:frozen": METHODS["sae"]._replace(values=(16,), change=dict(frozen=True)),
             "sae:untrained": METHODS["sae"]._replace(values=(16,))}
@@ -108,18 +106,7 @@ FLOORS = {"neurons": (8, 16, 32), "pca": (8, 16, 32), "random": (8, 16, 32), "sv
 SEEDED = {"random"}                 # floors in which there is chance
 
 # ------------------------------------------------------------------------------------------ what a model is asked
-class Rounded:
-    """An SPD under masks of 0 and 1: its units are on where g > tau, and nothing else is written."""
-    def __init__(self, m, tau):
-        self.raw, self.tau = m, tau
-
-    def __getattr__(self, name):
-        return getattr(self.raw, name)
-
-    def encode(self, layer, x_BTD, mlp):
-        return (self.raw.encode(layer, x_BTD, mlp) > self.tau).float()
-
-class Bench(NamedTuple):
+class Arena(NamedTuple):
     """What all are evaluated on. fit, test: (rows, labels)."""
     gpt: GPT
     layer: int
@@ -142,7 +129,7 @@ def faithfulness(m, bench, gen):
     return out | dict(kl=out["kl_replaced"], kl_recovered=out["kl_recovered_replaced"])
 
 def completeness(m, bench, gen):
-    steps = metrics.faithful.ladder(m, bench.gpt, bench.fit[0][:64], bench.test[0][:64]) or {}
+    steps = metrics.faithful.top_k_faithfulness(m, bench.gpt, bench.fit[0][:64], bench.test[0][:64]) or {}
     return dict(completeness=metrics.faithful.completeness(m, bench.gpt, bench.fit[0], bench.test[0]),
                 error_pathology=metrics.faithful.error_pathology(m, bench.gpt, bench.test[0], gen)) | steps
 
@@ -155,7 +142,7 @@ def parts(m, bench, gen):
 def recorded(m, bench):
     """Recordings of fit and test, and in how many windows of fit a unit must be on to be explained: 200 of 200,000."""
     both = (metrics.recording.record(m, bench.gpt, *split) for split in (bench.fit, bench.test))
-    return *metrics.recording.halve(*both), max(10, bench.fit[0].numel() // 1000)
+    return *metrics.recording.split_by_sign(*both), max(10, bench.fit[0].numel() // 1000)
 
 def words(m, bench, gen):
     fit, test, least = recorded(m, bench)
@@ -184,17 +171,17 @@ def effects(m, bench, gen):
 
 def robustness(m, bench, gen):
     """Only of what has masks. The attack: 20 sign steps of 0.1, one source for all positions of 32 rows."""
-    if not hasattr(m, "site"):
+    if m.kind != "component":
         return {}
     raw, few = getattr(m, "raw", m), bench.test[0][:32]
     gen = torch.Generator(few.device).manual_seed(gen.initial_seed())       # masks are drawn where they are used
     table = evals.scores(bench.gpt, bench.test[0], evals.ablations(bench.gpt, bench.layer, bench.fit[0])
-                         | metrics.masks.mask_table(raw, spd.TAUS, gen))
+                         | metrics.masks.mask_table(raw, m.thresholds, gen))
     ladder = metrics.masks.attack(raw, bench.gpt, few, gen)
     clean = evals.scores(bench.gpt, few, {"importance": metrics.masks.mask_table(raw, (), gen)["causal importance"]})
     joint = metrics.masks.aggregation(raw, bench.gpt, few, gen)
     mean_F = metrics.masks.spectrum(raw, bench.gpt, bench.layer, bench.test[0])
-    spectrum = {site: mean.sort(descending=True).values.tolist() for site, mean in zip(spd.SITES, mean_F.split(raw.C))}
+    spectrum = {site: mean.sort(descending=True).values.tolist() for site, mean in zip(m.matrices, mean_F.split(raw.C))}
     return evals.score_keys(table) | dict(
         spectrum=spectrum, attack=ladder, kl_attack=ladder[20],
         attack_ratio=ladder[20] / max(1e-9, clean["importance"]["kl"]),
@@ -211,7 +198,7 @@ CURVES = {"faithfulness"}           # asked of every sparsity, the others of the
 BY_RATE = {"words", "judged"}       # asked of random directions at every sparsity: what their density alone gives
 TOGETHER = {"stability"}            # asked of all seeds at once
 
-EVALUATION = (Rounded, evals, metrics.faithful, metrics.masks, metrics.recording, metrics.concepts, metrics.atoms,
+EVALUATION = (evals, metrics.faithful, metrics.masks, metrics.recording, metrics.concepts, metrics.atoms,
               metrics.effects, metrics.words, concepts, baselines, data, cache, fused, sys.modules["model"])
 
 # ------------------------------------------------------------------------------------------------------- the runs
@@ -249,20 +236,14 @@ class Job:
         setattr(run, self.knob, self.value)
         run.T = min(run.T, gpt.cfg.n_positions)
         run.steps = max(1, cfg.tokens // per_step(run))
-        fixed = dict(method=m.module.__name__, target=gpt.hash, text=text_hash(cfg.data),
-                     run={k: v for k, v in vars(run).items() if k not in m.module.FREE})
+        fixed = dict(method=m.module.__name__, target=gpt.hash, text=data.fingerprint(cfg.data),
+                     run={k: v for k, v in vars(run).items() if k not in m.module.MAY_CHANGE_ON_RESUME})
         run.out = str(Path(cfg.runs) / f"{name}-{self.knob}{self.value:g}-seed{self.seed}-{digest(fixed)}")
         return run
 
 def source(code):
     """The text of a module, class or function."""
     return Path(code.__file__).read_text() if hasattr(code, "__file__") else inspect.getsource(code)
-
-@functools.lru_cache
-def text_hash(spec):
-    """Of the text that --data names, and of the truth about it."""
-    own = b"" if spec == "tinytales" else Path(spec).read_bytes()
-    return hashlib.sha256(own + cache.version().encode()).hexdigest()[:12]
 
 def per_step(run):
     return run.N if hasattr(run, "N") else run.B * run.T
@@ -293,14 +274,11 @@ def trained(job, run, gpt, dev):
         with open(Path(run.out) / "train.txt", "a") as log, contextlib.redirect_stdout(log):
             module.train(run)
         tensors, meta = common.load(path, **expect)
-    m = module.build(run, gpt)
-    m = m[0] if isinstance(m, tuple) else m
-    common.unflat(tensors, **{job.method.part: m})
-    m = m.to(dev).requires_grad_(False)
+    m = module.load(path, gpt)
     cost = dict(tokens=run.steps * per_step(run), steps=run.steps, seconds=meta["seconds"])
-    return Rounded(m, spd.TAUS[spd.MAIN]) if module is spd else m, cost, hashlib.sha256(path.read_bytes()).hexdigest()
+    return m, cost, hashlib.sha256(path.read_bytes()).hexdigest()
 
-def carry_out(job, cfg, bench, groups, dev):
+def evaluate(job, cfg, bench, groups, dev):
     """What is known of one model, a flat dict, and None or what failed. Evaluations are kept beside the model, by the
     settings, the model, the text and the code that they depend on."""
     if job.name.endswith(":untrained"):
@@ -325,7 +303,7 @@ def carry_out(job, cfg, bench, groups, dev):
     for name in groups:
         code = [*EVALUATION, job.method.module if job.method else spd, GROUPS[name]]
         code += [metrics.matching, metrics.stability] * (name in TOGETHER)
-        how = [*map(source, code), text_hash(cfg.data), cfg.eval_tokens, cfg.explained if name in BY_RATE else 0]
+        how = [*map(source, code), data.fingerprint(cfg.data), cfg.eval_tokens, cfg.explained if name in BY_RATE else 0]
         how += [source(metrics.llm), cfg.judge_url, cfg.judge_model] * (name == "judged")
         path = folder / f"{name}-{digest([name, str(job), which, gpt.hash, layer, how])}.json"
         try:
@@ -338,7 +316,7 @@ def carry_out(job, cfg, bench, groups, dev):
             failed.append(f"{name}: {said(e)}")
     return out, "; ".join(failed) or None
 
-def said(e):
+def error_text(e):
     return "stopped, as its error line says" if isinstance(e, SystemExit) else f"{type(e).__name__}: {e}"
 
 def finite(value):
@@ -362,9 +340,9 @@ def collect(cfg, bench, groups, dev):
         print(f"[{i + 1}/{len(todo)}] {job}; {left(seconds, todo[i:])}", flush=True)
         began, found, failed = time.time(), {}, None
         try:
-            found, failed = carry_out(job, cfg, bench, job.groups(groups), dev)
+            found, failed = evaluate(job, cfg, bench, job.groups(groups), dev)
         except (Exception, SystemExit) as e:        # nor one method's
-            failed = said(e)
+            failed = error_text(e)
         if failed:
             print(f"FAILED {job}: {failed}", flush=True)
         if (spent := time.time() - began) > 1:      # what was there already says nothing about what is not
@@ -397,7 +375,7 @@ def prepared(cfg, gpt, layer, dev):
     both, names = [c.labelled(T, cfg.eval_tokens // T, dev) for c in corpora.values()], corpora["test"].names
     enough = [k for k in range(len(names)) if min(label[:, 1:, k].sum() for _, label in both) >= evals.ALIVE]
     fit, test = ((rows, label[..., enough]) for rows, label in both)
-    return Bench(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained,
+    return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained,
                  metrics.llm.ChatClient(cfg.judge_url, cfg.judge_model), {})
 
 def main(cfg):

@@ -7,6 +7,7 @@
 A row begins at a story's start wherever one is within reach: the target sees most stories from their first word.
 """
 import functools
+import hashlib
 import re
 import time
 from dataclasses import dataclass
@@ -105,6 +106,23 @@ def load_all(spec, vocab, T, splits=("train", "fit", "test")) -> dict[str, Corpu
     if short := [f"its {split} part has {len(c.ids)}" for split, c in corpora.items() if len(c.ids) < T]:
         fail(f"--data {spec}: too short for a row of {T} tokens, {short[0]}")
     return corpora
+
+
+@functools.lru_cache
+def fingerprint(spec) -> str:
+    """Is this the text that a run began with? A hash of what --data names: of TinyTales its sources; of a file its
+    name, its size and its content, whole up to a megabyte, else sampled at 64 places, so that it takes milliseconds
+    whatever the size. The sources of the concepts are part of it."""
+    found = hashlib.sha256(cache.version().encode())
+    if spec != "tinytales":
+        path = Path(spec)
+        size, piece = path.stat().st_size, 1 << 14
+        found.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            for i in range(64):
+                file.seek(i * max(0, size - piece) // 63)
+                found.update(file.read(piece))
+    return found.hexdigest()[:12]
 
 
 def load(spec, split, vocab, n_tokens=None) -> Corpus:

@@ -1,11 +1,17 @@
 """Metrics of one decomposition of a model's MLPs: pure functions, the same for every method.
 
 The seam that a decomposition m offers (duck-typed):
+    m.kind                                        "dictionary", "component" (of a weight matrix) or "map"
+    m.matrices                                    the matrices whose parts its units are, as many of each; else ()
     m.layers: list[int]                           MLPs that it stands in for
     m.params_F                                    parameters of each unit
     m.encode(layer, x_BTD, mlp) -> f_BTF          >= 0, exactly 0 = off for this token
     m.decode(layer, f_BTF, x_BTD) -> y_BTD        what those units write
     m.contrib(layer, f_BTF, x_BTD, units) -> (B, T, units, D)      each named unit's own share of y
+    m.unit_directions() -> [(name, read, write, ranks)]     blocks of units that could be each other's equals, in order:
+                                                  what they read and write, a row each, or ranks[i] rows for unit i
+    m.unit_inputs(gpt, rows_RT) -> [x_ND]         of each block, what its units' reads are multiplied with on some rows
+    module.load(path, gpt) -> m                   from a checkpoint, as it is evaluated
     m.reads: list[int]                            MLPs whose encode it needs, in order; without it, m.layers (a CLT's
                                                   encode returns the units of all layers so far: they write here)
     m.strength(layer, f_BTF, x_BTD) -> a_BTF      what a unit says, signed, where it is on (recording.py); without it, f
@@ -113,7 +119,7 @@ def interval(statistic, *rows, draws=1000, level=0.95, seed=0):
     values = statistic(*(torch.tensordot(weight / R, row.double(), 1) for row in rows))
     return torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
 
-def within(by_row, name, ablation="mean ablation"):
+def interval_over_stories(by_row, name, ablation="mean ablation"):
     """Half the 95 % intervals, over rows, of name's CE recovered, KL and KL recovered in scores_by_row: what the choice
     of the stories leaves open for one model. A flat dict."""
     rows = [by_row[n] for n in (name, ablation, "original")]
@@ -173,7 +179,7 @@ def replacement(m, gpt, layer, fit, test, names, units="units"):
     used = usage(m, gpt, layer, test[0])
     every = torch.arange(len(m.params_F), device=test[0].device)
     lines, out = report(m, gpt, fit, test, names, {units: every}, (0,), 0)
-    out |= score_keys(table) | within(by_row, "replaced") | used
+    out |= score_keys(table) | interval_over_stories(by_row, "replaced") | used
     out["ce_recovered"] = out.pop("ce_recovered_replaced")
     out["dead_fraction"] = 1 - out[f"alive_{units}"] / len(m.params_F)
     out["index_bits"] = index_bits(max(out[f"alive_{units}"], used["l0"]), used["l0"])

@@ -21,14 +21,12 @@ import itertools
 import json
 import math
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import common
 import data
@@ -70,7 +68,7 @@ class Config:
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
 SWEEP = (0.1, 0.3, 1, 2, 4)         # times --lam
-FREE = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
 
 class JumpReLU(torch.autograd.Function):
     """z 1[z > theta]. theta gets -(theta / bw) K((z - theta) / bw), K the rectangle on [-1/2, 1/2], of z and not of the
@@ -103,6 +101,8 @@ class Clamp(torch.autograd.Function):
 
 class MOLT(nn.Module):
     """E, b_gate, theta: the gates; V (D, R), U (R, D): all V_t, U_t side by side; M: what they sum to if tied."""
+    kind, matrices = "map", ()
+
     def __init__(self, D, cfg, gen, layer=0):
         super().__init__()
         self.cfg, self.tied, self.D, self.layers = cfg, cfg.sum_to_weights, D, [layer]
@@ -174,6 +174,13 @@ class MOLT(nn.Module):
         self.x_std.fill_(1), self.y_mean.zero_(), self.y_std.fill_(1)
 
     # The seam (evals.py): the units are the transforms, f is the gate.
+    def unit_directions(self):
+        return [("all", self.V[:self.D].T, self.U, self.rank_F)]        # V's last row, if tied, is a bias
+
+    def unit_inputs(self, gpt, rows_RT):
+        (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
+        return [self.read(x_ND)[:, :self.D]]
+
     @property
     def params_F(self):
         return self.rank_F * (len(self.V) + self.D) + self.D + 1 + self.theta.requires_grad
@@ -235,24 +242,25 @@ def build(cfg, gpt):
         common.fail(f"--groups {cfg.groups}: rank {top} is over the width {D}")
     return MOLT(D, cfg, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
 
+def load(path, gpt):
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    molt = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, molt=molt)
+    return molt.requires_grad_(False)
+
 def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     molt = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
-    opts, path, start, seconds = optimizers(molt), Path(cfg.out) / "molt.safetensors", 0, 0.0
-    fixed = dict(method="molt", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
-    if cfg.resume:
-        tensors, meta = common.load(path, **fixed)
-        common.unflat(tensors, molt=molt, **opts)
-        start, seconds = meta["step"], meta["seconds"]
-    else:
+    opts = optimizers(molt)
+    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), molt=molt, **opts)
+    if run.is_fresh:
         (x_ND,), (y_ND,) = data.at_mlps(gpt, corpus["train"].batch(0, 64, cfg.T, cfg.seed).to(dev), molt.layers)
         molt.standardise(x_ND, y_ND, gpt.h[molt.layers[0]].mlp)
-    log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
-    stream = batches(gpt, molt, corpus["train"], cfg, start)
-    for step in (bar := tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="molt")):
-        t, last = step / cfg.steps, step + 1 == cfg.steps
+    stream = batches(gpt, molt, corpus["train"], cfg, run.first_step)
+    for step in run.steps():
+        t = step / cfg.steps
         common.set_rates(opts, min(1, (step + 1) / 100, (1 - t) / 0.2))
         x_ND, distance = next(stream)
         loss, terms, g_NF = loss_fn(molt, x_ND, distance, cfg, t)
@@ -265,20 +273,12 @@ def train(cfg):
             molt.theta.clamp_(min=0)
             on_NF = g_NF > 0
             molt.idle_F.add_(len(x_ND)).masked_fill_(on_NF.any(0), 0)
-        save = last or (step + 1) % cfg.save_every == 0
-        if save or step % cfg.log_every == 0:
-            l0, dead = on_NF.sum(-1).float().mean(), (molt.idle_F > 0.05 * cfg.steps * len(x_ND)).float().mean()
-            row = {k: v.item() for k, v in (terms | dict(l0=l0, dead=dead)).items()}
-            common.finite(row["loss"] + norm.item(), step, path)
-            log(step=step, **row, norm=norm.item())
-            bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
-        if last:
+        if run.is_logged:
+            dead = (molt.idle_F > 0.05 * cfg.steps * len(x_ND)).float().mean()
+            run.record(terms, norm, l0=on_NF.sum(-1).float().mean(), dead=dead)
+        if run.is_last:
             molt.fold()
-        if save:
-            seconds = time.time() - began
-            meta = dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt))
-            common.save(path, common.flat(molt=molt, **opts), fixed | meta)
-    return molt, summarise(cfg, gpt, molt, corpus, seconds)
+    return molt, summarise(cfg, gpt, molt, corpus, run.seconds)
 
 def summarise(cfg, gpt, molt, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""

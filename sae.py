@@ -22,7 +22,6 @@ N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a to
 """
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +29,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import common
 import data
@@ -84,7 +82,7 @@ class Config:
     save_every: int = 500           # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
-FREE = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
 
 class JumpReLU(torch.autograd.Function):
     """pre 1[pre > theta] (N, F) and its rate E 1[pre > theta] (F). Their slopes by theta, a delta at pre = theta, are
@@ -104,6 +102,8 @@ class JumpReLU(torch.autograd.Function):
         return df.where(on, 0), dtheta, None
 
 class SAE(nn.Module):
+    kind, matrices = "dictionary", ()
+
     def __init__(self, cfg, D, gen, layer=0):
         super().__init__()
         self.cfg, self.layers = cfg, [layer]
@@ -165,6 +165,13 @@ class SAE(nn.Module):
         return (f @ self.W_dec + self.b_dec) / self.scale
 
     # The seam (evals.py)
+    def unit_directions(self):
+        return [("all", self.W_enc, self.W_dec, None)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        (x_ND,), (y_ND,) = data.over_rows(gpt, rows_RT, self.layers, self.cfg.site == "resid")
+        return [self.read(x_ND, y_ND) - self.b_dec]
+
     def encode(self, layer, x_BTD, mlp):
         self.mlp = (mlp,)           # for decode; in a tuple, or its weights would become the SAE's
         return self.codes(self.read(x_BTD, mlp(x_BTD), self.stream))
@@ -286,40 +293,31 @@ def build(cfg, gpt):
         gpt.h[layer].ln_2.register_forward_pre_hook(lambda module, args: setattr(sae, "stream", args[0]))
     return sae
 
+def load(path, gpt):
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    sae = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, sae=sae)
+    return sae.requires_grad_(False)
+
 def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     sae = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen, opts = common.generator(cfg.seed, "noise", dev), optimizers(sae)
-    parts, path, start, seconds = dict(sae=sae, gen=gen, **opts), Path(cfg.out) / "sae.safetensors", 0, 0.0
-    fixed = dict(method="sae", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
-    if cfg.resume:
-        tensors, meta = common.load(path, **fixed)
-        common.unflat(tensors, **parts)
-        start, seconds = meta["step"], meta["seconds"]
-    log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
-    bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="sae")
-    for step, (a_ND, kl) in zip(bar, examples(cfg, gpt, sae, corpus["train"], start)):
-        t, last = step / cfg.steps, step + 1 == cfg.steps
+    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), sae=sae, gen=gen, **opts)
+    for step, (a_ND, kl) in zip(run.steps(), examples(cfg, gpt, sae, corpus["train"], run.first_step)):
+        t = step / cfg.steps
         if not step:
             sae.start(a_ND)
         loss, terms, seen = loss_fn(sae, a_ND, kl, t, gen)
         norm = update(sae, opts, loss, t)
         remember(sae, t, *seen)
-        save = last or (step + 1) % cfg.save_every == 0
-        if save or step % cfg.log_every == 0:
-            row = {k: v.item() for k, v in terms.items()}
-            common.finite(row["loss"] + norm.item(), step, path)
-            log(step=step, **row, norm=norm.item())
-            bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
-        if last:
+        if run.is_logged:
+            run.record(terms, norm)
+        if run.is_last:
             sae.fold()
-        if save:
-            seconds = time.time() - began
-            common.save(path, common.flat(**parts),
-                        fixed | dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt)))
-    return sae, summarise(cfg, gpt, sae, corpus, seconds)
+    return sae, summarise(cfg, gpt, sae, corpus, run.seconds)
 
 def summarise(cfg, gpt, sae, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""

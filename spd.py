@@ -22,7 +22,6 @@ B sequences, T positions, N = B T, D residual width, M MLP hidden width, C compo
 """
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +29,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import common
 import data
@@ -90,7 +88,8 @@ SITES = ("in", "out")
 TAUS, MAIN = (0, 0.1, 0.5), 1       # a component is on where g > tau; the main threshold is 0.1
 SMALL = 0.02                        # --start neurons: size of the other components beside a random start
 PGD = dict(steps=20, size=0.1)      # the evaluation's attack
-FREE = {"model", "out", "resume", "sweep", "device", "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "sweep", "device",
+                        "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
 
 class LowerLeaky(torch.autograd.Function):
     """clamp(z, 0, 1), for masks and L0. At z <= 0 only a gradient that wants g up passes, times alpha: with a true
@@ -119,7 +118,7 @@ class UpperLeaky(torch.autograd.Function):
         z, = ctx.saved_tensors
         return torch.where(z > 1, ctx.alpha * dg, dg).masked_fill_(z <= 0, 0), None
 
-class Gamma(nn.Module):
+class ImportanceNet(nn.Module):
     """Clean inputs xs of the sites -> logits z of the causal importances, one (.., C) per site.
     global: one net on the RMS-normed inputs of all sites; shared: one net per site on its input x;
     vector: one net per component on x; mlp: one net per component on the number x V[:, c]."""
@@ -151,12 +150,14 @@ class Gamma(nn.Module):
 
 class SPD(nn.Module):
     """V, U of each site and Gamma. Ws, bs: the frozen weights (d_in, d_out) and biases of the sites, in order."""
+    kind, matrices, thresholds = "component", SITES, TAUS
+
     def __init__(self, Ws, bs, cfg, gen, layer=0):
         super().__init__()
         self.Ws, self.bs, self.C, self.layers = Ws, bs, cfg.C, [layer]
         self.V = nn.ParameterList(torch.randn(len(W), cfg.C, generator=gen) / len(W)**0.5 for W in Ws)
         self.U = nn.ParameterList(torch.randn(cfg.C, W.shape[1], generator=gen) / cfg.C**0.5 for W in Ws)
-        self.gamma = Gamma(cfg.ci_fn, [len(W) for W in Ws], cfg.C, cfg.ci_hidden, gen)
+        self.gamma = ImportanceNet(cfg.ci_fn, [len(W) for W in Ws], cfg.C, cfg.ci_hidden, gen)
         self.to(Ws[0].device)
 
     def site(self, ms, ds, detach=False):
@@ -175,11 +176,18 @@ class SPD(nn.Module):
     def params_F(self):
         return torch.cat([torch.full((self.C,), sum(W.shape)) for W in self.Ws])
 
+    def unit_directions(self):
+        return [(name, V.T, U, None) for name, V, U in zip(self.matrices, self.V, self.U)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
+        return [x_ND, act(gpt.h[self.layers[0]].mlp.c_fc(x_ND))]
+
     def encode(self, layer, x_BTD, mlp):
         return torch.cat(self.gamma([x_BTD, act(mlp.c_fc(x_BTD))], self.V), -1).clamp(0, 1)
 
     def decode(self, layer, f_BTF, x_BTD):
-        return through(self.site(f_BTF.split(self.C, -1), x_BTD.new_zeros(2, 1)), x_BTD)
+        return mlp_under(self.site(f_BTF.split(self.C, -1), x_BTD.new_zeros(2, 1)), x_BTD)
 
     def strength(self, layer, f_BTF, x_BTD):
         """m h_c |U[c]|, signed: what a component passes on, alike for (V, U) and (-V, -U)."""
@@ -198,10 +206,21 @@ class SPD(nn.Module):
         out[..., ~first, :] = (f2.unsqueeze(-2) * (act(z) @ V2)).squeeze(-2)[..., j, None] * U2[j]
         return out
 
+class Rounded:
+    """An SPD under masks of 0 and 1: its units are on where g > tau, and nothing else is written."""
+    def __init__(self, raw, tau):
+        self.raw, self.tau = raw, tau
+
+    def __getattr__(self, name):
+        return getattr(self.raw, name)
+
+    def encode(self, layer, x_BTD, mlp):
+        return (self.raw.encode(layer, x_BTD, mlp) > self.tau).float()
+
 def act(z):
     return F.gelu(z, approximate="tanh")
 
-def through(site, x, o=None):
+def mlp_under(site, x, o=None):
     """The MLP's output y, computed by its two sites; o = x W_in if known."""
     return site(1, act(site(0, x, o)))
 
@@ -347,7 +366,7 @@ def clean_pass(gpt, spd, idx_BT):
         clean = final, *fused.log_partition(final, W_VD)
 
     def run(*sites):
-        y = torch.cat([through(site, x, o) for site in sites])
+        y = torch.cat([mlp_under(site, x, o) for site in sites])
         final = gpt.hidden(r.repeat(len(sites), 1, 1), y, layer).unflatten(0, (len(sites), -1))
         return fused.kl_unembed(clean, final, W_VD).flatten(1).mean(1)
     return [x, h], run
@@ -365,6 +384,13 @@ def build(cfg, gpt):
     return SPD([mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias], cfg,
                common.generator(cfg.seed, "init"), layer)
 
+def load(path, gpt):
+    """The decomposition as it is evaluated: masks rounded at the main threshold."""
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    spd = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, spd=spd)
+    return Rounded(spd.requires_grad_(False), TAUS[MAIN])
+
 def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
@@ -372,41 +398,26 @@ def train(cfg):
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen, opts = common.generator(cfg.seed, "masks", dev), optimizers(spd, cfg)
     pgd = PersistentPGD(spd, cfg, gen) if cfg.adversary == "pgd" else None
-    parts = dict(spd=spd, gen=gen) | opts | (dict(pgd=pgd, pgd_opt=pgd.opt) if pgd else {})
-    path, start, seconds = Path(cfg.out) / "spd.safetensors", 0, 0.0
-    fixed = dict(method="spd", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
-    if cfg.resume:
-        tensors, meta = common.load(path, **fixed)
-        common.unflat(tensors, **parts)
-        start, seconds = meta["step"], meta["seconds"]
-    else:
+    adversary = dict(pgd=pgd, pgd_opt=pgd.opt) if pgd else {}
+    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), spd=spd, gen=gen, **opts, **adversary)
+    if run.is_fresh:
         begin(spd, cfg)
-    log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
     some = corpus["fit"].rows(cfg.T, 8).to(dev)
-    for step in (bar := tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="spd")):
-        t, last = step / cfg.steps, step + 1 == cfg.steps
-        xs, run = clean_pass(gpt, spd, corpus["train"].batch(step, cfg.B, cfg.T, cfg.seed).to(dev))
-        loss, terms, gs = loss_fn(spd, xs, run, cfg, t, gen, pgd)
+    for step in run.steps():
+        t = step / cfg.steps
+        xs, kl = clean_pass(gpt, spd, corpus["train"].batch(step, cfg.B, cfg.T, cfg.seed).to(dev))
+        loss, terms, gs = loss_fn(spd, xs, kl, cfg, t, gen, pgd)
         norm = update(spd, opts, loss, cfg, t)
         if pgd:
             pgd.step()
-        save = last or (step + 1) % cfg.save_every == 0
-        if save or step % cfg.log_every == 0:
-            terms |= {f"l0_{name}": (g > 0.1).sum(-1).float().mean() for name, g in zip(SITES, gs)}
-            row = {k: v.item() for k, v in terms.items()}
-            common.finite(row["loss"] + norm.item(), step, path)
-            log(step=step, **row, norm=norm.item())
-            bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
+        if run.is_logged:
+            run.record(terms, norm, **{f"l0_{name}": (g > 0.1).sum(-1).float().mean() for name, g in zip(SITES, gs)})
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
             found = evals.scores(gpt, some, masks.mask_table(spd, TAUS, common.generator(cfg.seed, "eval", dev)))
-            log(step=step, **{f"kl {name}": row["kl"] for name, row in found.items()})
-        if last and cfg.project:
+            run.log(step=step, **{f"kl {name}": row["kl"] for name, row in found.items()})
+        if run.is_last and cfg.project:
             project(spd)
-        if save:
-            seconds = time.time() - began
-            meta = dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt))
-            common.save(path, common.flat(**parts), fixed | meta)
-    return spd, summarise(cfg, gpt, spd, corpus, seconds)
+    return spd, summarise(cfg, gpt, spd, corpus, run.seconds)
 
 def summarise(cfg, gpt, spd, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
@@ -418,7 +429,7 @@ def summarise(cfg, gpt, spd, corpus, seconds):
     with torch.no_grad():
         gs = [z.clamp(0, 1) for z in spd.gamma(xs, spd.V)]
     source = sign_pgd(spd, gs, run, gen, **PGD, keep_best=True)
-    attacked = evals.scores(gpt, few, floor | {"pgd20": masks.replacing(spd, lambda gs: masks.mix(gs, source))})
+    attacked = evals.scores(gpt, few, floor | {"pgd20": masks.replacing(spd, lambda gs: masks.masks_from(gs, source))})
     table = evals.scores(gpt, test[0], floor | masks.mask_table(spd, TAUS, gen))
     groups = {name: torch.arange(spd.C, device=dev) + i * spd.C for i, name in enumerate(SITES)}
     lines, out = evals.report(spd, gpt, fit, test, corpus["test"].names, groups, TAUS, MAIN)

@@ -20,7 +20,6 @@ N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a to
 """
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +27,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import common
 import data
@@ -80,7 +78,7 @@ class Config:
     save_every: int = 500           # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
 
-FREE = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
 
 class JumpReLU(torch.autograd.Function):
     """pre 1[pre > theta] (N, F) and its rate E 1[pre > theta] (F). Their slopes by theta, a delta at pre = theta, are
@@ -100,6 +98,8 @@ class JumpReLU(torch.autograd.Function):
         return df.where(on, 0), dtheta, None
 
 class Transcoder(nn.Module):
+    kind, matrices = "dictionary", ()
+
     def __init__(self, cfg, D, gen, layer=0):
         super().__init__()
         self.cfg, self.layers = cfg, [layer]
@@ -157,6 +157,13 @@ class Transcoder(nn.Module):
         return self.b_dec if self.W_skip is None else self.b_dec + x @ self.W_skip
 
     # The seam (evals.py)
+    def unit_directions(self):
+        return [("all", self.W_enc, self.W_dec, None)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
+        return [x_ND]
+
     def encode(self, layer, x_BTD, mlp):
         return self.codes(x_BTD)
 
@@ -265,40 +272,31 @@ def build(cfg, gpt):
                   eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
     return Transcoder(cfg, D, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
 
+def load(path, gpt):
+    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
+    tc = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, tc=tc)
+    return tc.requires_grad_(False)
+
 def train(cfg):
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     tc = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen, opts = common.generator(cfg.seed, "noise", dev), optimizers(tc)
-    parts, path, start, seconds = dict(tc=tc, gen=gen, **opts), Path(cfg.out) / "transcoder.safetensors", 0, 0.0
-    fixed = dict(method="transcoder", target=gpt.hash, run={k: v for k, v in vars(cfg).items() if k not in FREE})
-    if cfg.resume:
-        tensors, meta = common.load(path, **fixed)
-        common.unflat(tensors, **parts)
-        start, seconds = meta["step"], meta["seconds"]
-    log, began = common.Log(Path(cfg.out) / "log.jsonl", start), time.time() - seconds
-    bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="transcoder")
-    for step, (x_ND, y_ND, kl) in zip(bar, examples(cfg, gpt, tc, corpus["train"], start)):
-        t, last = step / cfg.steps, step + 1 == cfg.steps
+    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), tc=tc, gen=gen, **opts)
+    for step, (x_ND, y_ND, kl) in zip(run.steps(), examples(cfg, gpt, tc, corpus["train"], run.first_step)):
+        t = step / cfg.steps
         if not step:
             tc.start(x_ND, y_ND)
         loss, terms, seen = loss_fn(tc, x_ND, y_ND, kl, t, gen)
         norm = update(tc, opts, loss, t)
         remember(tc, t, *seen)
-        save = last or (step + 1) % cfg.save_every == 0
-        if save or step % cfg.log_every == 0:
-            row = {k: v.item() for k, v in terms.items()}
-            common.finite(row["loss"] + norm.item(), step, path)
-            log(step=step, **row, norm=norm.item())
-            bar.set_postfix({k: f"{v:.2g}" for k, v in row.items()})
-        if last:
+        if run.is_logged:
+            run.record(terms, norm)
+        if run.is_last:
             tc.fold()
-        if save:
-            seconds = time.time() - began
-            common.save(path, common.flat(**parts),
-                        fixed | dict(step=step + 1, seconds=seconds, **common.provenance(cfg, gpt)))
-    return tc, summarise(cfg, gpt, tc, corpus, seconds)
+    return tc, summarise(cfg, gpt, tc, corpus, run.seconds)
 
 def summarise(cfg, gpt, tc, corpus, seconds):
     """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""

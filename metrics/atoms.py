@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as nnf
 
 from evals import ALIVE, f1_scores
-from metrics.recording import usual
+from metrics.recording import testable_concepts
 
 def effective_rank(c_FJD):
     """(tr C)^2 / tr C^2 of each unit's uncentred covariance C of contributions, estimated from pairs of tokens: 1 for
@@ -25,7 +25,7 @@ def one_concept(fit, test, gain=0.03, enough=0.5, first=15):
       composite    "c and c'" does better (if both do, the larger gain decides)
       unexplained  F1 of the best concept below enough
     Pairs among each unit's `first` best concepts; chosen on fit, scored on test. They sum to 1. 10 s."""
-    keep, alive_F = usual(fit), fit.on() >= ALIVE
+    keep, alive_F = testable_concepts(fit), fit.on() >= ALIVE
 
     def counts(a, best=None):       # of single concepts, and of "c and c'" for each unit's best: on, label, both
         label_NK = a.label_NK[:, keep].float()

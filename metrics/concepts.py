@@ -14,11 +14,11 @@ import torch.nn.functional as nnf
 from data import over_rows
 from evals import ALIVE, f1_scores
 from metrics.atoms import effective_rank, fragmentation, meta_dictionary, one_concept
-from metrics.recording import Dense, halve, record, shares, usual, writes
+from metrics.recording import Dense, split_by_sign, record, contributions, testable_concepts, write_directions
 
 LEVELS = 10             # a unit is on at level l where it exceeds l / LEVELS of its largest value on fit
 
-def top(fit):
+def largest_value(fit):
     """Each unit's largest value on fit."""
     return torch.zeros(fit.F, device=fit.value_E.device).scatter_reduce_(0, fit.unit_E, fit.value_E, "amax")
 
@@ -39,7 +39,7 @@ def coverage(fit, test):
     """How well the best unit for each concept detects it (Karvonen et al. 2024, arXiv:2408.00113): for each level F1 of
     the best unit, meaned over the usual concepts; level and units from fit. {"coverage", "f1_K", "unit_K", "level",
     "concepts"}, 0 to 1, higher is better. 3 s."""
-    keep, top_F = usual(fit), top(fit)
+    keep, top_F = testable_concepts(fit), largest_value(fit)
     (on, both), (on2, both2) = level_counts(fit, top_F), level_counts(test, top_F)
     f1_LFK = f1_scores(on.unsqueeze(-1), fit.label_NK.sum(0), both)[..., keep]
     level = f1_LFK.amax(1).mean(1).argmax()
@@ -47,11 +47,11 @@ def coverage(fit, test):
     f1_K = f1_scores(on2[level, unit_K], test.label_NK.sum(0)[keep], both2[level, unit_K, keep])
     return dict(coverage=f1_K.mean().item(), f1_K=f1_K, unit_K=unit_K, level=level.item(), concepts=keep)
 
-def board(fit, test, precision=0.95):
+def concepts_from_precise_units(fit, test, precision=0.95):
     """Reconstruction of all concepts from units of high precision: on fit, at each level, the pairs (unit, concept)
     where the unit is on at ALIVE tokens or more, `precision` of them the concept's; a concept is predicted wherever one
     of its units is on. Micro-F1 on test at the level that is best on fit. 10 s."""
-    keep, top_F = usual(fit), top(fit)
+    keep, top_F = testable_concepts(fit), largest_value(fit)
     on_LF, both_LFK = level_counts(fit, top_F)
     good_LFK = (both_LFK[..., keep] >= precision * on_LF.unsqueeze(-1)) & (on_LF >= ALIVE).unsqueeze(-1)
 
@@ -140,7 +140,7 @@ def probe_yardsticks(gpt, layer, fit, test, gen, n=1000):
         return Dense(nnf.gelu(gpt.h[layer].mlp.c_fc(x_ND), approximate="tanh"),
                      torch.as_tensor(labels_RTK)[:, 1:].flatten(0, 1).to(y_ND.device)), y_ND
     (a, y_ND), (b, y2_ND) = inside(*fit), inside(*test)
-    if not len(keep := usual(a)):
+    if not len(keep := testable_concepts(a)):
         return {}
     dense = dense_probes(y_ND, y2_ND, a.label_NK, b.label_NK, keep, gen, n)["auroc"].mean().item()
     return dict(probe_dense=dense) | {f"null_probe_auroc_{k}": v.mean().item()
@@ -218,17 +218,17 @@ def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
     below them, for splitting and absorption. The same of baselines.py are these numbers' nulls; a key that is
     missing or None would mean nothing here: so does absorption where all of y is written twice, by each matrix of
     components. Two minutes on two cores."""
-    (layer,), (a, b) = m.layers, halve(record(m, gpt, *fit, tau), record(m, gpt, *test, tau))
-    keep, top_F, alive_F = usual(a), top(a), a.on() >= ALIVE
+    (layer,), (a, b) = m.layers, split_by_sign(record(m, gpt, *fit, tau), record(m, gpt, *test, tau))
+    keep, top_F, alive_F = testable_concepts(a), largest_value(a), a.on() >= ALIVE
     if not alive_F.any():
         return dict(units=a.F, halved=0, alive_curve=alive(a, top_F))
-    c_FJD = shares(m, a)
-    write_FD, n_alive = writes(c_FJD), int(alive_F.sum())
+    c_FJD = contributions(m, a)
+    write_FD, n_alive = write_directions(c_FJD), int(alive_F.sum())
     out = dict(units=a.F, halved=a.F - len(m.params_F), alive_curve=alive(a, top_F), fragmentation=fragmentation(a),
                effective_rank=effective_rank(c_FJD)[alive_F].nanmean().item(),
                meta_excess=meta_dictionary(write_FD[alive_F], gen, n_alive // 16)["excess"] if n_alive > 64 else None)
     if len(keep):
-        out |= dict(coverage=coverage(a, b)["coverage"], board=board(a, b))
+        out |= dict(coverage=coverage(a, b)["coverage"], board=concepts_from_precise_units(a, b))
         out |= {f"units_{kind}": share for kind, share in one_concept(a, b).items()}
         out |= {f"probe_auroc_{k}": v.mean().item() for k, v in probes(a, b, keep, gen, n=n)["auroc"].items()}
     if len(parents := parents[torch.isin(parents, keep)]):
@@ -238,6 +238,6 @@ def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
         absorbed = absorption(m, b, y2_ND, known["w"], write_FD, split, parents, gen)
         sure = known["f1"] > 0.6                                # what y does not know can't be absorbed
         out |= dict(splits=split["n"].float().mean().item(), parent_f1=split["f1"].mean().item())
-        enough = out["parent_f1"] >= 0.6 and sure.sum() >= 5 and not hasattr(m, "site")
+        enough = out["parent_f1"] >= 0.6 and sure.sum() >= 5 and m.kind != "component"
         out |= {f"absorption_{k}": v[sure].nanmean().item() if enough else None for k, v in absorbed.items()}
     return out

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from data import over_rows
 from evals import clean, scores_at
 from metrics.concepts import d_prime
-from metrics.recording import halve, record, shares, writes
+from metrics.recording import split_by_sign, record, contributions, write_directions
 
-def like(fit, units_KU, gen, near=10):
+def matched_in_frequency(fit, units_KU, gen, near=10):
     """For each of these units another that is on about as often, at random among the `near` nearest that are not in its
     row: their null (K, U)."""
     on_F, (K, U) = fit.on().double().log1p(), units_KU.shape
@@ -102,14 +102,14 @@ def effects(m, gpt, fit, test, after, target_UV, gen, units=5, draws=3, rows=32,
     if not len(after) or not len(whole.unit_E):
         return {}
     best_Uu = d_prime(whole)[:, after].abs().topk(min(units, whole.F // 2), 0).indices.T
-    every = torch.cat([best_Uu, *(like(whole, best_Uu, gen) for _ in range(draws))])
+    every = torch.cat([best_Uu, *(matched_in_frequency(whole, best_Uu, gen) for _ in range(draws))])
     label = torch.as_tensor(test[1])[:rows, :, after.cpu()].repeat(1, 1, 1 + draws)
     cost = concept_ablation(m, gpt, test[0][:rows], label, every)
     (at, *at_null), (off, *off_null) = (cost[where].view(1 + draws, -1) for where in ("on", "off"))
     null = sum(at_null) / draws - sum(off_null) / draws
     mean = lambda v: v.nanmean().item()             # what is rare may be missing from these rows
-    a, = halve(whole)
-    push_UD = writes(shares(m, a, d_prime(a)[:, after].argmax(0)))
+    a, = split_by_sign(whole)
+    push_UD = write_directions(contributions(m, a, d_prime(a)[:, after].argmax(0)))
     S = steering(gpt, layer, *opening(fit, test, prompts), push_UD, target_UV)["S"]
     return dict(ablation=mean(at - off - null), ablation_at=mean(at), ablation_elsewhere=mean(off),
                 steering=mean(S))

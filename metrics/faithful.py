@@ -47,14 +47,14 @@ def attribution(m, gpt, idx_BT, layer):
     return x_BTD, f_BTF.detach(), (f_BTF * df_BTF).detach()
 
 @torch.no_grad()
-def ladder(m, gpt, rows_fit_RT, rows_RT, ks=(1, 2, 5, 10, 20)):
+def top_k_faithfulness(m, gpt, rows_fit_RT, rows_RT, ks=(1, 2, 5, 10, 20)):
     """With C = the k units of each token that |attribution| puts first, of each matrix where units are components of
     two, since one matrix alone writes a constant (Marks et al. 2024, arXiv:2403.19647, mean ablation): faith(k) = CE
     recovered by C alone, without error; comp(k) = CE recovered by all but C, error kept: LOW means that C mattered.
     Means are restored from fit. {"faith": {k: ..}, "comp": {k: ..}, "faith_auc", "comp_auc"}, areas over log k.
     4 s + 1 s per k on 64 + 64 rows."""
     layer, = m.layers
-    mlp, matrices = gpt.h[layer].mlp, 2 if hasattr(m, "site") else 1
+    mlp, matrices = gpt.h[layer].mlp, max(1, len(m.matrices))
     def parts(idx):         # {name: what is written}, means not yet restored
         x_BTD, f_BTF, a_BTF = attribution(m, gpt, idx, layer)
         y_BTD, out, worth = mlp(x_BTD), {}, a_BTF.abs().unflatten(-1, (matrices, -1))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from evals import clean, scores
 
-def through(site, x_BTD):
+def mlp_under(site, x_BTD):
     """The MLP's output by its two matrices."""
     return site(1, F.gelu(site(0, x_BTD), approximate="tanh"))
 
@@ -16,10 +16,10 @@ def replacing(m, masks):
     def replace(layer, x_BTD, mlp):
         if layer not in m.layers:
             return mlp(x_BTD)
-        return through(m.site(*masks(m.encode(layer, x_BTD, mlp).split(m.C, -1))), x_BTD)
+        return mlp_under(m.site(*masks(m.encode(layer, x_BTD, mlp).split(m.C, -1))), x_BTD)
     return replace
 
-def mix(gs, source):
+def masks_from(gs, source):
     """m = g + (1 - g) r of each matrix, and the delta's masks; source = [r of each, r_delta of each]."""
     return [g + (1 - g) * r for g, r in zip(gs, source)], source[len(gs):]
 
@@ -29,7 +29,7 @@ def mask_table(m, taus, gen):
     drop = lambda masks: replacing(m, lambda gs: ([masks(g) for g in gs], gs[0].new_zeros(len(gs), 1)))
     return {"unmasked": drop(torch.ones_like), "causal importance": drop(lambda g: g),
             **{f"rounded {tau}": drop(lambda g, tau=tau: (g > tau).float()) for tau in taus},
-            "stochastic": replacing(m, lambda gs: mix(gs, [*map(rand, gs), *(rand(g[..., :1]) for g in gs)])),
+            "stochastic": replacing(m, lambda gs: masks_from(gs, [*map(rand, gs), *(rand(g[..., :1]) for g in gs)])),
             "random": drop(rand)}
 
 def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40, 80, 160), size=0.1, shared=True):
@@ -47,7 +47,7 @@ def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40, 80, 160), size=0.1, shar
     worst, out = -torch.inf, {}
     for step in range(max(budgets) + 1):
         source = [s.requires_grad_() for s in source]
-        y_BTD = through(m.site(*mix(gs, source)), x_BTD)
+        y_BTD = mlp_under(m.site(*masks_from(gs, source)), x_BTD)
         logq = F.log_softmax(gpt.suffix(r_BTD, y_BTD, layer)[:, 1:-1], -1)
         kl = (logp.exp() * (logp - logq)).sum(-1).mean()
         worst = max(worst, kl.item())
@@ -65,7 +65,7 @@ def aggregation(m, gpt, rows_RT, gen, ks=(1, 8, 64), tau=0.1):
             n = gs[0][..., 0].numel()
             pick = torch.randint(n, (n, k), generator=gen, device=gs[0].device)
             on = [(g.flatten(0, -2) > tau)[pick].any(1).view_as(g).float() for g in gs]
-            return mix(gs, on + [gs[0].new_zeros(1)] * len(gs))
+            return masks_from(gs, on + [gs[0].new_zeros(1)] * len(gs))
         return replacing(m, masks)
     table = scores(gpt, rows_RT, {k: forced(k) for k in (0, *ks)}, batch=4)
     return {k: table[k]["kl"] - table[0]["kl"] for k in ks}

@@ -25,13 +25,6 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 
-import baselines
-import clt
-import molt
-import sae
-import spd
-from data import over_rows
-
 SHARED, AROUND = 0.7, (0.5, 0.7, 0.9)       # a pair is shared from here on, and the thresholds shown beside it
 
 def hungarian(S):
@@ -93,47 +86,19 @@ class Block:
 
 def blocks(m):
     """All units of m, in its order."""
-    if hasattr(m, "site"):              # SPD, also under other masks
-        kind, parts = "component", [(name, V.T, U) for name, V, U in zip(spd.SITES, m.V, m.U)]
-    elif isinstance(m, clt.CLT):        # a feature writes to its own layer and all later ones: all of it counts
-        L, (layer,) = len(m.W_dec), m.layers
-        kind, parts = "dictionary", [(f"layer{i}", m.W_enc_LDF[i].T, torch.cat(
-            [m.W_dec[l][m.writers(l).index(i)] for l in range(L) if i in m.writers(l)], 1)) for i in m.writers(layer)]
-    elif isinstance(m, molt.MOLT):      # V's last row, if tied, is a bias
-        kind, parts = "map", [("all", m.V[:m.D].T, m.U)]
-    elif isinstance(m, baselines.Dictionary):
-        kind, parts = "dictionary", [("all", m.R, m.W)]
-    else:
-        kind, parts = "dictionary", [("all", m.W_enc, m.W_dec)]
     out, first = [], 0
-    for name, read, write in parts:
-        here = torch.arange(len(read), device=read.device)
-        owner = here.new_tensor(range(len(m.rank_F))).repeat_interleave(m.rank_F.to(here)) if kind == "map" else here
-        n = int(owner[-1]) + 1
-        out.append(Block(name, kind, torch.arange(first, first + n, device=here.device), read.detach(), write.detach(),
-                         owner))
+    for name, read, write, ranks in m.unit_directions():
+        n = len(read) if ranks is None else len(ranks)
+        unit_n = torch.arange(n, device=read.device)
+        owner = unit_n if ranks is None else unit_n.repeat_interleave(ranks.to(unit_n))
+        out.append(Block(name, m.kind, first + unit_n, read.detach(), write.detach(), owner))
         first += n
     return out
 
 @torch.no_grad()
 def with_inputs(Bs, m, gpt, rows_RT):
     """The blocks of m with the metric of their inputs, told on some rows. 2 s for 50,000 tokens."""
-    (layer,), mlp = m.layers, gpt.h[m.layers[0]].mlp
-    if isinstance(m, clt.CLT):
-        inputs = over_rows(gpt, rows_RT, m.writers(layer))[0]
-    else:
-        (x_ND,), (y_ND,) = over_rows(gpt, rows_RT, [layer])
-        if hasattr(m, "site"):
-            inputs = x_ND, spd.act(mlp.c_fc(x_ND))
-        elif isinstance(m, molt.MOLT):
-            inputs = [m.read(x_ND)[:, :m.D]]
-        elif isinstance(m, baselines.Dictionary):
-            inputs = [y_ND - m.mean]
-        elif isinstance(m, sae.SAE):
-            inputs = [m.read(x_ND, y_ND) - m.b_dec]
-        else:
-            inputs = [x_ND]
-    return [replace(b, root=root(x)) for b, x in zip(Bs, inputs, strict=True)]
+    return [replace(b, root=root(x_ND)) for b, x_ND in zip(Bs, m.unit_inputs(gpt, rows_RT), strict=True)]
 
 def root(x_ND):
     """E[x x^T]^(1/2), (D, D), symmetric."""
@@ -212,7 +177,7 @@ def null_blocks(Bs, gen):
     """The null of weight space: B with random units. From all units, before the dead ones are left out."""
     return [replace(b, read=redraw(b.read, gen), write=redraw(b.write, gen)) for b in Bs]
 
-def alone(As, Bs):
+def matched_by_one_side(As, Bs):
     """Without a matching of both: {"most": the mean over A's units of the largest |S| with any of B's, many to one;
     matched by what they write alone, "writes": their mean cosine (PW-MCC, Song et al. 2025, arXiv:2505.20254),
     "same_mate": share of pairs that what they read alone makes too; it needs no threshold}. Cosines in size for SPD,

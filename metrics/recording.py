@@ -98,7 +98,7 @@ def record(m, gpt, rows_RT, labels_RTK, tau=0., batch=16):
     return Active(unit[order], token[order], value[order], f[order], torch.arange(f_NF.shape[1], device=unit.device),
                   x_ND, torch.as_tensor(labels_RTK)[:, 1:].flatten(0, 1).to(unit.device))
 
-def halve(fit, *others, share=0.1):
+def split_by_sign(fit, *others, share=0.1):
     """The same recordings with values >= 0: a unit whose rarer sign holds at more than `share` of its tokens in fit
     says two things, and becomes two units, the negative ones last."""
     minus_F = torch.bincount(fit.unit_E[fit.value_E < 0], minlength=fit.F) / fit.on().clamp(min=1)
@@ -112,13 +112,13 @@ def halve(fit, *others, share=0.1):
                            f_E=a.f_E[order], origin_F=torch.cat([a.origin_F, two])))
     return out
 
-def usual(fit):
+def testable_concepts(fit):
     """Concepts neither too rare nor too common to say something: their columns."""
     share_K = fit.label_NK.float().mean(0)
     return ((share_K >= RARE) & (share_K <= DENSE)).nonzero().squeeze(1)
 
 @torch.no_grad()
-def shares(m, a, units=None, each=64, group=16):
+def contributions(m, a, units=None, each=64, group=16):
     """(U, each, D): what each unit (default: all) contributes to y at up to `each` of its tokens, evenly spread; NaN
     where it has fewer. 20 s for 1,024."""
     (layer,), on_F = m.layers, a.on()
@@ -132,6 +132,6 @@ def shares(m, a, units=None, each=64, group=16):
         out.append(c_NUD[row, torch.arange(len(units), device=row.device).unsqueeze(1)])
     return torch.where((j < on_F[some].unsqueeze(1)).unsqueeze(-1), torch.cat(out), torch.nan)
 
-def writes(c_FJD):
+def write_directions(c_FJD):
     """(F, D) unit vectors: the direction of each unit's mean contribution, 0 for one that is never on."""
     return nnf.normalize(c_FJD.nanmean(1).nan_to_num(), dim=1)

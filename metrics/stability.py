@@ -9,7 +9,7 @@ import torch
 
 from evals import ALIVE, clean
 from metrics import recording
-from metrics.matching import (AROUND, SHARED, activation_matches, alone, blocks, jaccard, null_blocks, shifted,
+from metrics.matching import (AROUND, SHARED, activation_matches, matched_by_one_side, blocks, jaccard, null_blocks, shifted,
                               weight_matches, with_inputs)
 
 def mean(values):
@@ -17,13 +17,13 @@ def mean(values):
     values = [v for v in values if v is not None and math.isfinite(v)]
     return sum(values) / len(values) if values else None
 
-def written(m, a):
+def total_written(m, a):
     """How much each unit of a recording writes in all: its mean |contribution| where it is on, times how often."""
     if not len(a.unit_E):
         return torch.zeros(a.F, device=a.x_ND.device)
-    return recording.shares(m, a).norm(dim=-1).nanmean(1).nan_to_num() * a.on()
+    return recording.contributions(m, a).norm(dim=-1).nanmean(1).nan_to_num() * a.on()
 
-def told(pairs, on_SF, weight_SF):
+def agreement(pairs, on_SF, weight_SF):
     """What Matches say. pairs: {(s, t): Matches of s's units with t's}, all s != t; on_SF: tokens at which each unit of
     each seed is on; weight_SF: how much it writes. Means over seeds and their others; every share is of a seed's alive
     units, so that a unit without a mate counts as not found:
@@ -68,7 +68,7 @@ def with_null(pairs, nulls, on_SF, weight_SF):
     """`told` of pairs; of null pairs, as null_KEY; and similarity_corrected = (similarity - null) / (1 - null)."""
     def measure(seeds):
         new = {s: i for i, s in enumerate(seeds)}
-        real, null = (told({(new[s], new[t]): v for (s, t), v in some.items() if s in new and t in new},
+        real, null = (agreement({(new[s], new[t]): v for (s, t), v in some.items() if s in new and t in new},
                            [on_SF[s] for s in seeds], [weight_SF[s] for s in seeds]) for some in (pairs, nulls))
         if real["similarity"] is not None and null["similarity"] < 1:
             real["similarity_corrected"] = (real["similarity"] - null["similarity"]) / (1 - null["similarity"])
@@ -118,15 +118,15 @@ def stability(ms, gpt, fit_RT, rows_RT, gen, tau=0.):
     record = lambda m, rows_RT: recording.record(m, gpt, rows_RT, rows_RT.new_zeros(*rows_RT.shape, 0), tau)
     seen, every = [record(m, rows_RT) for m in ms], [with_inputs(blocks(m), m, gpt, fit_RT) for m in ms]
     on_SF = [record(m, fit_RT).on() for m in ms]
-    weight_SF = [written(m, a) for m, a in zip(ms, seen)]
-    living = lambda Bs, on_F: [b.where((on_F >= ALIVE)[b.unit_n]) for b in Bs]
+    weight_SF = [total_written(m, a) for m, a in zip(ms, seen)]
+    alive_only = lambda Bs, on_F: [b.where((on_F >= ALIVE)[b.unit_n]) for b in Bs]
 
     for s, t in itertools.combinations(range(len(ms)), 2):
-        As, a, n_alive = living(every[s], on_SF[s]), seen[s], [(on_SF[k] >= ALIVE).sum().item() for k in (s, t)]
+        As, a, n_alive = alive_only(every[s], on_SF[s]), seen[s], [(on_SF[k] >= ALIVE).sum().item() for k in (s, t)]
         later = shifted(seen[t], int(torch.randint(1, R, (1,), generator=gen)) * (T - 1))
-        shared_w = weight_matches(As, living(every[t], on_SF[t])).pairs(SHARED)
+        shared_w = weight_matches(As, alive_only(every[t], on_SF[t])).pairs(SHARED)
         for null, Bs, b in (("", every[t], seen[t]), ("null_", null_blocks(every[t], gen), later)):
-            Bs = living(Bs, on_SF[t])
+            Bs = alive_only(Bs, on_SF[t])
             by_a = activation_matches(a, b, *([c.unit_n for c in Cs] for Cs in (As, Bs)))
             spaces = dict(weights=(As, Bs), inputs=[[c.over_inputs() for c in Cs] for Cs in (As, Bs)])
             by = {space: weight_matches(*both) for space, both in spaces.items()} | dict(activations=by_a)
@@ -134,7 +134,7 @@ def stability(ms, gpt, fit_RT, rows_RT, gen, tau=0.):
                 found.setdefault(null + space, {}).update({(s, t): matches, (t, s): matches.back()})
             alike = (jaccard(a, b, by_a) >= 0.5).sum().item()
             again = len(shared_w & by_a.pairs(SHARED))
-            row = {f"{space}_{key}": v for space, both in spaces.items() for key, v in alone(*both).items()} | {
+            row = {f"{space}_{key}": v for space, both in spaces.items() for key, v in matched_by_one_side(*both).items()} | {
                 "activations_jaccard_0.5": mean(alike / n if n else None for n in n_alive),
                 "activations_shared_if_weights": again / len(shared_w) if shared_w else None}
             for key, v in row.items():

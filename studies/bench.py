@@ -148,7 +148,7 @@ def without(prefix=True, batched=True, lowrank=True, kl=True):
             if len(sites) > 1 and not batched:
                 return torch.cat([run(site) for site in sites])
             starts = [(x, r, o) if prefix else (*gpt.prefix(idx_BT, layer), None) for _ in sites]
-            y = torch.cat([spd.through(site, x, o) for site, (x, _, o) in zip(sites, starts)])
+            y = torch.cat([spd.mlp_under(site, x, o) for site, (x, _, o) in zip(sites, starts)])
             final = gpt.hidden(torch.cat([r for _, r, _ in starts]), y, layer).unflatten(0, (len(sites), -1))
             return (fused.kl_unembed(clean, final, W_VD) if kl else kl_logits(clean, final @ W_VD.T)).flatten(1).mean(1)
         return spd.loss_fn(m, [x, h], run, job, HALFWAY, gen, pgd)[:2]

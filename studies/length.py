@@ -94,7 +94,7 @@ def measured(m, run, bench, corpus):
     gen = lambda name: common.generator(run.seed, name)
     loss, terms = settled_loss(m.raw, bench.gpt, corpus, run, common.generator(0, "settled", device))
     found = compare.faithfulness(m, bench, gen("faithfulness")) | compare.robustness(m, bench, gen("robustness"))
-    fit, test = recording.halve(*(recording.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
+    fit, test = recording.split_by_sign(*(recording.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
     alive_F = evals.counts(m, bench.gpt, *bench.fit, (0,))["on"][0] >= evals.ALIVE
     alive = dict(zip(("alive_in", "alive_out"), alive_F.view(2, -1).sum(1).tolist()))
     weights = {f"weight_error_{n}": evals.relative_error(V @ U, W)
@@ -103,7 +103,7 @@ def measured(m, run, bench, corpus):
             "kl_joint")
     return dict(loss=loss, **terms, **alive, **weights, **{key: found[key] for key in keys},
                 ce_stochastic=found["ce_recovered_stochastic"],
-                coverage=concepts.coverage(fit, test)["coverage"], board=concepts.board(fit, test))
+                coverage=concepts.coverage(fit, test)["coverage"], board=concepts.concepts_from_precise_units(fit, test))
 
 def together(ms, bench):
     """What metrics/stability.py says of several runs."""
@@ -186,7 +186,7 @@ def main(cfg):
 
     for i, (start, steps, seed) in enumerate(todo):
         run = configured(cfg, gpt, layer, start, steps, seed)
-        fixed = [gpt.hash, {k: v for k, v in vars(run).items() if k not in spd.FREE}, cfg.eval_tokens]
+        fixed = [gpt.hash, {k: v for k, v in vars(run).items() if k not in spd.MAY_CHANGE_ON_RESUME}, cfg.eval_tokens]
         print(f"[{i + 1}/{len(todo)}] {start}, {steps} steps, seed {seed}", flush=True)
         known.row("rows", fixed, dict(start=start, steps=steps, seed=seed),
                   lambda: measured(get((start, steps, seed)), run, bench, corpus["fit"]))

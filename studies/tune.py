@@ -164,7 +164,7 @@ def main(cfg):
     layer, _ = compare.check(base, gpt)
     if not (every := trials(base)):
         common.fail(f"--methods {cfg.methods}: names no row that is trained")
-    path, of = Path(cfg.out) / "tuning.json", dict(target=gpt.hash, text=compare.text_hash(cfg.data), layer=layer,
+    path, of = Path(cfg.out) / "tuning.json", dict(target=gpt.hash, text=data.fingerprint(cfg.data), layer=layer,
                                                    tokens=cfg.tokens, eval_tokens=cfg.eval_tokens)
     # trials that are scored already are read back: they need no model any more
     known = {point["key"]: point for row in stored(path, of) for point in row["points"]}

@@ -188,7 +188,7 @@ def test_written_is_the_sum_of_all_contributions(gpt, rows):
     a = record(m, gpt, rows, rows.new_zeros(*rows.shape, 0))
     x, f = evals.clean(m, gpt, rows, 1)
     want = m.contrib(1, f, x, torch.arange(40))[:, 1:].norm(dim=-1).sum((0, 1))
-    got, few = stability.written(m, a), a.on() <= 64        # of more tokens, 64 are looked at
+    got, few = stability.total_written(m, a), a.on() <= 64        # of more tokens, 64 are looked at
     assert few.any() and torch.allclose(got[few], want[few], rtol=1e-4) and torch.allclose(got, want, rtol=0.3)
 
 
@@ -245,7 +245,7 @@ def test_a_planted_overlap_is_recovered_and_every_alive_unit_counts():
     assert found["similarity_alive"] == pytest.approx(found["similarity"] * (1 + 60 / 80) / 2)
     B.write[order[:5]] *= -1                            # read alike, write the opposite: not the same unit
     assert tell(A, B)["shared_0.7"] == 25 / 80
-    assert matching.alone([A], [B])["same_mate"] < matching.alone([A], [A])["same_mate"] == 1
+    assert matching.matched_by_one_side([A], [B])["same_mate"] < matching.matched_by_one_side([A], [A])["same_mate"] == 1
     A, B = (block(x.read, x.write, "component") for x in (A, B))
     assert tell(A, B)["shared_0.7"] == 25 / 80          # (v, u) and (v, -u) are opposites
     B.read[order[:5]] *= -1
@@ -265,7 +265,7 @@ def test_told_by_hand():
     pairs = Matches(*map(torch.tensor, ([0, 2, 4, 5], [1, 3, 0, 2], [0.9, 0.8, 0.6, 0.4], [0.95, 0.75, 0.55, 0.1])))
     on = [torch.tensor([800, 1, 600, 500, 400, 300, 200, 100]), torch.tensor([10, 40, 30, 20])]
     weight = [torch.arange(8.), torch.ones(4)]
-    got = stability.told({(0, 1): pairs, (1, 0): pairs.back()}, on, weight)
+    got = stability.agreement({(0, 1): pairs, (1, 0): pairs.back()}, on, weight)
     assert got["similarity"] == pytest.approx(0.675) and got["similarity_shared"] == pytest.approx(0.85)
     assert got["similarity_alive"] == pytest.approx((2.7 / 7 + 2.7 / 4) / 2)
     for least, n in ((0.5, 3), (0.7, 2), (0.9, 1)):
@@ -348,7 +348,7 @@ def test_activations_found_again_shuffled_and_signed():
 
 class Fake:
     """y_hat = y + size * e + its own noise, whatever f."""
-    layers = [1]
+    layers, kind, matrices = [1], "dictionary", ()
 
     def __init__(self, gpt, name, common_size=0., own=0.3):
         self.mlp, self.name, self.common, self.own = gpt.h[1].mlp, name, common_size, own
@@ -378,7 +378,13 @@ def test_function_agreement_against_plain_arithmetic(gpt, rows):
 
 class Positions:
     """Units that are on at one place of a row each, 2, 5 and 6."""
-    layers, W_enc, W_dec = [1], torch.eye(T, D), torch.eye(T, D)
+    layers, kind, matrices, W_dec = [1], "dictionary", (), torch.eye(T, D)
+
+    def unit_directions(self):
+        return [("all", torch.eye(T, D), self.W_dec, None)]
+
+    def unit_inputs(self, gpt, rows_RT):
+        return [gpt.prefix(rows_RT, 1)[0].flatten(0, 1)]
 
     def encode(self, layer, x_BTD, mlp):
         return torch.eye(T)[[0, 0, 2, 0, 0, 5, 6] + [0] * (T - 7)].expand(len(x_BTD), T, T) * (torch.arange(T) > 0)

@@ -73,12 +73,20 @@ def stub(monkeypatch):
                 raise stop[cfg.k, cfg.seed]
             m.R.data[step % 10] = 0.5 * m.R.data[step % 10] + step / 10
             log.append((cfg.k, cfg.seed, step))
-            common.save(path, common.flat(m=m), dict(method="stub", target=gpt.hash, step=step + 1, seconds=1.5))
+            common.save(path, common.flat(m=m), dict(
+                method="stub", target=gpt.hash, step=step + 1, seconds=1.5, config=vars(cfg)))
 
-    module = types.SimpleNamespace(Config=StubConfig, FREE={"model", "out", "resume", "device", "eval_tokens"},
-                                   build=build, train=train, __name__="stub",
+    def load(path, gpt):
+        tensors, meta = common.load(path, method="stub", target=gpt.hash)
+        m = build(StubConfig(**meta["config"]), gpt)
+        common.unflat(tensors, m=m)
+        return m.requires_grad_(False)
+
+    may_change = {"model", "out", "resume", "device", "eval_tokens"}
+    module = types.SimpleNamespace(Config=StubConfig, MAY_CHANGE_ON_RESUME=may_change, train=train, load=load,
+                                   __name__="stub",
                                    __file__=__file__)
-    monkeypatch.setattr(compare, "METHODS", {"stub": Method(module, "m", "k", (1, 2, 4), {}, {})})
+    monkeypatch.setattr(compare, "METHODS", {"stub": Method(module, "k", (1, 2, 4), {}, {})})
     monkeypatch.setattr(compare, "FLOORS", {"random": (2, 3, 4), "pca": (2, 3, 4)})
     monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
     asked = []
@@ -141,7 +149,7 @@ def test_spd_is_on_where_its_rounded_mask_is():
         C = 2
         def encode(self, layer, x, mlp):
             return torch.tensor([[0.05, 0.1, 0.3, 1.]])
-    m = compare.Rounded(Soft(), 0.1)
+    m = compare.spd.Rounded(Soft(), 0.1)
     assert m.encode(0, None, None).tolist() == [[0, 0, 1, 1]] and m.C == 2
 
 
@@ -330,7 +338,7 @@ def test_each_column_has_a_metric_that_finds_it():
     gpt, ms = GPT.load(ROOT / "target"), []
     for seed in range(3):
         run = compare.spd.Config(C=8, ci_hidden=8, seed=seed)
-        ms.append(compare.Rounded(compare.spd.build(run, gpt), 0.1))
+        ms.append(compare.spd.Rounded(compare.spd.build(run, gpt), 0.1))
     bench, found = compare.prepared(Config(**compare.QUICK), gpt, 1, torch.device("cpu")), {}
     for group, function in compare.GROUPS.items():
         if group != "judged":

@@ -1,4 +1,5 @@
 """TinyTales: what is said of it is true. Known answers, and a second way to the same number."""
+import hashlib
 import random
 import re
 
@@ -256,3 +257,38 @@ def test_your_own_text(tmp_path, capsys):
     fails(capsys, lambda: data.load(str(tmp_path / "short.txt"), "dev", vocab), "empty")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00x")
     fails(capsys, lambda: data.load(str(tmp_path / "bad.txt"), "fit", vocab), "UTF-8")
+
+
+def test_the_fingerprint_sees_content_size_and_name_and_reads_little_of_a_large_file(tmp_path, monkeypatch):
+    def of(name, content):
+        (tmp_path / name).write_bytes(content)
+        data.fingerprint.cache_clear()
+        return data.fingerprint(str(tmp_path / name))
+    small = bytes(range(256)) * 2000                            # half a megabyte: every byte counts
+    base = of("a.bin", small)
+    assert of("a.bin", small) == base != of("b.bin", small)
+    assert all(of("a.bin", small[:i] + b"x" + small[i + 1:]) != base for i in (0, 7, 250_001, len(small) - 1))
+    assert of("a.bin", small[:-2]) != base
+
+    read, sha256 = [], hashlib.sha256
+
+    class Counting:
+        def __init__(self, start=b""):
+            self.hash = sha256(start)
+
+        def update(self, piece):
+            read.append(len(piece))
+            self.hash.update(piece)
+
+        def hexdigest(self):
+            return self.hash.hexdigest()
+
+    with open(tmp_path / "large.bin", "wb") as file:            # sparse: 20 GB that no one has to read
+        file.truncate(20 * 10**9)
+    monkeypatch.setattr(data.hashlib, "sha256", Counting)
+    first = data.fingerprint(str(tmp_path / "large.bin"))
+    assert 1 << 20 <= sum(read) < 1.1 * (1 << 20)
+    with open(tmp_path / "large.bin", "r+b") as file:
+        file.write(b"another beginning")
+    data.fingerprint.cache_clear()
+    assert data.fingerprint(str(tmp_path / "large.bin")) != first

@@ -30,7 +30,7 @@ def rows():
 
 class Whole:
     """The decomposition into one unit that is always on: the MLP itself, times `scale`."""
-    layers, params_F = [1], torch.tensor([1])
+    layers, params_F, kind, matrices = [1], torch.tensor([1]), "dictionary", ()
 
     def __init__(self, gpt, scale=1.0):
         self.mlp, self.scale = gpt.h[1].mlp, scale
@@ -109,7 +109,7 @@ def test_usage_and_replacement_of_known_reconstructions(gpt, rows):
 
 class Sum:
     """A CLT in miniature: unit 0 is layer 0's output, unit 1 layer 1's; at layer 1 it writes their sum."""
-    layers, reads, params_F = [1], [0, 1], torch.tensor([1, 1])
+    layers, reads, params_F, kind, matrices = [1], [0, 1], torch.tensor([1, 1]), "dictionary", ()
 
     def encode(self, layer, x_BTD, mlp):
         one = x_BTD.new_ones(*x_BTD.shape[:2], 1)
@@ -157,10 +157,10 @@ def test_intervals_within_one_model():
     flat = torch.ones(400).double()
     by_row = {"original": torch.stack([flat, 0 * flat], 1), "mean ablation": torch.stack([2 * flat, 3 * flat], 1),
               "model": torch.stack([1 + coin, 2 * coin], 1)}
-    half = evals.within(by_row, "model")
+    half = evals.interval_over_stories(by_row, "model")
     se = 1.96 * 0.5 / 20
     assert half == pytest.approx(dict(ce_recovered_within=se, kl_within=2 * se, kl_recovered_within=2 / 3 * se), rel=0.15)
-    assert evals.within(by_row, "original")["ce_recovered_within"] == 0
+    assert evals.interval_over_stories(by_row, "original")["ce_recovered_within"] == 0
 
 
 class Off(Whole):
@@ -195,7 +195,7 @@ def components(gpt, C, g):
 
 def test_the_attack_nears_the_worst_corner_and_grows_with_its_budget(gpt, rows):
     m, few = components(gpt, 2, 0.3), rows[:4]
-    corner = lambda bits: masks.replacing(m, lambda gs: masks.mix(gs, [t.float() for t in bits.split([2, 2, 1, 1])]))
+    corner = lambda bits: masks.replacing(m, lambda gs: masks.masks_from(gs, [t.float() for t in bits.split([2, 2, 1, 1])]))
     worst = max(evals.scores(gpt, few, {"r": corner(torch.tensor(bits))})["r"]["kl"]
                 for bits in itertools.product([0, 1], repeat=6))
     found = masks.attack(m, gpt, few, common.generator(0, "attack"), budgets=(0, 2, 15))
@@ -206,7 +206,7 @@ def test_the_attack_nears_the_worst_corner_and_grows_with_its_budget(gpt, rows):
 
 def test_aggregation_of_a_joint_and_of_a_needless_importance(gpt, rows):
     m, gen = components(gpt, 16, 0.3), common.generator(0, "union")
-    low = evals.scores(gpt, rows, {"ci": masks.replacing(m, lambda gs: masks.mix(gs, [0 * g for g in gs] + [0 * gs[0][
+    low = evals.scores(gpt, rows, {"ci": masks.replacing(m, lambda gs: masks.masks_from(gs, [0 * g for g in gs] + [0 * gs[0][
         ..., :1]] * 2))})["ci"]["kl"]
     rise = masks.aggregation(m, gpt, rows, gen, ks=(1, 3))  # all are on elsewhere: forced, the sum is W again
     assert rise[1] == pytest.approx(-low, rel=1e-3) and rise[3] == rise[1] and low > 0.01
@@ -273,13 +273,13 @@ def test_attribution_is_the_slope_of_the_loss(loud):
 
 def test_the_ladder_climbs_to_the_whole_and_down_to_the_error(loud):
     gpt, fit, test = loud
-    out = faithful.ladder(Parts(gpt), gpt, fit, test, ks=(1, 4, 32))
+    out = faithful.top_k_faithfulness(Parts(gpt), gpt, fit, test, ks=(1, 4, 32))
     assert out["faith"][32] == pytest.approx(1, abs=1e-4) and out["comp"][32] == pytest.approx(0, abs=1e-4)
     assert out["faith"][1] < out["faith"][4] < 1 and out["comp"][1] > out["comp"][4] > 0
     (first, second), whole = list(out["faith"].values())[:2], math.log(32)
     area = ((first + second) / 2 * math.log(4) + (second + 1) / 2 * math.log(8)) / whole
     assert 0 < out["comp_auc"] < 1 and out["faith_auc"] == pytest.approx(area, abs=1e-4)
-    whole = faithful.ladder(Parts(gpt, 0), gpt, fit, test, ks=(1, 2))      # nothing explained: C is empty
+    whole = faithful.top_k_faithfulness(Parts(gpt, 0), gpt, fit, test, ks=(1, 2))      # nothing explained: C is empty
     assert whole["faith"][2] == pytest.approx(0, abs=1e-4) and whole["comp"][2] == pytest.approx(1, abs=1e-4)
 
 
@@ -288,7 +288,7 @@ def test_the_ladder_keeps_as_many_components_of_each_matrix(loud):
     gpt, fit, test = loud
 
     class Twice(Parts):
-        site = None
+        kind, matrices = "component", ("in", "out")
 
         def encode(self, layer, x_BTD, mlp):
             f = super().encode(layer, x_BTD, mlp)
@@ -296,7 +296,7 @@ def test_the_ladder_keeps_as_many_components_of_each_matrix(loud):
 
         def decode(self, layer, f_BTF, x_BTD):
             return sum(super(Twice, self).decode(layer, f, x_BTD) for f in f_BTF.chunk(2, -1)) / 2
-    one, two = (faithful.ladder(m(gpt), gpt, fit, test, ks=(1, 4)) for m in (Parts, Twice))
+    one, two = (faithful.top_k_faithfulness(m(gpt), gpt, fit, test, ks=(1, 4)) for m in (Parts, Twice))
     assert two["faith"] == pytest.approx(one["faith"], abs=1e-4) and two["comp"] == pytest.approx(one["comp"], abs=1e-4)
 
 
@@ -375,7 +375,7 @@ def test_effects_of_planted_units(loud):
     out = effects.effects(m, gpt, split, split, torch.arange(3), target, gen(), units=1)
     cost = effects.concept_ablation(m, gpt, rows, kinds, own := torch.arange(3).view(-1, 1))
     dice, whole = gen(), recording.record(m, gpt, *split)
-    null = [effects.concept_ablation(m, gpt, rows, kinds, effects.like(whole, own, dice)) for _ in range(3)]
+    null = [effects.concept_ablation(m, gpt, rows, kinds, effects.matched_in_frequency(whole, own, dice)) for _ in range(3)]
     chance = sum((some["on"] - some["off"]).mean().item() for some in null) / 3
     assert out["ablation"] == pytest.approx((cost["on"] - cost["off"]).mean().item() - chance, rel=1e-4)
     assert abs(chance) < 0.2 * out["ablation"]
@@ -394,7 +394,7 @@ def test_effects_of_planted_units(loud):
 
 class OfTokens:
     """Units that are on at all tokens, at token 5, and at token 6 and one in two others; none can be told by the MLP."""
-    layers, params_F = [1], torch.ones(3)
+    layers, params_F, kind, matrices = [1], torch.ones(3), "dictionary", ()
 
     def encode(self, layer, x_BTD, mlp):
         token_BT = self.rows[self.at:self.at + len(x_BTD)]

@@ -106,7 +106,7 @@ def measure(gpt, m, cfg, corpus, read, pieces):
         on_F = (m.encode(0, gpt.prefix(fit[0], 0)[0], gpt.h[0].mlp) > 0.1).flatten(0, 1).sum(0)
         alive = (on_F >= evals.ALIVE).view(2, -1).sum(1).tolist()
         gen = common.generator(0, "summary")
-        row = concepts.summary(compare.Rounded(m, 0.1), gpt, fit, test, torch.arange(0), gen, n=300)
+        row = concepts.summary(spd.Rounded(m, 0.1), gpt, fit, test, torch.arange(0), gen, n=300)
     return dict(cos_in=cos[0], cos_out=cos[1], alive_in=alive[0], alive_out=alive[1], coverage=row["coverage"],
                 loss=length.settled_loss(m, gpt, corpus["fit"], cfg, common.generator(0, "settled"))[0])
 
@@ -191,7 +191,7 @@ def test_trained_units_are_the_planted_detectors_more_than_any_floor(tmp_path, c
             cfg = module.Config(model=str(tmp_path), data=str(tmp_path / "x.bin"), out=str(tmp_path / f"{name}{value}"),
                                 device="cpu", T=T, eval_tokens=2400, **change, **{knob: value})
             m = module.train(cfg)[0]
-            judge(f"{name} {value}", compare.Rounded(m, 0.1) if module is spd else m.requires_grad_(False))
+            judge(f"{name} {value}", spd.Rounded(m, 0.1) if module is spd else m.requires_grad_(False))
     rho = {key: spearman(*([row[k] for row in found.values()] for k in (key, "coverage"))) for key in METRICS}
     with capsys.disabled():
         print(f"\n{'':16}" + "".join(f"{key[:12]:>14}" for key in ("coverage", "l0", *METRICS)))

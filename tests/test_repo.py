@@ -10,32 +10,21 @@ import pytest
 
 import common
 import compare
+import density
 
 ROOT = Path(__file__).parent.parent
-BUDGET = {"model.py": 220, "data.py": 284, "tinytales/cache.py": 103, "tinytales/story.py": 400,
-          "tinytales/concepts.py": 120, "tinytales/prompts.py": 100, "pretrain.py": 170, "common.py": 173,
-          "fused.py": 250, "spd.py": 442, "report/curve.py": 60, "clt.py": 310, "molt.py": 311, "evals.py": 279,
-          "baselines.py": 150, "studies/bench.py": 450, "sae.py": 345, "transcoder.py": 321, "compare.py": 424,
-          "report/table.py": 325, "report/pictures.py": 170, "studies/tune.py": 200, "report/noise.py": 70,
-          "studies/length.py": 260, "metrics/atoms.py": 108, "metrics/concepts.py": 243, "metrics/effects.py": 131,
-          "metrics/faithful.py": 110, "metrics/llm.py": 101, "metrics/masks.py": 77, "metrics/matching.py": 272,
-          "metrics/recording.py": 137, "metrics/stability.py": 152, "metrics/words.py": 228}
-# common.py: 120, the switch to oneDNN's matrix products, worth 1.5x to every script, and glibc's memory, worth 8 %;
-# and the limits of flags, some for all scripts; and the two optimizers that every method may have.
-# data.py and tinytales/cache.py: 300 together, and three splits at once, each of enough tokens; and activations.
-# spd.py: 330 and the four kinds of Gamma, of which the toys need one more than the default, an adversary more, --sweep
-# and the signed strengths of its units.
-# clt.py: 240, the second way to be sparse, the scales folded back, the figures of all MLPs at once, and its tensors as
-# the matrices that Muon turns.
-# molt.py: 240, the transforms that sum to the weights, the second objective, the scales folded back, and Muon.
-# pretrain.py: 150, the start of the heads for induction.
-# bench.py: 250, and the activation-space methods beside public trainers.
-# sae.py and transcoder.py: 220 was for one variant; each has five, two objectives, two optimizers, and sae.py three sites.
-# table.py, pictures.py: what compare.py found, as text and files and as pictures; compare.py keeps what is run, now
-# with a judge, and more controls; table.py says which numbers beat their nulls, and reads each row's curve at one L0.
-# noise.py: what is larger than the spread over seeds.
-# tune.py: optimizers and learning rates, tried alike for all rows; 130, and a table that several runs put rows into.
-# story.py, concepts.py and prompts.py are what data.py would hold if it were one file
+# Nodes of each file's syntax tree when the packages were made; a file may grow by SLACK, or a new figure is argued for.
+NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 5040, "data.py": 2920,
+         "evals.py": 3790, "fused.py": 2240, "model.py": 3080, "molt.py": 3690, "pretrain.py": 2300, "sae.py":
+         4290, "spd.py": 5770, "transcoder.py": 3990, "metrics/atoms.py": 1580, "metrics/concepts.py": 3740,
+         "metrics/effects.py": 2010, "metrics/faithful.py": 1740, "metrics/llm.py": 1470, "metrics/masks.py":
+         990, "metrics/matching.py": 2680, "metrics/recording.py": 1560, "metrics/stability.py": 2430,
+         "metrics/words.py": 3350, "report/curve.py": 620, "report/noise.py": 720, "report/pictures.py": 1790,
+         "report/table.py": 3560, "studies/bench.py": 5690, "studies/length.py": 3090, "studies/tune.py":
+         2070, "tinytales/cache.py": 1050, "tinytales/concepts.py": 1750, "tinytales/prompts.py": 1250,
+         "tinytales/story.py": 4810}
+SLACK = 1.15
+PLAIN = set()       # files that tests/density.py finds nothing wrong with, and that have to stay so
 PACKAGES = ("metrics", "report", "studies", "tinytales")
 FILES = [path for folder in (".", *PACKAGES) for path in sorted((ROOT / folder).glob("*.py"))
          if path.name != "__init__.py"]
@@ -55,10 +44,19 @@ SCRIPTS = [path for path in FILES if name(path) not in TABLES]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=name)
-def test_files_stay_small_and_narrow(path):
-    lines = path.read_text().splitlines()
-    assert len(lines) <= BUDGET[name(path)]
-    assert [i for i, line in enumerate(lines, 1) if len(line) > 120] == []
+def test_files_stay_small_and_plain(path):
+    nodes, _, _, faults = density.measure(path)
+    assert nodes <= SLACK * NODES[name(path)]
+    assert name(path) not in PLAIN or faults == []
+
+
+def test_density_sees_what_it_should(tmp_path):
+    (tmp_path / "dense.py").write_text("\n".join((
+        "a, b = 1, 2", "a, b = b, a", "f(), g()", "h = lambda x: x", "if (y := f()) > 1:", "    pass",
+        "z = [[i for i in j] for j in k]", "w = [1] * (a > 2)", "v = " + " + ".join(["x"] * 40), "T = {'k': [1, 2, 3]}")))
+    faults = density.measure(tmp_path / "dense.py")[3]
+    assert [fault.split(":")[0] for fault in faults if not fault.startswith("0:")] == [
+        "9", "1", "3", "4", "5", "7", "8", "9"]
 
 
 def configs():

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import common
+import data
 import evals
 import spd
 from conftest import D, M, T, V
@@ -83,7 +84,7 @@ def test_kl_through_the_suffix_equals_kl_of_full_forwards(built):
     got = run(*[m.masked(gs, s) for s in sources])
     logp = F.log_softmax(gpt(idx), -1)
     for kl, s in zip(got, sources):
-        masked = masks.replacing(m, lambda gs: masks.mix(gs, s))
+        masked = masks.replacing(m, lambda gs: masks.masks_from(gs, s))
         logq = F.log_softmax(gpt(idx, masked), -1)
         assert torch.allclose(kl, (logp.exp() * (logp - logq)).sum(-1).mean(), atol=1e-5)
 
@@ -262,6 +263,19 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, adversary, optimiz
     assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert (Path(whole.out) / "log.jsonl").read_text() == (Path(cfg.out) / "log.jsonl").read_text()
+
+
+def test_a_run_is_not_resumed_on_other_data_under_the_same_name(cfg, capsys):
+    spd.train(dataclasses.replace(cfg, steps=4, save_every=2))
+    path = Path(cfg.data)
+    ids = np.fromfile(path, np.uint16)
+    np.random.default_rng(1).permutation(ids).tofile(path)      # as long, and of the same tokens
+    data.fingerprint.cache_clear()
+    try:
+        fails(capsys, lambda: spd.train(dataclasses.replace(cfg, steps=4, save_every=2, resume=True)), "text=")
+    finally:
+        ids.tofile(path)
+        data.fingerprint.cache_clear()
 
 
 def test_summary_has_the_promised_keys(cfg):

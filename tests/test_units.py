@@ -69,7 +69,7 @@ def test_units_that_say_two_things_become_two():
     value[:50, 0], value[50:80, 0] = 1, -2
     value[:50, 1], value[50:52, 1] = 1, -2                      # 4 % of its tokens: one thing
     value[:30, 2] = -3
-    a, = recording.halve(active(value, torch.zeros(100, 1).bool()))
+    a, = recording.split_by_sign(active(value, torch.zeros(100, 1).bool()))
     assert a.origin_F.tolist() == [0, 1, 2, 0] and a.on().tolist() == [50, 52, 30, 30]
     assert (a.value_E > 0).all() and a.at(torch.tensor(3), torch.arange(100)).sum() == 60
     tokens = torch.tensor([60, 10])
@@ -78,7 +78,7 @@ def test_units_that_say_two_things_become_two():
 
 def test_level_counts_by_hand(planted):
     fit, test = planted
-    top = concepts.top(fit)
+    top = concepts.largest_value(fit)
     on, both = concepts.level_counts(test, top)
     value = torch.stack([test.at(torch.tensor(f), torch.arange(N)) for f in range(test.F)], 1)
     for level in (0, 4, 9):
@@ -92,11 +92,11 @@ def test_coverage_and_board_of_planted_and_of_shuffled_units(planted, shuffled):
     good, bad = concepts.coverage(*planted), concepts.coverage(*shuffled)
     assert good["coverage"] > 0.95 and good["unit_K"].tolist() == list(range(12)) and good["level"] == 0
     assert bad["coverage"] < 0.25                               # a unit on everywhere has F1 = 2 p / (1 + p), mean 0.22
-    assert concepts.board(*planted) > 0.9 and concepts.board(*shuffled) < 0.05
+    assert concepts.concepts_from_precise_units(*planted) > 0.9 and concepts.concepts_from_precise_units(*shuffled) < 0.05
     test = planted[1]                                           # chosen on fit, scored on test: by hand
     on, label = test.at(torch.arange(12).view(-1, 1), torch.arange(N)) > 0, test.label_NK.T
     assert torch.allclose(good["f1_K"], 2 * (on & label).sum(1) / (on.sum(1) + label.sum(1)))
-    assert concepts.board(planted[0], shuffled[1]) < 0.25 < 0.9 < concepts.board(planted[0], planted[1])
+    assert concepts.concepts_from_precise_units(planted[0], shuffled[1]) < 0.25 < 0.9 < concepts.concepts_from_precise_units(planted[0], planted[1])
 
 
 def test_what_is_chosen_on_fit_is_scored_on_test(world):
@@ -160,7 +160,7 @@ def test_splits_counts_the_parts_of_a_concept(world):
 
 class Linear:
     """contrib_u = f_u W_u."""
-    layers = [0]
+    layers, kind, matrices = [0], "dictionary", ()
 
     def __init__(self, W):
         self.W = W
@@ -173,14 +173,14 @@ def test_shares_are_the_contributions_at_a_units_own_tokens():
     value, W = (random(3, 200, 5) - 0.7).clamp(min=0), torch.randn(5, 4, generator=common.generator(0, "W"))
     value[3:, 4] = 0
     a = active(value, torch.zeros(200, 1).bool())
-    c = recording.shares(Linear(W), a, each=20, group=2)
+    c = recording.contributions(Linear(W), a, each=20, group=2)
     for u in range(5):
         assert c[u].isfinite().all(1).sum() == min(20, (value[:, u] > 0).sum())
         want = value[value[:, u] > 0, u, None] * W[u]
         assert all(((want - row).abs().sum(1) < 1e-5).any() for row in c[u] if row.isfinite().all())
         if len(want) > 20:                                      # spread over all of them
             assert torch.allclose(c[u][-1], want[19 * len(want) // 20])
-    cos = (recording.writes(c) * W).sum(1) / W.norm(dim=1)
+    cos = (recording.write_directions(c) * W).sum(1) / W.norm(dim=1)
     assert torch.allclose(cos[:4], torch.ones(4))
 
 
@@ -208,7 +208,7 @@ def test_absorption_of_a_planted_absorber_and_of_none(world):
         split = dict(n=torch.tensor([1]), units=torch.tensor([[0, 1, 2]]))
         probe["w"][0, :4] = torch.tensor([1., 0, 0, 0])
         probe["w"][0, 4] = -0.5
-        write = recording.writes(recording.shares(Linear(W), fit))
+        write = recording.write_directions(recording.contributions(Linear(W), fit))
         got = concepts.absorption(Linear(W), test, y2, probe["w"], write, split, concept, gen, n=400)
         assert got["full"].item() == pytest.approx(0.3 * absorbed, abs=0.07)
         assert got["fraction"].item() == pytest.approx(0.3 * absorbed, abs=0.07)
@@ -262,7 +262,7 @@ def test_meta_dictionary_finds_common_atoms_and_nothing_in_random_rows():
 def test_like_and_difference_of_means(world):
     value = torch.stack([random(80 + i, N) < 0.02 * (1 + i // 4) for i in range(40)], 1).float()
     a, chosen = active(value, world[0]), torch.tensor([[0, 1], [38, 20]])
-    other, on = effects.like(a, chosen, common.generator(0, "like"), near=5), a.on().float()
+    other, on = effects.matched_in_frequency(a, chosen, common.generator(0, "like"), near=5), a.on().float()
     assert (other != chosen).all() and (on[other] / on[chosen] - 1).abs().max() < 0.9
     assert (on[other][1] / on[chosen][1] - 1).abs().max() < 0.2
     v = random(90, N, 3)
