@@ -17,7 +17,7 @@ import density
 ROOT = Path(__file__).parent.parent
 # Nodes of each file's syntax tree when the packages were made; a file may grow by SLACK, or a new figure is argued for.
 NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 5040, "data.py": 2920,
-         "evals.py": 3790, "fused.py": 2240, "model.py": 3080, "molt.py": 3690, "pretrain.py": 2300, "sae.py":
+         "evals.py": 3790, "fused.py": 2240, "model.py": 3200, "molt.py": 3690, "pretrain.py": 2300, "sae.py":
          4290, "spd.py": 5770, "transcoder.py": 3990, "metrics/atoms.py": 1580, "metrics/columns.py": 90, "metrics/concepts.py": 3740,
          "metrics/effects.py": 2010, "metrics/faithful.py": 1740, "metrics/llm.py": 1470, "metrics/masks.py":
          990, "metrics/matching.py": 2680, "metrics/recording.py": 1560, "metrics/stability.py": 2430,
@@ -27,7 +27,9 @@ NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 
          "tinytales/story.py": 4810}
 SLACK = 1.15
 PLAIN = {           # files that tests/density.py finds nothing wrong with, and that have to stay so
+    "common.py",
     "metrics/columns.py",
+    "model.py",
     "spd.py",
     "studies/bench.py",
     "studies/length.py",
