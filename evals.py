@@ -95,6 +95,9 @@ from typing import Any, Callable, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from metrics import columns
+from metrics.columns import Column
+
 RARE = 0.002            # a concept says something where it is true at this share of the tokens ..
 DENSE = 0.3             # .. or more, up to this share
 ALIVE = 10              # a unit is alive when it is on at this many tokens or more
@@ -129,7 +132,8 @@ def splice(m, edit=unedited, keep_error=False):
     """Put a decomposition into the model: gpt(idx_BT, splice(m)). No other way leads in.
 
     edit(layer, f_BTF) -> f_BTF: ablation and steering change what the units say.
-    keep_error: what m does not explain stays, y - decode(f) + decode(edit(f))."""
+    keep_error: what m does not explain stays, y - decode(f) + decode(edit(f)), as in Marks et al.
+    2024 (arXiv:2403.19647)."""
     return Splice(m, edit, keep_error)
 
 
@@ -258,8 +262,9 @@ def recovered(table, name, ablation="mean ablation", of="ce"):
     """Which share of what the MLP is worth does a replacement keep?
 
     CE recovered = (CE_ablated - CE) / (CE_ablated - CE_original): 1 = all, 0 = no better than the
-    ablation, below 0 = worse. of="kl": 1 - KL / KL_ablated. None where ablating the MLP costs less
-    than LEAST_COST. table: of `scores`."""
+    ablation, below 0 = worse; with zero ablation, the "loss recovered" of Rajamanoharan et al. 2024
+    (arXiv:2404.16014). of="kl": 1 - KL / KL_ablated. None where ablating the MLP costs less than
+    LEAST_COST. table: of `scores`."""
     ablated = table[ablation]
     original = table["original"]
     cost_ce = ablated["ce"] - original["ce"]
@@ -410,7 +415,7 @@ def relative_error(W_hat, W):
 def index_bits(n, l0):
     """How many bits name a token's units among the n alive ones? log2 of n choose l0.
 
-    = log2 of n! / (l0! (n - l0)!), by the gamma function, since l0 may be a mean."""
+    That is log2 of n! / (l0! (n - l0)!), by the gamma function, since l0 may be a mean."""
     factorials = torch.tensor([n + 1., l0 + 1, n - l0 + 1], dtype=torch.float64)
     log_all, log_on, log_off = factorials.lgamma()
     return (log_all - (log_on + log_off)).item() / math.log(2)
@@ -619,3 +624,50 @@ def replacement(m, gpt, layer, fit, test, names, units="units"):
             f"{used['active_params']:,.0f} active parameters per token, "
             f"{out['dead_fraction']:.1%} of {n_units} {units} dead")
     return [*score_lines(table, table), head, *lines], out
+
+
+# --------------------------------------------------------------------------------- in the table
+COLUMNS = {
+    "ce_recovered": Column(
+        "CE rec", "up", beat=0, digits=3, table="faithful",
+        text="share of the cross-entropy that mean-ablating the MLP costs which the units on win "
+             "back alone; 1 is all, n/a where it costs under 0.05 nats"),
+    "kl_recovered": Column(
+        "KL rec", "up", beat=0, digits=3, table="faithful",
+        text="share of the divergence from the original predictions that mean-ablating the MLP "
+             "brings which the units on take away alone; 1 is all, n/a where CE rec is"),
+    "kl": Column(
+        "KL", "down", beat="mean ablation", digits=4, table="faithful",
+        text="divergence from the original predictions, nats per token"),
+    "fve": Column(
+        "FVE", "up", beat="pca", digits=3, table="faithful",
+        text="1 - E|y - y_hat|^2 / E|y - E y|^2 of the MLP's output y"),
+    "l0": Column(
+        "L0", "down", beat=None, digits=1, table="sparse",
+        text="units on per token (SPD: of both matrices)"),
+    "active_params": Column(
+        "params", "down", beat=None, digits=0, table="sparse",
+        text="parameters of the units on, per token, and of a skip"),
+    "index_bits": Column(
+        "bits", "down", beat=None, digits=1, table="sparse",
+        text="log2(alive choose L0): what naming the units on costs, per token"),
+    "alive_units": Column(
+        "alive", "", beat=None, digits=0, table="sparse",
+        text="units on at 10 tokens of fit or more"),
+    "dead_fraction": Column(
+        "dead", "down", beat=None, digits=3, table="sparse",
+        text="share of the units that are not alive"),
+    "concept_matched_fraction": Column(
+        "matched", "up", beat="random", digits=3, table="concepts",
+        text="share of the alive units that match a concept, F1 0.5 or more"),
+}
+
+
+def measure(m, arena, gen):
+    """How well does m do the work of its MLP, and with how much? (numbers, details), as
+    metrics/columns.py says. Draws nothing from gen. Four passes through the model, three through m
+    on clean inputs."""
+    _, found = replacement(m, arena.gpt, arena.layer, arena.fit, arena.test, arena.names)
+    found["kl"] = found["kl_replaced"]
+    found["kl_recovered"] = found["kl_recovered_replaced"]
+    return columns.split(COLUMNS, found)
