@@ -427,9 +427,14 @@ def arena(gpt, rows):
     return SimpleNamespace(gpt=gpt, layer=1, fit=(rows, labels), test=(rows, labels), names=["a"])
 
 
-@pytest.mark.parametrize("module", [evals], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [evals, masks], ids=lambda module: module.__name__)
 def test_what_is_measured_has_its_columns(gpt, rows, module):
     m = components(gpt, 4, 0.3)
     numbers, details = module.measure(m, arena(gpt, rows), common.generator(0, "measure"))
     assert numbers.keys() == module.COLUMNS.keys() and not numbers.keys() & details.keys()
     assert any(number is not None for number in numbers.values())
+
+
+def test_only_components_have_masks(gpt, rows):
+    numbers, details = masks.measure(Whole(gpt), arena(gpt, rows), common.generator(0, "measure"))
+    assert numbers == dict.fromkeys(masks.COLUMNS) and details == {}
