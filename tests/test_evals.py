@@ -427,7 +427,7 @@ def arena(gpt, rows):
     return SimpleNamespace(gpt=gpt, layer=1, fit=(rows, labels), test=(rows, labels), names=["a"])
 
 
-@pytest.mark.parametrize("module", [evals, masks], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [evals, faithful, masks], ids=lambda module: module.__name__)
 def test_what_is_measured_has_its_columns(gpt, rows, module):
     m = components(gpt, 4, 0.3)
     numbers, details = module.measure(m, arena(gpt, rows), common.generator(0, "measure"))
