@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 5040, "data.py": 2920,
          "evals.py": 3790, "fused.py": 2240, "model.py": 3200, "molt.py": 3690, "pretrain.py": 2300, "sae.py":
          4290, "spd.py": 5770, "transcoder.py": 3990, "metrics/atoms.py": 1580, "metrics/columns.py": 90, "metrics/concepts.py": 3740,
-         "metrics/effects.py": 2010, "metrics/faithful.py": 1740, "metrics/llm.py": 1470, "metrics/masks.py":
-         990, "metrics/matching.py": 2680, "metrics/recording.py": 1560, "metrics/stability.py": 2430,
+         "metrics/effects.py": 2010, "metrics/faithful.py": 1900, "metrics/llm.py": 1470, "metrics/masks.py":
+         1380, "metrics/matching.py": 2680, "metrics/recording.py": 1560, "metrics/stability.py": 2430,
          "metrics/words.py": 3350, "report/curve.py": 620, "report/noise.py": 720, "report/pictures.py": 1790,
          "report/table.py": 3560, "studies/bench.py": 5690, "studies/length.py": 3090, "studies/tune.py":
          2070, "tinytales/cache.py": 1050, "tinytales/concepts.py": 1750, "tinytales/prompts.py": 1250,
@@ -28,7 +28,11 @@ NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 
 SLACK = 1.15
 PLAIN = {           # files that tests/density.py finds nothing wrong with, and that have to stay so
     "common.py",
+    "evals.py",
     "metrics/columns.py",
+    "metrics/faithful.py",
+    "metrics/masks.py",
+    "metrics/recording.py",
     "model.py",
     "spd.py",
     "studies/bench.py",
