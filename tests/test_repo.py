@@ -24,7 +24,9 @@ NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 
          2070, "tinytales/cache.py": 1050, "tinytales/concepts.py": 1750, "tinytales/prompts.py": 1250,
          "tinytales/story.py": 4810}
 SLACK = 1.15
-PLAIN = set()       # files that tests/density.py finds nothing wrong with, and that have to stay so
+PLAIN = {           # files that tests/density.py finds nothing wrong with, and that have to stay so
+    "metrics/concepts.py",
+}
 PACKAGES = ("metrics", "report", "studies", "tinytales")
 FILES = [path for folder in (".", *PACKAGES) for path in sorted((ROOT / folder).glob("*.py"))
          if path.name != "__init__.py"]
