@@ -1,30 +1,45 @@
-"""SPD, stochastic parameter decomposition of one MLP, and its adversarial successor VPD (--adversary).
-    W = V U + D     sites W_in (D, M), W_out (M, D), each into C rank-one V[:, c] U[c] and a rest D; biases stay whole
-    y = ((x V) * m) U + d * (x D) + b  =  ((x V) * (m - d)) U + d * (x W) + b             masks m (C) and d in [0, 1]
-    g = clamp(Gamma(clean inputs of the sites), 0, 1)                             causal importance of each component
-    m = g + (1 - g) r,  d = r_delta                               sources r in [0, 1]: g = 1 pins a component's mask
-    loss = c_faith mean_sites |D|^2 / |W|^2
-         + c_stoch KL(clean || masked), r ~ U(0, 1), at each position a random subset of the sites masked
-         + c_adv   KL(clean || masked), r ascending that KL, all sites masked
-         + c_imp   (1/N) sum_c s_c (1 + w_freq log2(1 + freq_a s_c / N)),   s_c = sum over N positions of phi(g_c)
-    phi(g) = g^2 / (g^2 + gamma^2), gamma falling to gamma_end (smooth_l0), or g^p, p falling to p_end (lp)
-  Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790); Goodfire 2026, "Interpreting Language Model Parameters" (VPD).
-What limits training is the optimizer: many components have to turn while their sum stays W. A strong faithfulness term
-  pins them, so it is weak here: D has masks of its own, which punish a wrong sum already, V U starts as W exactly and
-  is moved onto W once more at the end (`project`). Adam moves each weight by itself; Muon, which replaces a matrix's
-  momentum by the nearest orthogonal matrix, turns all components at once. results/spd-recipe.md has the measurements.
-Differs from the papers: Muon for Adam, an exact start for a faithfulness warm-up, faithfulness weak and relative to
-  |W|^2; Gamma is one small MLP on the RMS-normed inputs of all sites (--ci_fn has theirs); the default adversary takes
-  one step; the KL goes through the suffix only (same value).
-B sequences, T positions, N = B T, D residual width, M MLP hidden width, C components of a site, V vocabulary
+"""SPD: which few parts of its weight matrices does an MLP use on each token?
 
-    python spd.py --C 256       # 6 minutes on 2 cores: CE recovered 0.97 with masks rounded at 0.1, at L0 13 and 11
+Both weight matrices are written as sums of rank-one components. A small net says how important
+each component is at each token. Everything is trained such that ablating what the net calls
+unimportant, by any amount, leaves the model's predictions as they were, while as little as
+possible is called important.
+
+    W = V U + rest              W_in (D, M), W_out (M, D); component c of a matrix is V[:, c] U[c]
+    g = clamp(ImportanceNet(what both matrices read), 0, 1)             causal importance, per token
+    mask = g + (1 - g) source       source in [0, 1]: g = 1 pins the mask, g = 0 leaves it open
+    y = ((x V) * mask) U + rest_mask * (x rest) + b         the rest is never important; b is whole
+    loss = c_faith  mean over matrices of |rest|^2 / |W|^2      components add up to the weights
+         + c_stoch  KL(clean || masked), random sources, at each position some of the matrices
+         + c_adv    KL(clean || masked), sources that an attack finds, both matrices        (VPD)
+         + c_imp    (1/N) sum_c s_c (1 + w_freq log2(1 + freq_a s_c / N))
+    s_c = sum over the N positions of phi(g_c)
+    phi(g) = g^2 / (g^2 + width^2), width falling from 1 to gamma_end               (smooth_l0)
+             or g^p, p falling to p_end                                             (lp)
+
+SPD: Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790).
+VPD: Goodfire 2026, "Interpreting Language Model Parameters".
+
+What limits training is the optimizer: many components have to turn while their sum stays W. A
+strong faithfulness term pins them, so it is weak here: the rest has masks of its own, which punish
+a wrong sum already; V U starts as W exactly, and is moved onto W once more at the end (`project`).
+Adam moves each weight by itself. Muon replaces the momentum of a matrix by the nearest orthogonal
+matrix, which turns all components at once. results/spd-recipe.md has the measurements.
+
+Differs from the papers: Muon for Adam; an exact start for a faithfulness warm-up; faithfulness
+weak, and relative to |W|^2; the importance net is one small MLP on the RMS-normed inputs of both
+matrices (--ci_fn has the papers'); the default adversary takes one step; the KL goes through the
+rest of the model only, which gives the same value.
+
+B sequences, T positions, N = B T, D residual width, M MLP hidden width, C components of a matrix
+
+    python spd.py --C 256       # 6 minutes on 2 cores: CE recovered 0.98 at L0 7 in + 6 out
 """
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Callable, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,62 +53,75 @@ from metrics import masks
 from model import GPT, default_layer
 from report import curve
 
+
 @dataclass
 class Config:
+    # what to take apart, where to write
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
+    layer: int = -1                 # whose MLP; -1: that of config.json, or the middle one
     out: str = "runs/spd"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
-    sweep: bool = False             # five runs, c_imp times 1/4 to 4; the curve in sweep.json and sweep.png
+    sweep: bool = False             # five runs, c_imp times 1/4 to 4: sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # of the initialisation, the batches and the masks
-    C: int = 256                    # components per matrix; with fewer than min(D, M) V U can't reach W
-    ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # what Gamma sees, see class Gamma
-    ci_hidden: int = 256            # Gamma's hidden width (global: two hidden layers, the others one)
+    # components and their importance
+    C: int = 256                    # components per matrix; under min(D, M) V U can't reach W
+    ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # class ImportanceNet
+    ci_hidden: int = 256            # hidden width of the importance net
     alpha: float = 0.01             # slope of the leaky hard sigmoids
+    # training
     steps: int = 1000               # training steps
     B: int = 16                     # sequences per step
     T: int = 128                    # positions per sequence
-    start: Literal["random", "neurons"] = "random"  # V and U: random, or each neuron's own weights; the sum exact
-    optimizer: Literal["muon", "adam"] = "muon"     # of all matrices: Muon turns all components at once
+    start: Literal["random", "neurons"] = "random"  # V and U: random, or each neuron's weights
+    optimizer: Literal["muon", "adam"] = "muon"     # of all matrices
     lr: float = 0.03                # of V and U, falling along a cosine; 8e-3 suits adam
-    lr_ci: float = 0.02             # of Gamma's matrices, falling alike; 8e-3 suits adam
-    lr_rest: float = 8e-3           # of Gamma's biases, by Adam, falling alike
+    lr_ci: float = 0.02             # of the importance net's matrices; 8e-3 suits adam
+    lr_rest: float = 8e-3           # of the importance net's biases, by Adam
     lr_end: float = 0.1             # last learning rates as a share of the first
     clip_vu: float = 0.01           # gradient norm of V, U; fires at almost every step, as in VPD
-    clip_ci: float = 1.0            # gradient norm of Gamma
-    faith: Literal["relative", "absolute"] = "relative"  # mean |D|^2 / |W|^2, or sum |D|^2 / number of weights
-    c_faith: float = 10.            # faithfulness, in units of the loss: weak, or components can't turn; .1 for MSE
+    clip_ci: float = 1.0            # gradient norm of the importance net
+    # loss
+    faith: Literal["relative", "absolute"] = "relative"  # to |W|^2, or per weight
+    c_faith: float = 10.            # faithfulness, in units of the loss: weak; 0.1 suits an MSE
     project: bool = True            # at the end, move V U onto W exactly
-    c_stoch: float = 0.5            # KL under stochastic masks
-    c_adv: float = 0.5              # KL under adversarial masks
+    c_stoch: float = 0.5            # KL under random masks
+    c_adv: float = 0.5              # KL under the attack's masks
     c_imp: float = 1e-4             # importance: THE knob, sweep it in log steps first
-    w_freq: float = 0.5             # frequency term relative to importance; splits components that serve two circuits
+    w_freq: float = 0.5             # frequency term; splits components that serve two circuits
     freq_a: float = 32768           # a of the frequency term; 0: N, as the papers have it with lp
     penalty: Literal["smooth_l0", "lp"] = "smooth_l0"  # phi
-    gamma_end: float = 0.01         # smooth_l0: gamma falls from 1 to this over the first 90 % of the steps
+    gamma_end: float = 0.01         # smooth_l0: last width, reached after 90 % of the steps
     p_start: float = 2.0            # lp: first exponent
     p_end: float = 0.4              # lp: last exponent
-    adversary: Literal["none", "step", "pgd"] = "step"  # one shared sign step, persistent PGD; none: rounded masks fail
-    adv_lr: float = 0.01            # pgd: Adam's learning rate (betas 0.5, 0.99), warmed up over 2.5 % of the steps
-    adv_ascents: int = 2            # pgd: ascents on each batch before the training forward, which adds one
+    # adversary
+    adversary: Literal["none", "step", "pgd"] = "step"  # none, one shared sign step, persistent PGD
+    adv_lr: float = 0.01            # pgd: Adam's rate (betas 0.5, 0.99), warmed up over 2.5 %
+    adv_ascents: int = 2            # pgd: ascents on a batch before the training forward adds one
+    # looking and saving
     log_every: int = 50             # steps between lines of log.jsonl
-    eval_every: int = 500           # steps between small evaluations, which never change the training; 0: none
+    eval_every: int = 500           # steps between small evaluations; 0: none
     save_every: int = 500           # steps between checkpoints
-    eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
-    pgd_rows: int = 32              # test sequences that the evaluation's PGD attacks with one source for all
+    eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
+    pgd_rows: int = 32              # test sequences that the summary's attack shares one source for
 
-SITES = ("in", "out")
-TAUS, MAIN = (0, 0.1, 0.5), 1       # a component is on where g > tau; the main threshold is 0.1
-SMALL = 0.02                        # --start neurons: size of the other components beside a random start
-PGD = dict(steps=20, size=0.1)      # the evaluation's attack
-MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "sweep", "device",
-                        "log_every", "eval_every", "save_every", "eval_tokens", "pgd_rows"}
 
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "sweep", "device", "log_every", "eval_every",
+                        "save_every", "eval_tokens", "pgd_rows"}
+SITES = ("in", "out")               # the two matrices
+TAUS = (0, 0.1, 0.5)                # a component is on where g > tau ..
+ON_ABOVE = 0.1                      # .. and this is the tau that counts
+SMALL = 0.02                        # --start neurons: size of the other components
+PGD = dict(steps=20, size=0.1)      # the summary's attack
+
+
+# ------------------------------------------------------------------------------- importance
 class LowerLeaky(torch.autograd.Function):
-    """clamp(z, 0, 1), for masks and L0. At z <= 0 only a gradient that wants g up passes, times alpha: with a true
-    slope below 0 masks would go negative, which diverges late and splits components."""
+    """clamp(z, 0, 1), for the masks. Below 0 only a gradient that wants g up passes, times alpha.
+
+    So a component that is off everywhere can wake. A true slope below 0 would make masks negative,
+    which diverges late and splits components."""
     @staticmethod
     def forward(ctx, z, alpha):
         ctx.save_for_backward(z)
@@ -103,75 +131,124 @@ class LowerLeaky(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dg):
         z, = ctx.saved_tensors
-        return torch.where(z > 0, dg, ctx.alpha * dg.clamp(max=0)).masked_fill_(z > 1, 0), None
+        upwards = ctx.alpha * dg.clamp(max=0)
+        return torch.where(z > 0, dg, upwards).masked_fill_(z > 1, 0), None
+
 
 class UpperLeaky(torch.autograd.Function):
-    """clamp(z, 0, 1) with slope alpha above 1, for the importance penalty: it can still pull back a z far above 1."""
+    """clamp(z, 0, 1) with slope alpha above 1, for the penalty: it can still pull back a z far
+    above 1."""
     @staticmethod
     def forward(ctx, z, alpha):
         ctx.save_for_backward(z)
         ctx.alpha = alpha
-        return z.clamp(0, 1).add_((z - 1).clamp_(min=0), alpha=alpha)
+        above = (z - 1).clamp_(min=0)
+        return z.clamp(0, 1).add_(above, alpha=alpha)
 
     @staticmethod
     def backward(ctx, dg):
         z, = ctx.saved_tensors
         return torch.where(z > 1, ctx.alpha * dg, dg).masked_fill_(z <= 0, 0), None
 
+
 class ImportanceNet(nn.Module):
-    """Clean inputs xs of the sites -> logits z of the causal importances, one (.., C) per site.
-    global: one net on the RMS-normed inputs of all sites; shared: one net per site on its input x;
-    vector: one net per component on x; mlp: one net per component on the number x V[:, c]."""
+    """How important is each component at each token?
+
+    Clean inputs of both matrices -> logits, (.., C) per matrix, which are clamped to [0, 1].
+
+    global  one net on the RMS-normed inputs of both matrices, two hidden layers
+    shared  one net per matrix on its input, one hidden layer; so have the others
+    vector  one net per component on the input of its matrix
+    mlp     one net per component on the number x V[:, c]
+    """
     def __init__(self, kind, d_ins, C, hidden, gen):
         super().__init__()
-        self.kind, self.C = kind, C
-        self.each = (C,) if kind in ("mlp", "vector") else ()           # a net per component: weights (C, in, out)
-        self.nets = nn.ModuleList(nn.ParameterList(p for n_in, n_out in zip(sizes, sizes[1:]) for p in (
-            torch.randn(*self.each, n_in, n_out, generator=gen) / n_in**0.5, torch.zeros(*self.each, n_out)))
-            for sizes in ([[sum(d_ins), hidden, hidden, C * len(d_ins)]] if kind == "global" else
-                          [[1 if kind == "mlp" else d, hidden, 1 if self.each else C] for d in d_ins]))
+        self.kind = kind
+        self.C = C
+        self.is_per_component = kind in ("mlp", "vector")
+        self.nets = nn.ModuleList()
+        for sizes in self.layer_sizes(d_ins, hidden):
+            net = nn.ParameterList()
+            for n_in, n_out in zip(sizes, sizes[1:]):
+                net.extend(self.layer(n_in, n_out, gen))
+            self.nets.append(net)
+        # every component starts half on, where no clamp is flat
         for net in self.nets:
-            nn.init.constant_(net[-1], 0.5)     # every component starts half on, on no flat side of a clamp
+            nn.init.constant_(net[-1], 0.5)
 
-    def forward(self, xs, Vs):
-        lead = xs[0].shape[:-1]
+    def layer_sizes(self, d_ins, hidden):
+        """Widths from input to output of each net."""
         if self.kind == "global":
-            xs = [torch.cat([F.rms_norm(x, x.shape[-1:], eps=1e-6) for x in xs], -1)]
-        elif self.each:     # (C, in, N): positions last, or gelu and products crawl over tiny strided rows
-            xs = [(x @ V).flatten(0, -2).T.unsqueeze(1) if self.kind == "mlp" else
-                  x.flatten(0, -2).T.expand(self.C, -1, -1) for x, V in zip(xs, Vs)]
-        zs = []
-        for net, x in zip(self.nets, xs):
-            for W, b in zip(net[::2], net[1::2]):
-                x = F.gelu(x) if W is not net[0] else x
-                x = torch.baddbmm(b.unsqueeze(-1), W.mT, x) if self.each else F.linear(x, W.T, b)
-            zs += [x.squeeze(1).T.unflatten(0, lead)] if self.each else x.split(self.C, -1)
-        return zs
+            return [[sum(d_ins), hidden, hidden, self.C * len(d_ins)]]
+        n_out = 1 if self.is_per_component else self.C
+        return [[1 if self.kind == "mlp" else d_in, hidden, n_out] for d_in in d_ins]
 
+    def layer(self, n_in, n_out, gen):
+        """A random matrix (n_in, n_out) and a zero bias, or C of each where every component has its
+        own net."""
+        many = (self.C,) if self.is_per_component else ()
+        return torch.randn(*many, n_in, n_out, generator=gen) / n_in**0.5, torch.zeros(*many, n_out)
+
+    def forward(self, inputs, Vs):
+        lead = inputs[0].shape[:-1]
+        if self.is_per_component:
+            logits = [self.per_component(net, x, V) for net, x, V in zip(self.nets, inputs, Vs)]
+            return [z_CN.T.unflatten(0, lead) for z_CN in logits]
+        if self.kind == "global":
+            normed = [F.rms_norm(x, x.shape[-1:], eps=1e-6) for x in inputs]
+            inputs = [torch.cat(normed, -1)]
+        logits = []
+        for net, x in zip(self.nets, inputs):
+            for i, (W, b) in enumerate(zip(net[::2], net[1::2])):
+                x = F.linear(F.gelu(x) if i else x, W.T, b)
+            logits += x.split(self.C, -1)
+        return logits
+
+    def per_component(self, net, x, V):
+        """Logits (C, N) of one matrix's components. Positions come last: gelu and products would
+        crawl over rows of one or a few numbers."""
+        if self.kind == "mlp":
+            z = (x @ V).flatten(0, -2).T.unsqueeze(1)                       # (C, 1, N)
+        else:
+            z = x.flatten(0, -2).T.expand(self.C, -1, -1)                   # (C, d_in, N)
+        for i, (W, b) in enumerate(zip(net[::2], net[1::2])):
+            z = torch.baddbmm(b.unsqueeze(-1), W.mT, F.gelu(z) if i else z)
+        return z.squeeze(1)
+
+
+# --------------------------------------------------------------------------- the decomposition
 class SPD(nn.Module):
-    """V, U of each site and Gamma. Ws, bs: the frozen weights (d_in, d_out) and biases of the sites, in order."""
-    kind, matrices, thresholds = "component", SITES, TAUS
+    """V and U of each matrix, and the importance net. Ws (d_in, d_out), bs: the frozen weights and
+    biases, in order."""
+    kind = "component"
+    matrices = SITES
+    thresholds = TAUS
 
     def __init__(self, Ws, bs, cfg, gen, layer=0):
         super().__init__()
-        self.Ws, self.bs, self.C, self.layers = Ws, bs, cfg.C, [layer]
-        self.V = nn.ParameterList(torch.randn(len(W), cfg.C, generator=gen) / len(W)**0.5 for W in Ws)
-        self.U = nn.ParameterList(torch.randn(cfg.C, W.shape[1], generator=gen) / cfg.C**0.5 for W in Ws)
-        self.gamma = ImportanceNet(cfg.ci_fn, [len(W) for W in Ws], cfg.C, cfg.ci_hidden, gen)
+        self.Ws = Ws
+        self.bs = bs
+        self.C = cfg.C
+        self.layers = [layer]
+        self.V = nn.ParameterList(
+            torch.randn(len(W), cfg.C, generator=gen) / len(W)**0.5 for W in Ws)
+        self.U = nn.ParameterList(
+            torch.randn(cfg.C, W.shape[1], generator=gen) / cfg.C**0.5 for W in Ws)
+        d_ins = [len(W) for W in Ws]
+        self.importance_net = ImportanceNet(cfg.ci_fn, d_ins, cfg.C, cfg.ci_hidden, gen)
         self.to(Ws[0].device)
 
-    def site(self, ms, ds, detach=False):
-        """The function site(i, x) -> y of site i under masks ms[i] (.., C) and ds[i] (.., 1); o = x W if known."""
-        V, U = ([p.detach() if detach else p for p in ps] for ps in (self.V, self.U))
-        def site(i, x, o=None):
-            return fused.masked_lowrank(x, V[i], U[i], ms[i], ds[i], x @ self.Ws[i] if o is None else o, self.bs[i])
-        return site
+    def site(self, masks, rest_masks, detach=False):
+        return MaskedMatrices(self, masks, rest_masks, detach)
 
-    def masked(self, gs, source, detach=False):
-        """The sites under m = g + (1 - g) r and d = r_delta; source = [r of each site, r_delta of each site]."""
-        return self.site([torch.lerp(g, g.new_ones(()), r) for g, r in zip(gs, source)], source[len(gs):], detach)
+    def masked(self, importance, sources, detach=False):
+        """The matrices under mask = g + (1 - g) source. sources: one per matrix, then one per
+        rest."""
+        n = len(importance)
+        masks = [torch.lerp(g, g.new_ones(()), r) for g, r in zip(importance, sources)]
+        return self.site(masks, sources[n:], detach)
 
-    # The seam (evals.py): the units are W_in's components, then W_out's; f is the causal importance.
+    # The seam (evals.py): units are W_in's components, then W_out's; f is the causal importance.
     @property
     def params_F(self):
         return torch.cat([torch.full((self.C,), sum(W.shape)) for W in self.Ws])
@@ -184,32 +261,84 @@ class SPD(nn.Module):
         return [x_ND, act(gpt.h[self.layers[0]].mlp.c_fc(x_ND))]
 
     def encode(self, layer, x_BTD, mlp):
-        return torch.cat(self.gamma([x_BTD, act(mlp.c_fc(x_BTD))], self.V), -1).clamp(0, 1)
+        inputs = [x_BTD, act(mlp.c_fc(x_BTD))]
+        return torch.cat(self.importance_net(inputs, self.V), -1).clamp(0, 1)
+
+    def without_rest(self, f_BTF):
+        """The matrices with importances as masks and no rest: what is written is the components'
+        own."""
+        return self.site(f_BTF.split(self.C, -1), f_BTF.new_zeros(2, 1))
 
     def decode(self, layer, f_BTF, x_BTD):
-        return mlp_under(self.site(f_BTF.split(self.C, -1), x_BTD.new_zeros(2, 1)), x_BTD)
+        return self.without_rest(f_BTF).mlp(x_BTD)
 
     def strength(self, layer, f_BTF, x_BTD):
-        """m h_c |U[c]|, signed: what a component passes on, alike for (V, U) and (-V, -U)."""
-        gs = f_BTF.split(self.C, -1)
-        hs = x_BTD @ self.V[0], act(self.site(gs, x_BTD.new_zeros(2, 1))(0, x_BTD)) @ self.V[1]
-        return torch.cat([g * h * U.norm(dim=1) for g, h, U in zip(gs, hs, self.U)], -1)
+        """How much does each component pass on? mask (x . V[:, c]) |U[c]|, signed; alike for (V, U)
+        and (-V, -U)."""
+        h_BTM = act(self.without_rest(f_BTF)(0, x_BTD))
+        inner = [x_BTD @ self.V[0], h_BTM @ self.V[1]]
+        sizes = [U.norm(dim=1) for U in self.U]
+        masks = f_BTF.split(self.C, -1)
+        return torch.cat([m * h * size for m, h, size in zip(masks, inner, sizes)], -1)
 
     def contrib(self, layer, f_BTF, x_BTD, units):
-        """(B, T, units, D). W_out's: m h_c U[c]. W_in's: y less y without it, through the nonlinearity and W_out."""
-        (V, V2), (U, U2), (f, f2) = self.V, self.U, f_BTF.split(self.C, -1)
-        first, out = units < self.C, f_BTF.new_empty(*x_BTD.shape[:2], len(units), x_BTD.shape[-1])
-        i, j = units[first], units[~first] - self.C
-        z = self.site([f, f2], x_BTD.new_zeros(2, 1))(0, x_BTD).unsqueeze(-2)
-        z_without = z - (f * (x_BTD @ V))[..., i, None] * U[i]
-        out[..., first, :] = (((act(z) - act(z_without)) @ V2) * f2.unsqueeze(-2)) @ U2
-        out[..., ~first, :] = (f2.unsqueeze(-2) * (act(z) @ V2)).squeeze(-2)[..., j, None] * U2[j]
+        """What does each named unit add to the output? (B, T, units, D)
+
+        W_out's component: its own term, mask (h . V[:, c]) U[c]. W_in's component acts through the
+        nonlinearity: the output less the output without it, an exact rank-one change of what enters
+        the nonlinearity."""
+        V_in, V_out = self.V
+        U_in, U_out = self.U
+        mask_in, mask_out = f_BTF.split(self.C, -1)
+        is_in = units < self.C
+        i = units[is_in]
+        j = units[~is_in] - self.C
+        out = f_BTF.new_empty(*x_BTD.shape[:2], len(units), x_BTD.shape[-1])
+
+        # what enters the nonlinearity, with all components and without each named one of W_in
+        z_BT1M = self.without_rest(f_BTF)(0, x_BTD).unsqueeze(-2)
+        own_BTC = mask_in * (x_BTD @ V_in)
+        z_without_BTIM = z_BT1M - own_BTC[..., i, None] * U_in[i]
+        lost_BTIM = act(z_BT1M) - act(z_without_BTIM)
+        out[..., is_in, :] = ((lost_BTIM @ V_out) * mask_out.unsqueeze(-2)) @ U_out
+
+        passed_BTC = (mask_out.unsqueeze(-2) * (act(z_BT1M) @ V_out)).squeeze(-2)
+        out[..., ~is_in, :] = passed_BTC[..., j, None] * U_out[j]
         return out
 
+
+class MaskedMatrices:
+    """Both matrices of an SPD under masks (.., C) and masks of the rest (.., 1), one of each per
+    matrix.
+
+    detach: V and U are constants, for an attack that climbs on the masks alone."""
+    def __init__(self, spd, masks, rest_masks, detach=False):
+        self.spd = spd
+        self.masks = masks
+        self.rest_masks = rest_masks
+        self.V = [V.detach() for V in spd.V] if detach else spd.V
+        self.U = [U.detach() for U in spd.U] if detach else spd.U
+
+    def __call__(self, i, x, frozen=None):
+        """What does matrix i make of x? frozen: x W, if it is known.
+
+        y = ((x V) * mask) U + rest_mask * (x (W - V U)) + b, without forming W - V U."""
+        if frozen is None:
+            frozen = x @ self.spd.Ws[i]
+        return fused.masked_lowrank(x, self.V[i], self.U[i], self.masks[i], self.rest_masks[i],
+                                    frozen, self.spd.bs[i])
+
+    def mlp(self, x, frozen=None):
+        """The MLP's output; frozen: x W_in, if it is known."""
+        return self(1, act(self(0, x, frozen)))
+
+
 class Rounded:
-    """An SPD under masks of 0 and 1: its units are on where g > tau, and nothing else is written."""
+    """An SPD under masks of 0 and 1: its units are on where g > tau, and nothing else is
+    written."""
     def __init__(self, raw, tau):
-        self.raw, self.tau = raw, tau
+        self.raw = raw
+        self.tau = tau
 
     def __getattr__(self, name):
         return getattr(self.raw, name)
@@ -217,97 +346,187 @@ class Rounded:
     def encode(self, layer, x_BTD, mlp):
         return (self.raw.encode(layer, x_BTD, mlp) > self.tau).float()
 
+
 def act(z):
     return F.gelu(z, approximate="tanh")
 
-def mlp_under(site, x, o=None):
-    """The MLP's output y, computed by its two sites; o = x W_in if known."""
-    return site(1, act(site(0, x, o)))
 
+# ------------------------------------------------------------------------------- loss terms
 def faithfulness(spd, form):
-    square = [(W - V @ U).square().sum() for W, V, U in zip(spd.Ws, spd.V, spd.U)]
+    """How far are the components from adding up to the weights? Squared error relative to |W|^2,
+    mean over matrices; absolute: per weight. 0 = exact."""
+    wrong = [(W - V @ U).square().sum() for W, V, U in zip(spd.Ws, spd.V, spd.U)]
     if form == "absolute":
-        return sum(square) / sum(W.numel() for W in spd.Ws)
-    return sum(s / W.square().sum() for s, W in zip(square, spd.Ws)) / len(square)
+        return sum(wrong) / sum(W.numel() for W in spd.Ws)
+    return sum(s / W.square().sum() for s, W in zip(wrong, spd.Ws)) / len(wrong)
 
-def penalties(gs, cfg, t):
-    """imp = (1/N) sum_c s_c and freq = (1/N) sum_c s_c log2(1 + a s_c / N); t in [0, 1]: share of training done."""
-    g_NC = torch.cat(gs, -1).flatten(0, -2)
+
+def penalties(importance, cfg, progress):
+    """How much is called important? (imp, freq): imp = (1/N) sum_c s_c, freq = (1/N) sum_c s_c
+    log2(1 + a s_c / N)."""
+    g_NC = torch.cat(importance, -1).flatten(0, -2)
     N = len(g_NC)
     if cfg.penalty == "smooth_l0":
-        gamma, g2_NC = 1 + (cfg.gamma_end - 1) * min(1, t / 0.9), g_NC.square()
-        s_C = (g2_NC / (g2_NC + gamma**2)).sum(0)
+        width = 1 + (cfg.gamma_end - 1) * min(1, progress / 0.9)
+        g2_NC = g_NC.square()
+        s_C = (g2_NC / (g2_NC + width**2)).sum(0)
     else:
-        s_C = ((g_NC + 1e-12) ** (cfg.p_start + (cfg.p_end - cfg.p_start) * t)).sum(0)
-    return s_C.sum() / N, (s_C * torch.log2(1 + (cfg.freq_a or N) * s_C / N)).sum() / N     # the whole batch in the log
+        p = cfg.p_start + (cfg.p_end - cfg.p_start) * progress
+        s_C = ((g_NC + 1e-12) ** p).sum(0)
+    # the whole batch goes into the logarithm: it asks how often a component is important at all
+    a = cfg.freq_a or N
+    return s_C.sum() / N, (s_C * torch.log2(1 + a * s_C / N)).sum() / N
 
-def stochastic(gs, gen, route=True):
-    """Sources r ~ U(0, 1) per position and component, r_delta per position. route: at each position a random k-subset
-    of the sites is masked, k uniform in 1..sites; the others get r = r_delta = 1, which is the frozen path exactly."""
-    lead, rand = gs[0].shape[:-1], lambda *s: torch.rand(s, generator=gen, device=gs[0].device)
-    rs, ds = [rand(*g.shape) for g in gs], [rand(*lead, 1) for _ in gs]
+
+def stochastic(importance, gen, route=True):
+    """Random sources: one per position and component, then one per position for the rest of each
+    matrix.
+
+    route: at each position a random number of the matrices is masked, at least one. The others get
+    sources of 1, which is exactly the frozen matrix."""
+    device = importance[0].device
+    lead = importance[0].shape[:-1]
+    n = len(importance)
+    sources = [torch.rand(g.shape, generator=gen, device=device) for g in importance]
+    rest_sources = [torch.rand(*lead, 1, generator=gen, device=device) for _ in importance]
     if route:
-        k = torch.randint(1, len(gs) + 1, (*lead, 1), generator=gen, device=gs[0].device)
-        frozen = rand(*lead, len(gs)).argsort(-1).argsort(-1) >= k
-        for r, d, off in zip(rs, ds, frozen.split(1, -1)):
-            r.masked_fill_(off, 1.), d.masked_fill_(off, 1.)
-    return rs + ds
+        k = torch.randint(1, n + 1, (*lead, 1), generator=gen, device=device)
+        order = torch.rand(*lead, n, generator=gen, device=device).argsort(-1).argsort(-1)
+        is_frozen = (order >= k).split(1, -1)
+        for source, rest_source, frozen in zip(sources, rest_sources, is_frozen):
+            source.masked_fill_(frozen, 1.)
+            rest_source.masked_fill_(frozen, 1.)
+    return sources + rest_sources
 
-def sign_pgd(spd, gs, run, gen, steps, size, keep_best=False):
-    """Sources that raise run's loss: one per component and delta, shared by all positions, from a random start by
-    `steps` sign steps, clamped to [0, 1]; V, U, Gamma are constant. keep_best: the best visited, for one run more."""
-    gs, top, best = [g.detach() for g in gs], -math.inf, None
-    source = [torch.rand(n, generator=gen, device=gs[0].device) for n in [spd.C] * len(gs) + [1] * len(gs)]
+
+def source_sizes(spd):
+    """How many sources the components of each matrix have, and the rest of each."""
+    return [spd.C] * len(spd.Ws) + [1] * len(spd.Ws)
+
+
+def sign_pgd(spd, importance, batch, gen, steps, size, keep_best=False):
+    """The worst sources found by sign-gradient ascent from a random start, clamped to [0, 1].
+
+    One source per component is shared by all positions. V, U and the importance net are constants.
+    keep_best: one more pass, and the worst that was visited instead of the last."""
+    importance = [g.detach() for g in importance]
+    device = importance[0].device
+    sources = [torch.rand(n, generator=gen, device=device) for n in source_sizes(spd)]
+    highest = -math.inf
+    best = None
     for _ in range(steps + keep_best):
-        source = [s.requires_grad_() for s in source]
-        loss = run(spd.masked(gs, source, detach=True))[0]
-        if keep_best and loss > top:
-            top, best = loss.item(), [s.detach() for s in source]
-        grads = torch.autograd.grad(loss, source)
-        source = [(s.detach() + size * grad.sign()).clamp_(0, 1) for s, grad in zip(source, grads)]
-    return best if keep_best else source
+        sources = [s.requires_grad_() for s in sources]
+        loss = batch.divergence(spd.masked(importance, sources, detach=True))[0]
+        if keep_best and loss > highest:
+            highest = loss.item()
+            best = [s.detach() for s in sources]
+        grads = torch.autograd.grad(loss, sources)
+        moved = [s.detach() + size * grad.sign() for s, grad in zip(sources, grads)]
+        sources = [s.clamp_(0, 1) for s in moved]
+    return best if keep_best else sources
+
 
 class PersistentPGD(nn.Module):
-    """Sources per sequence, position and component that live through training and ascend by Adam: `adv_ascents` times
-    on each batch with V, U and Gamma constant, then once with the gradient that the training forward leaves."""
+    """An attack that lives through training (VPD): a source for each sequence, position and
+    component, moved by Adam.
+
+    It climbs `adv_ascents` times on each batch with everything else constant, then once by the
+    gradient that the training forward leaves."""
     def __init__(self, spd, cfg, gen):
         super().__init__()
-        self.cfg, sizes = cfg, [spd.C] * len(spd.Ws) + [1] * len(spd.Ws)
-        self.source = nn.ParameterList(torch.rand(cfg.B, cfg.T, n, generator=gen, device=gen.device) for n in sizes)
+        self.cfg = cfg
+        shapes = [(cfg.B, cfg.T, n) for n in source_sizes(spd)]
+        self.sources = nn.ParameterList(
+            torch.rand(shape, generator=gen, device=gen.device) for shape in shapes)
         self.opt = torch.optim.Adam(self.parameters(), betas=(0.5, 0.99), maximize=True)
 
-    def ascend(self, spd, gs, run, t):
-        gs, self.opt.param_groups[0]["lr"] = [g.detach() for g in gs], self.cfg.adv_lr * min(1, t / 0.025)
+    def ascend(self, spd, importance, batch, progress):
+        importance = [g.detach() for g in importance]
+        self.opt.param_groups[0]["lr"] = self.cfg.adv_lr * min(1, progress / 0.025)
         for _ in range(self.cfg.adv_ascents):
-            run(spd.masked(gs, list(self.source), detach=True))[0].backward()
+            batch.divergence(spd.masked(importance, list(self.sources), detach=True))[0].backward()
             self.step()
-        return list(self.source)
+        return list(self.sources)
 
     @torch.no_grad()
     def step(self):
         self.opt.step()
         self.opt.zero_grad()
-        for s in self.source:
-            s.clamp_(0, 1)
+        for source in self.sources:
+            source.clamp_(0, 1)
 
-def loss_fn(spd, xs, run, cfg, t, gen, pgd=None):
-    """(total, its terms, gs) on one batch. xs: clean inputs of the sites; run(*sites) -> the divergence from the clean
-    output under each of these sites; t in [0, 1]: share of training done; pgd: the PersistentPGD if there is one."""
-    zs = spd.gamma(xs, spd.V)
-    gs = [LowerLeaky.apply(z, cfg.alpha) for z in zs]
-    sources = [stochastic(gs, gen)]
-    if cfg.adversary != "none":
-        sources += [pgd.ascend(spd, gs, run, t) if pgd else sign_pgd(spd, gs, run, gen, steps=1, size=1.)]
-    stoch, adv = (*run(*[spd.masked(gs, source) for source in sources]), torch.zeros(()))[:2]
-    imp, freq = penalties([UpperLeaky.apply(z, cfg.alpha) for z in zs], cfg, t)
+
+def loss_fn(spd, batch, cfg, progress, gen, pgd=None):
+    """What one step minimises: (total, its terms, importances). progress: share of training done, 0
+    to 1.
+
+    batch.inputs: what the matrices read in a clean pass; batch.divergence(*matrices): how far the
+    output is from the clean one with each of these in the MLP's place. pgd: the PersistentPGD, if
+    there is one."""
+    # How important is each component at each token? One value, with two gradients outside [0, 1].
+    logits = spd.importance_net(batch.inputs, spd.V)
+    importance = [LowerLeaky.apply(z, cfg.alpha) for z in logits]       # for the masks: can wake
+    penalised = [UpperLeaky.apply(z, cfg.alpha) for z in logits]        # for the penalty
+
+    # Ablating what is unimportant must not change the predictions: by random amounts ..
+    sources = [stochastic(importance, gen)]
+    # .. nor by the amounts that an attack finds.
+    if pgd:
+        sources.append(pgd.ascend(spd, importance, batch, progress))
+    elif cfg.adversary != "none":
+        sources.append(sign_pgd(spd, importance, batch, gen, steps=1, size=1.))
+    found = batch.divergence(*[spd.masked(importance, source) for source in sources])
+    stoch = found[0]
+    adv = found[1] if len(found) > 1 else torch.zeros(())
+
+    # Little may be important, and the components must add up to the weights.
+    imp, freq = penalties(penalised, cfg, progress)
     faith = faithfulness(spd, cfg.faith)
-    total = (cfg.c_faith * faith + cfg.c_stoch * stoch + cfg.c_adv * adv + cfg.c_imp * (imp + cfg.w_freq * freq))
-    return total, dict(loss=total, faith=faith, stoch=stoch, adv=adv, imp=imp, freq=freq), gs
+    total = (cfg.c_faith * faith + cfg.c_stoch * stoch + cfg.c_adv * adv
+             + cfg.c_imp * (imp + cfg.w_freq * freq))
+    terms = dict(loss=total, faith=faith, stoch=stoch, adv=adv, imp=imp, freq=freq)
+    return total, terms, importance
 
+
+class Batch(NamedTuple):
+    """What loss_fn asks of a batch. CleanPass is one of a language model; tests make their own."""
+    inputs: list                    # what each matrix reads in a clean pass
+    divergence: Callable            # (*masked matrices) -> distance of each from the clean output
+
+
+class CleanPass:
+    """One pass of a batch through the model as it is, without gradients: what the matrices read,
+    what to preserve."""
+    def __init__(self, gpt, spd, idx_BT):
+        self.gpt = gpt
+        self.layer = spd.layers[0]
+        with torch.no_grad():
+            self.x_BTD, self.stream_BTD = gpt.prefix(idx_BT, self.layer)
+            self.frozen_BTM = self.x_BTD @ spd.Ws[0]
+            h_BTM = act(self.frozen_BTM + spd.bs[0])
+            y_BTD = h_BTM @ spd.Ws[1] + spd.bs[1]
+            final_BTD = gpt.hidden(self.stream_BTD, y_BTD, self.layer)
+            self.clean = final_BTD, *fused.log_partition(final_BTD, gpt.wte.weight)
+        self.inputs = [self.x_BTD, h_BTM]
+
+    def divergence(self, *masked):
+        """KL(clean || masked) in nats, mean over positions, for each of these masked matrices:
+        (n,). All of them share one pass through the rest of the model."""
+        n = len(masked)
+        y = torch.cat([matrices.mlp(self.x_BTD, self.frozen_BTM) for matrices in masked])
+        streams = self.stream_BTD.repeat(n, 1, 1)
+        final = self.gpt.hidden(streams, y, self.layer).unflatten(0, (n, -1))
+        kl = fused.kl_unembed(self.clean, final, self.gpt.wte.weight)
+        return kl.flatten(1).mean(1)
+
+
+# ---------------------------------------------------------------------------------- training
 @torch.no_grad()
 def project(spd):
-    """Move V U onto W by the smallest change of one factor: V + D U^+ where W is taller than wide, else U + V^+ D, with
-    the pseudo-inverse ^+. That is exact if C >= min(D, M), else the nearest sum that this factor can make."""
+    """Move V U onto W by the smallest change of one factor.
+
+    V + rest U^+ where W is taller than wide, else U + V^+ rest, with the pseudo-inverse ^+. That is
+    exact where C is at least min(D, M), else the nearest sum that this factor can make."""
     for W, V, U in zip(spd.Ws, spd.V, spd.U):
         rest = (W - V @ U).double()
         if len(W) > W.shape[1]:
@@ -315,139 +534,194 @@ def project(spd):
         else:
             U += (torch.linalg.pinv(V.double()) @ rest).to(U)
 
+
 @torch.no_grad()
 def start_at_neurons(spd):
-    """Neuron k's own weights as component k of both matrices, W_in[:, k] e_k and e_k W_out[k], V and U of equal norm;
-    the components beyond stay random, but small."""
+    """Make neuron k's own weights component k of both matrices: W_in[:, k] e_k and e_k W_out[k], V
+    and U of one norm.
+
+    The components beyond the neurons stay random, but small."""
     for W, V, U in zip(spd.Ws, spd.V, spd.U):
-        reads = len(W) > W.shape[1]                     # W_out reads the neurons, W_in writes them
-        size_M = W.norm(dim=1 if reads else 0).sqrt()
+        reads_neurons = len(W) > W.shape[1]                 # W_out does, W_in writes them
+        size_M = W.norm(dim=1 if reads_neurons else 0).sqrt()
         M = len(size_M)
-        V.mul_(SMALL), U.mul_(SMALL)
-        V[:, :M] = size_M.diag() if reads else W / size_M
-        U[:M] = W / size_M.unsqueeze(1) if reads else size_M.diag()
+        V.mul_(SMALL)
+        U.mul_(SMALL)
+        V[:, :M] = size_M.diag() if reads_neurons else W / size_M
+        U[:M] = W / size_M.unsqueeze(1) if reads_neurons else size_M.diag()
+
 
 def begin(spd, cfg):
-    """Where training starts: the sum exact."""
+    """Put V and U where training starts: their product is W exactly."""
     if cfg.start == "neurons":
         start_at_neurons(spd)
     project(spd)
 
+
 def optimizers(spd, cfg):
-    """Of V and U at --lr, of Gamma's matrices at --lr_ci. Muon leaves Gamma's biases and nets per component to Adam."""
-    turned, rest = [], []
-    for W, b in (pair for net in spd.gamma.nets for pair in zip(net[::2], net[1::2])):
-        (turned if cfg.optimizer == "adam" or W.ndim == 2 else rest).append(W)
-        (turned if cfg.optimizer == "adam" else rest).append(b)
-    groups = [dict(params=[*spd.V, *spd.U]), *[dict(params=turned, lr=cfg.lr_ci)] * bool(turned)]
+    """Muon or Adam for V and U at --lr and for the importance net's matrices at --lr_ci, Adam for
+    what is no matrix: with Muon that is the net's biases, and the weights of nets per component, at
+    --lr_rest."""
+    takes_all = cfg.optimizer == "adam"
+    turned = []
+    rest = []
+    for net in spd.importance_net.nets:
+        for W, b in zip(net[::2], net[1::2]):
+            (turned if takes_all or W.ndim == 2 else rest).append(W)
+            (turned if takes_all else rest).append(b)
+    groups = [dict(params=[*spd.V, *spd.U])]
+    if turned:
+        groups.append(dict(params=turned, lr=cfg.lr_ci))
     return common.optimizers(cfg.optimizer, groups, rest, cfg.lr, cfg.lr_rest)
 
-def update(spd, opts, loss, cfg, t):
-    """One step: cosine learning rates, V, U and Gamma clipped apart. Returns the sum of both norms."""
-    common.set_rates(opts, cfg.lr_end + (1 - cfg.lr_end) * 0.5 * (1 + math.cos(math.pi * t)))
+
+def update(spd, opts, loss, cfg, progress):
+    """Take one step: cosine learning rates, V, U and the importance net clipped apart. Returns the
+    sum of both norms."""
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    common.set_rates(opts, cfg.lr_end + (1 - cfg.lr_end) * cosine)
     for opt in opts.values():
         opt.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_([*spd.V, *spd.U], cfg.clip_vu)
-    norm = norm + nn.utils.clip_grad_norm_(spd.gamma.parameters(), cfg.clip_ci)
+    norm = norm + nn.utils.clip_grad_norm_(spd.importance_net.parameters(), cfg.clip_ci)
     for opt in opts.values():
         opt.step()
     return norm
 
-def clean_pass(gpt, spd, idx_BT):
-    """One clean forward, without gradients -> the sites' clean inputs, and run(*sites): the KL from it under each of
-    these sites, all in one call of the suffix. Prefix and clean side are computed once per batch."""
-    layer, W_VD = spd.layers[0], gpt.wte.weight
-    with torch.no_grad():
-        x, r = gpt.prefix(idx_BT, layer)
-        o = x @ spd.Ws[0]
-        h = act(o + spd.bs[0])
-        final = gpt.hidden(r, h @ spd.Ws[1] + spd.bs[1], layer)
-        clean = final, *fused.log_partition(final, W_VD)
-
-    def run(*sites):
-        y = torch.cat([mlp_under(site, x, o) for site in sites])
-        final = gpt.hidden(r.repeat(len(sites), 1, 1), y, layer).unflatten(0, (len(sites), -1))
-        return fused.kl_unembed(clean, final, W_VD).flatten(1).mean(1)
-    return [x, h], run
 
 def build(cfg, gpt):
     """A fresh SPD of the MLP that cfg names, after checking cfg against the target."""
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
-    common.within(vars(cfg) | {"layer": layer}, "C", "ci_hidden", "B", "steps", "log_every", "save_every", "pgd_rows",
-                  layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
-    if cfg.C < (rank := min(gpt.h[layer].mlp.c_fc.weight.shape)):
-        print(f"--C {cfg.C}: fewer components than the weights have ranks, {rank}; they can't add up to them")
-    if cfg.start == "neurons" and cfg.C < gpt.cfg.n_inner:
-        common.fail(f"--start neurons --C {cfg.C}: must be at least the number of neurons, {gpt.cfg.n_inner}")
+    common.within(vars(cfg) | {"layer": layer}, "C", "ci_hidden", "B", "steps", "log_every",
+                  "save_every", "pgd_rows", layer=(0, gpt.cfg.n_layer - 1),
+                  T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
     mlp = gpt.h[layer].mlp
-    return SPD([mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias], cfg,
-               common.generator(cfg.seed, "init"), layer)
+    rank = min(mlp.c_fc.weight.shape)
+    if cfg.C < rank:
+        print(f"--C {cfg.C}: fewer components than the weights have ranks, {rank}; "
+              "they can't add up to them")
+    if cfg.start == "neurons" and cfg.C < gpt.cfg.n_inner:
+        common.fail(f"--start neurons --C {cfg.C}: must be at least the number of neurons, "
+                    f"{gpt.cfg.n_inner}")
+    Ws = [mlp.c_fc.weight, mlp.c_proj.weight]
+    bs = [mlp.c_fc.bias, mlp.c_proj.bias]
+    return SPD(Ws, bs, cfg, common.generator(cfg.seed, "init"), layer)
+
 
 def load(path, gpt):
-    """The decomposition as it is evaluated: masks rounded at the main threshold."""
+    """Load the decomposition as it is evaluated: with masks rounded at ON_ABOVE."""
     tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
     spd = build(Config(**meta["config"]), gpt)
     common.unflat(tensors, spd=spd)
-    return Rounded(spd.requires_grad_(False), TAUS[MAIN])
+    return Rounded(spd.requires_grad_(False), ON_ABOVE)
+
 
 def train(cfg):
-    dev = common.device(cfg.device)
-    gpt = GPT.load(cfg.model, dev)
+    device = common.device(cfg.device)
+    gpt = GPT.load(cfg.model, device)
     spd = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
-    gen, opts = common.generator(cfg.seed, "masks", dev), optimizers(spd, cfg)
+    gen = common.generator(cfg.seed, "masks", device)
+    opts = optimizers(spd, cfg)
     pgd = PersistentPGD(spd, cfg, gen) if cfg.adversary == "pgd" else None
     adversary = dict(pgd=pgd, pgd_opt=pgd.opt) if pgd else {}
-    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), spd=spd, gen=gen, **opts, **adversary)
+    text = data.fingerprint(cfg.data)
+    run = common.Run(cfg, gpt, text, spd=spd, gen=gen, **opts, **adversary)
     if run.is_fresh:
         begin(spd, cfg)
-    some = corpus["fit"].rows(cfg.T, 8).to(dev)
+
     for step in run.steps():
-        t = step / cfg.steps
-        xs, kl = clean_pass(gpt, spd, corpus["train"].batch(step, cfg.B, cfg.T, cfg.seed).to(dev))
-        loss, terms, gs = loss_fn(spd, xs, kl, cfg, t, gen, pgd)
-        norm = update(spd, opts, loss, cfg, t)
+        progress = step / cfg.steps
+        # one clean pass: what the matrices read, and the predictions to preserve
+        idx_BT = corpus["train"].batch(step, cfg.B, cfg.T, cfg.seed).to(device)
+        batch = CleanPass(gpt, spd, idx_BT)
+        loss, terms, importance = loss_fn(spd, batch, cfg, progress, gen, pgd)
+        norm = update(spd, opts, loss, cfg, progress)
         if pgd:
             pgd.step()
         if run.is_logged:
-            run.record(terms, norm, **{f"l0_{name}": (g > 0.1).sum(-1).float().mean() for name, g in zip(SITES, gs)})
+            on_per_token = [(g > ON_ABOVE).sum(-1).float().mean() for g in importance]
+            run.record(terms, norm, l0_in=on_per_token[0], l0_out=on_per_token[1])
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
-            found = evals.scores(gpt, some, masks.mask_table(spd, TAUS, common.generator(cfg.seed, "eval", dev)))
-            run.log(step=step, **{f"kl {name}": row["kl"] for name, row in found.items()})
+            run.log(step=step, **small_evaluation(cfg, gpt, spd, corpus))
         if run.is_last and cfg.project:
             project(spd)
     return spd, summarise(cfg, gpt, spd, corpus, run.seconds)
 
-def summarise(cfg, gpt, spd, corpus, seconds):
-    """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
-    layer, dev = spd.layers[0], spd.bs[0].device
-    fit, test = (corpus[s].labelled(cfg.T, cfg.eval_tokens // cfg.T, dev) for s in ("fit", "test"))
-    gen, floor = common.generator(cfg.seed, "summary", dev), evals.ablations(gpt, layer, fit[0])
-    few = test[0][:cfg.pgd_rows]
-    xs, run = clean_pass(gpt, spd, few)
+
+def small_evaluation(cfg, gpt, spd, corpus):
+    """KL under each of the masks on eight sequences of fit, for the log. It draws from a generator
+    of its own."""
+    device = spd.bs[0].device
+    gen = common.generator(cfg.seed, "eval", device)
+    rows = corpus["fit"].rows(cfg.T, 8).to(device)
+    found = evals.scores(gpt, rows, masks.mask_table(spd, TAUS, gen))
+    return {f"kl {name}": row["kl"] for name, row in found.items()}
+
+
+# ----------------------------------------------------------------------------------- summary
+def attacked(cfg, gpt, spd, rows_RT, gen):
+    """The attack of the summary on some rows, as a replace function."""
+    batch = CleanPass(gpt, spd, rows_RT)
     with torch.no_grad():
-        gs = [z.clamp(0, 1) for z in spd.gamma(xs, spd.V)]
-    source = sign_pgd(spd, gs, run, gen, **PGD, keep_best=True)
-    attacked = evals.scores(gpt, few, floor | {"pgd20": masks.replacing(spd, lambda gs: masks.masks_from(gs, source))})
+        importance = [z.clamp(0, 1) for z in spd.importance_net(batch.inputs, spd.V)]
+    sources = sign_pgd(spd, importance, batch, gen, **PGD, keep_best=True)
+    return masks.replacing(spd, lambda gs: masks.masks_from(gs, sources))
+
+
+def summarise(cfg, gpt, spd, corpus, seconds):
+    """Print what was found, write summary.json. Means and the choice of concepts come from fit,
+    figures from test."""
+    layer, = spd.layers
+    device = spd.bs[0].device
+    gen = common.generator(cfg.seed, "summary", device)
+    n_rows = cfg.eval_tokens // cfg.T
+    fit, test = (corpus[split].labelled(cfg.T, n_rows, device) for split in ("fit", "test"))
+    few = test[0][:cfg.pgd_rows]
+
+    # cross-entropy and KL under each of the masks, and under the attack
+    floor = evals.ablations(gpt, layer, fit[0])
+    replaces = floor | {"pgd20": attacked(cfg, gpt, spd, few, gen)}
+    attack = evals.scores(gpt, few, replaces)
     table = evals.scores(gpt, test[0], floor | masks.mask_table(spd, TAUS, gen))
-    groups = {name: torch.arange(spd.C, device=dev) + i * spd.C for i, name in enumerate(SITES)}
-    lines, out = evals.report(spd, gpt, fit, test, corpus["test"].names, groups, TAUS, MAIN)
-    out |= evals.score_keys(table) | dict(kl_pgd20=attacked["pgd20"]["kl"], seconds=seconds)
-    l0, alive = (sum(out[f"{key}_{n}"] for n in SITES) for key in ("l0", "alive"))
-    out |= dict(l0=l0, active_params=l0 * sum(spd.Ws[0].shape), dead_fraction=1 - alive / len(spd.params_F))
-    out |= dict(ce_recovered=out[f"ce_recovered_rounded_{TAUS[MAIN]}"],
-                fve=evals.usage(spd, gpt, layer, test[0])["fve"])           # of causal-importance masks
-    out |= {f"weight_error_{n}": evals.relative_error(V @ U, W) for n, V, U, W in zip(SITES, spd.V, spd.U, spd.Ws)}
-    print(f"\nlayer {layer}, {spd.C} components per matrix, {cfg.steps * cfg.B * cfg.T:,} tokens, {seconds:.0f} s",
-          *evals.score_lines(table, table), *evals.score_lines(attacked, ["pgd20"]),
-          f"pgd20: {PGD['steps']} sign steps of {PGD['size']}, one source for all positions of {len(few)} sequences",
-          *[f"|W - VU| / |W| of W_{name}: {out[f'weight_error_{name}']:.3%}" for name in SITES], *lines, sep="\n")
-    common.write(Path(cfg.out) / "summary.json", json.dumps(out | common.provenance(cfg, gpt), indent=1).encode())
+
+    # the components of each matrix: how many are on, alive, and what they mean
+    first = {name: i * spd.C for i, name in enumerate(SITES)}
+    groups = {name: torch.arange(spd.C, device=device) + at for name, at in first.items()}
+    main = TAUS.index(ON_ABOVE)
+    lines, out = evals.report(spd, gpt, fit, test, corpus["test"].names, groups, TAUS, main)
+    l0 = sum(out[f"l0_{name}"] for name in SITES)
+    alive = sum(out[f"alive_{name}"] for name in SITES)
+    errors = {name: evals.relative_error(V @ U, W)
+              for name, V, U, W in zip(SITES, spd.V, spd.U, spd.Ws)}
+
+    out |= evals.score_keys(table)
+    out |= dict(kl_pgd20=attack["pgd20"]["kl"], seconds=seconds, l0=l0)
+    out["active_params"] = l0 * sum(spd.Ws[0].shape)
+    out["dead_fraction"] = 1 - alive / len(spd.params_F)
+    out["ce_recovered"] = out[f"ce_recovered_rounded_{ON_ABOVE}"]
+    out["fve"] = evals.usage(spd, gpt, layer, test[0])["fve"]           # of importances as masks
+    out |= {f"weight_error_{name}": error for name, error in errors.items()}
+
+    tokens = cfg.steps * cfg.B * cfg.T
+    head = f"\nlayer {layer}, {spd.C} components per matrix, {tokens:,} tokens, {seconds:.0f} s"
+    how = (f"pgd20: {PGD['steps']} sign steps of {PGD['size']}, "
+           f"one source for all positions of {len(few)} sequences")
+    scores = [*evals.score_lines(table, table), *evals.score_lines(attack, ["pgd20"])]
+    sums = [f"|W - VU| / |W| of W_{name}: {error:.3%}" for name, error in errors.items()]
+    print(head, *scores, how, *sums, *lines, sep="\n")
+    found = out | common.provenance(cfg, gpt)
+    common.write(Path(cfg.out) / "summary.json", json.dumps(found, indent=1).encode())
     return out
 
+
 def main(cfg):
-    return curve.sweep(train, cfg, "c_imp", [cfg.c_imp * share for share in curve.SHARES]) if cfg.sweep else train(cfg)
+    if cfg.sweep:
+        values = [cfg.c_imp * share for share in curve.SHARES]
+        return curve.sweep(train, cfg, "c_imp", values)
+    return train(cfg)
+
 
 if __name__ == "__main__":
     main(common.cli(Config))

@@ -130,14 +130,14 @@ def stepper(gpt, job, losses, context=nullcontext):
 
 def losses(gpt, m, job, idx_BT, gen, pgd):
     """What spd.train does on a batch: (total, its terms)."""
-    return spd.loss_fn(m, *spd.clean_pass(gpt, m, idx_BT), job, HALFWAY, gen, pgd)[:2]
+    return spd.loss_fn(m, spd.CleanPass(gpt, m, idx_BT), job, HALFWAY, gen, pgd)[:2]
 
 def without(prefix=True, batched=True, lowrank=True, kl=True):
-    """`losses` without one of the savings: what spd.clean_pass, SPD.site and fused.py do, done the long way."""
+    """`losses` without one of the savings: what spd.CleanPass, MaskedMatrices and fused.py do, done the long way."""
     def long_losses(gpt, m, job, idx_BT, gen, pgd):
         layer, W_VD = m.layers[0], gpt.wte.weight
         if not lowrank:
-            m.site = functools.partial(explicit_site, m)
+            m.site = functools.partial(ExplicitMatrices, m)
         with torch.no_grad():
             x, r = gpt.prefix(idx_BT, layer)
             o = x @ m.Ws[0]
@@ -148,18 +148,18 @@ def without(prefix=True, batched=True, lowrank=True, kl=True):
             if len(sites) > 1 and not batched:
                 return torch.cat([run(site) for site in sites])
             starts = [(x, r, o) if prefix else (*gpt.prefix(idx_BT, layer), None) for _ in sites]
-            y = torch.cat([spd.mlp_under(site, x, o) for site, (x, _, o) in zip(sites, starts)])
+            y = torch.cat([site.mlp(x, o) for site, (x, _, o) in zip(sites, starts)])
             final = gpt.hidden(torch.cat([r for _, r, _ in starts]), y, layer).unflatten(0, (len(sites), -1))
             return (fused.kl_unembed(clean, final, W_VD) if kl else kl_logits(clean, final @ W_VD.T)).flatten(1).mean(1)
-        return spd.loss_fn(m, [x, h], run, job, HALFWAY, gen, pgd)[:2]
+        return spd.loss_fn(m, spd.Batch([x, h], run), job, HALFWAY, gen, pgd)[:2]
     return long_losses
 
-def explicit_site(m, ms, ds, detach=False):
-    """SPD.site with W - V U formed and autograd left to it."""
-    def site(i, x, o=None):
-        V, U = (p.detach() if detach else p for p in (m.V[i], m.U[i]))
-        return ((x @ V) * ms[i]) @ U + ds[i] * (x @ (m.Ws[i] - V @ U)) + m.bs[i]
-    return site
+class ExplicitMatrices(spd.MaskedMatrices):
+    """The masked matrices with W - V U formed and autograd left to it."""
+    def __call__(self, i, x, frozen=None):
+        V, U = self.V[i], self.U[i]
+        rest = self.spd.Ws[i] - V @ U
+        return ((x @ V) * self.masks[i]) @ U + self.rest_masks[i] * (x @ rest) + self.spd.bs[i]
 
 def kl_logits(logp, logits):
     logq = logits.log_softmax(-1)
@@ -175,7 +175,7 @@ def straightforward(gpt, m, job, idx_BT, gen, pgd):
         return logits
     with torch.no_grad():
         clean = forward(lambda i, linear, args, out: xs.append(args[0]))
-    zs = m.gamma(xs, m.V)
+    zs = m.importance_net(xs, m.V)
     gs = [spd.LowerLeaky.apply(z, job.alpha) for z in zs]
     r_in, r_out, d_in, d_out = spd.stochastic(gs, gen)
     masks, deltas = [g + (1 - g) * r for g, r in zip(gs, (r_in, r_out))], (d_in, d_out)
@@ -264,7 +264,7 @@ def quality(gpt, corpus, job):
     pgd = spd.PersistentPGD(m, job, gen) if job.adversary == "pgd" else None
     for step in range(job.steps):
         idx_BT = corpus["train"].batch(step, job.B, job.T, job.seed).to(device)
-        loss, _, _ = spd.loss_fn(m, *spd.clean_pass(gpt, m, idx_BT), job, step / job.steps, gen, pgd)
+        loss, _, _ = spd.loss_fn(m, spd.CleanPass(gpt, m, idx_BT), job, step / job.steps, gen, pgd)
         spd.update(m, opts, loss, job, step / job.steps)
         if pgd:
             pgd.step()

@@ -83,7 +83,7 @@ def settled_loss(m, gpt, corpus, run, gen):
     run, found = dataclasses.replace(run, adversary="step", c_faith=0.), []
     for step in range(BATCHES):
         idx_BT = corpus.batch(step, run.B, run.T, seed=0).to(m.bs[0].device)
-        loss, terms, _ = spd.loss_fn(m, *spd.clean_pass(gpt, m, idx_BT), run, 1., gen)
+        loss, terms, _ = spd.loss_fn(m, spd.CleanPass(gpt, m, idx_BT), run, 1., gen)
         found.append(torch.stack([loss, *terms.values()]).detach())
     mean = torch.stack(found).mean(0).tolist()
     return mean[0], {f"loss_{name}": v for name, v in zip(terms, mean[1:])}

@@ -80,7 +80,7 @@ def decompose(E, W_in, W_out, cfg, gen):
         clean = h @ W_out @ E.T
         read_off = lambda site: site(1, F.relu(site(0, x))) @ E.T           # less x E E^T, which no mask changes
         run = lambda *sites: torch.stack([(read_off(site) - clean).square().mean() for site in sites])
-        loss, _, _ = spd.loss_fn(m, [x, h], run, cfg, step / cfg.steps, gen)
+        loss, _, _ = spd.loss_fn(m, spd.Batch([x, h], run), cfg, step / cfg.steps, gen)
         spd.update(m, opts, loss, cfg, step / cfg.steps)
     spd.project(m)
     return m
@@ -117,7 +117,7 @@ def judge(m, E, W_in, gen):
     single neuron W_out's alive components read (mean largest cosine)."""
     inputs = lambda x: [x @ E, F.relu(x @ E @ W_in)]
     rows = 0.75 * torch.eye(N), batch(50_000, gen)
-    single, random = ([z.clamp(0, 1) for z in m.gamma(inputs(x), m.V)] for x in rows)
+    single, random = ([z.clamp(0, 1) for z in m.importance_net(inputs(x), m.V)] for x in rows)
     alive = [(g > 0.1).sum(0) >= evals.ALIVE for g in random]
     row = compare_rows(E @ m.V[0][:, alive[0]], m.U[0][alive[0]], E @ W_in)
     return row | dict(error=importance_errors(single[0]), alive_in=alive[0].sum().item(),

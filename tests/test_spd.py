@@ -36,30 +36,30 @@ def built(cfg):
     gpt = GPT.load(cfg.model)
     m = spd.build(cfg, gpt)
     idx = torch.randint(0, V, (cfg.B, T), generator=torch.Generator().manual_seed(1))
-    xs, run = spd.clean_pass(gpt, m, idx)
-    gs = [z.clamp(0, 1) for z in m.gamma(xs, m.V)]
-    return gpt, m, idx, xs, run, gs
+    batch = spd.CleanPass(gpt, m, idx)
+    gs = [z.clamp(0, 1) for z in m.importance_net(batch.inputs, m.V)]
+    return gpt, m, idx, batch, gs
 
 
 def test_every_mask_one_and_the_delta_give_the_original_logits(built):
-    gpt, m, idx, xs, run, gs = built
+    gpt, m, idx, batch, gs = built
     ones = [torch.ones(m.C)] * 2, torch.ones(2, 1)
     logits = gpt(idx, masks.replacing(m, lambda gs: ones))
     assert torch.allclose(logits, gpt(idx), atol=1e-5)
-    assert run(m.site(*ones)).abs().max() < 1e-5
+    assert batch.divergence(m.site(*ones)).abs().max() < 1e-5
 
 
 def test_importance_one_pins_the_masks_whatever_the_source(built):
-    gpt, m, idx, xs, run, gs = built
+    gpt, m, idx, batch, gs = built
     source = spd.stochastic(gs, torch.Generator())
-    pinned = run(m.masked([torch.ones_like(g) for g in gs], source[:2] + [torch.ones(1)] * 2))
+    pinned = batch.divergence(m.masked([torch.ones_like(g) for g in gs], source[:2] + [torch.ones(1)] * 2))
     assert pinned.abs().max() < 1e-5
 
 
 def test_sites_equal_the_sum_of_materialised_rank_one_matrices(built):
-    gpt, m, idx, xs, run, gs = built
+    gpt, m, idx, batch, gs = built
     source = spd.stochastic(gs, torch.Generator().manual_seed(2))
-    for i, x in enumerate(xs):
+    for i, x in enumerate(batch.inputs):
         V_i, U_i, W = m.V[i], m.U[i], m.Ws[i]
         delta = W - sum(torch.outer(V_i[:, c], U_i[c]) for c in range(m.C))
         mask = gs[i] + (1 - gs[i]) * source[i]
@@ -69,19 +69,19 @@ def test_sites_equal_the_sum_of_materialised_rank_one_matrices(built):
 
 
 def test_strength_is_the_size_of_the_contribution_signed_by_the_inner_activation(built):
-    gpt, m, idx, xs, run, gs = built
+    gpt, m, idx, batch, gs = built
     f = torch.cat(gs, -1)
-    a, c = m.strength(1, f, xs[0]), m.contrib(1, f, xs[0], torch.arange(2 * m.C))
+    a, c = m.strength(1, f, batch.inputs[0]), m.contrib(1, f, batch.inputs[0], torch.arange(2 * m.C))
     assert torch.allclose(a[..., m.C:].abs(), c[..., m.C:, :].norm(dim=-1), atol=1e-5)
-    assert torch.allclose(a[..., :m.C], gs[0] * (xs[0] @ m.V[0]) * m.U[0].norm(dim=1), atol=1e-5) and (a < 0).any()
+    assert torch.allclose(a[..., :m.C], gs[0] * (batch.inputs[0] @ m.V[0]) * m.U[0].norm(dim=1), atol=1e-5) and (a < 0).any()
     sign = (c[..., m.C:, :] * m.U[1]).sum(-1).sign()
     assert torch.equal(a[..., m.C:].sign(), sign) and (sign < 0).any()
 
 
 def test_kl_through_the_suffix_equals_kl_of_full_forwards(built):
-    gpt, m, idx, xs, run, gs = built
+    gpt, m, idx, batch, gs = built
     sources = [spd.stochastic(gs, torch.Generator().manual_seed(s)) for s in (3, 4)]
-    got = run(*[m.masked(gs, s) for s in sources])
+    got = batch.divergence(*[m.masked(gs, s) for s in sources])
     logp = F.log_softmax(gpt(idx), -1)
     for kl, s in zip(got, sources):
         masked = masks.replacing(m, lambda gs: masks.masks_from(gs, s))
@@ -125,44 +125,44 @@ def test_routing_masks_a_uniform_number_of_sites_and_freezes_the_rest():
 
 
 def test_pgd_never_lowers_the_loss_that_it_climbs(built):
-    gpt, m, idx, xs, run, gs = built
+    gpt, m, idx, batch, gs = built
     for seed in range(5):
         gen = torch.Generator()
-        found = [spd.sign_pgd(m, gs, run, gen.manual_seed(seed), n, size=0.1, keep_best=True) for n in (0, 1, 5, 20)]
-        loss = [run(m.masked(gs, source)).item() for source in found]
+        found = [spd.sign_pgd(m, gs, batch, gen.manual_seed(seed), n, size=0.1, keep_best=True) for n in (0, 1, 5, 20)]
+        loss = [batch.divergence(m.masked(gs, source)).item() for source in found]
         assert loss == sorted(loss) and loss[-1] > loss[0]
 
 
 def test_adversaries_leave_no_gradient_on_the_decomposition(built, cfg):
-    gpt, m, idx, xs, run, gs = built
-    spd.sign_pgd(m, gs, run, torch.Generator(), steps=2, size=1.)
+    gpt, m, idx, batch, gs = built
+    spd.sign_pgd(m, gs, batch, torch.Generator(), steps=2, size=1.)
     pgd = spd.PersistentPGD(m, cfg, torch.Generator())
-    before = [s.clone() for s in pgd.source]
-    source = pgd.ascend(m, gs, run, t=1)
+    before = [s.clone() for s in pgd.sources]
+    source = pgd.ascend(m, gs, batch, progress=1)
     assert all(p.grad is None for p in m.parameters())
     assert all((a != b).any() and a.min() >= 0 and a.max() <= 1 for a, b in zip(source, before))
-    loss = lambda source: run(m.masked(gs, source, detach=True))[0].item()
+    loss = lambda source: batch.divergence(m.masked(gs, source, detach=True))[0].item()
     assert loss(source) > loss(before)          # persistent PGD climbs too
 
 
 @pytest.mark.parametrize("kind", ["global", "mlp", "shared", "vector"])
 def test_importance_functions_train(cfg, built, kind):
-    gpt, m, idx, xs, run, gs = built
+    gpt, m, idx, batch, gs = built
     m = spd.SPD(m.Ws, m.bs, dataclasses.replace(cfg, ci_fn=kind), torch.Generator(), 1)
-    zs = m.gamma(xs, m.V)
+    zs = m.importance_net(batch.inputs, m.V)
     assert [z.shape for z in zs] == [(cfg.B, T, cfg.C)] * 2
     sum(z.square().mean() for z in zs).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in m.gamma.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in m.importance_net.parameters())
 
 
 def test_mlp_importance_is_a_net_of_its_own_per_component(cfg, built):
-    gpt, m, idx, xs, run, gs = built
+    gpt, m, idx, batch, gs = built
     m = spd.SPD(m.Ws, m.bs, dataclasses.replace(cfg, ci_fn="mlp"), torch.Generator(), 1)
-    W1, b1, W2, b2 = m.gamma.nets[0]
+    W1, b1, W2, b2 = m.importance_net.nets[0]
     for c in range(cfg.C):
-        h = xs[0] @ m.V[0][:, c]
+        h = batch.inputs[0] @ m.V[0][:, c]
         z = F.gelu(h[..., None] * W1[c, 0] + b1[c]) @ W2[c, :, 0] + b2[c, 0]
-        assert torch.allclose(m.gamma(xs, m.V)[0][..., c], z, atol=1e-5)
+        assert torch.allclose(m.importance_net(batch.inputs, m.V)[0][..., c], z, atol=1e-5)
 
 
 @pytest.mark.parametrize("C", [10, 30])
@@ -216,15 +216,15 @@ def test_a_start_at_the_neurons_needs_a_component_for_each(cfg, capsys):
 
 
 def test_seam(built):
-    gpt, m, idx, xs, run, gs = built
-    f = m.encode(1, xs[0], gpt.h[1].mlp)
-    y = m.decode(1, f, xs[0])
+    gpt, m, idx, batch, gs = built
+    f = m.encode(1, batch.inputs[0], gpt.h[1].mlp)
+    y = m.decode(1, f, batch.inputs[0])
     assert torch.allclose(f, torch.cat(gs, -1), atol=1e-6) and m.params_F.tolist() == [D + M] * 2 * m.C
     units = torch.tensor([12, 3, 19, 0])
     for k, u in enumerate(units):
         off = f.clone()
         off[..., u] = 0
-        assert torch.allclose(m.contrib(1, f, xs[0], units)[..., k, :], y - m.decode(1, off, xs[0]), atol=1e-5)
+        assert torch.allclose(m.contrib(1, f, batch.inputs[0], units)[..., k, :], y - m.decode(1, off, batch.inputs[0]), atol=1e-5)
     ci = masks.mask_table(m, (0,), torch.Generator())["causal importance"]
     assert torch.allclose(gpt(idx, evals.splice(m)), gpt(idx, ci), atol=1e-5)
 
@@ -289,8 +289,8 @@ def test_summary_has_the_promised_keys(cfg):
 
 def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     real = spd.loss_fn
-    def sick(spd_, xs, run, cfg, t, *rest):
-        total, terms, gs = real(spd_, xs, run, cfg, t, *rest)
+    def sick(spd_, batch, cfg, t, *rest):
+        total, terms, gs = real(spd_, batch, cfg, t, *rest)
         return (total * float("nan") if t > .5 else total), terms, gs
     monkeypatch.setattr(spd, "loss_fn", sick)
     with pytest.raises(SystemExit) as stop:

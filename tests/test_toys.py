@@ -81,7 +81,7 @@ def decompose(W_hn, b, cfg, gen):
         x = busy_batch(cfg.B, n, gen)
         clean = out(x, W_hn, b)
         run = lambda *sites: torch.stack([(F.relu(site(1, site(0, x))) - clean).square().mean() for site in sites])
-        loss, _, _ = spd.loss_fn(m, [x, x @ W_hn.T], run, cfg, step / cfg.steps, gen)
+        loss, _, _ = spd.loss_fn(m, spd.Batch([x, x @ W_hn.T], run), cfg, step / cfg.steps, gen)
         spd.update(m, opts, loss, cfg, step / cfg.steps)
     return m
 
@@ -101,7 +101,7 @@ def importance_errors(g_nC):
 def judge(m, W_hn, gen):
     """Per matrix: importance errors on the inputs 0.75 e_i, components alive by the repo's rule (evals.ALIVE) on 20,000
     rows, MMCS and ML2R over these: in 2 dimensions one of many dead, tiny components matches a direction better."""
-    n, importance = W_hn.shape[1], lambda x: [z.clamp(0, 1) for z in m.gamma([x, x @ W_hn.T], m.V)]
+    n, importance = W_hn.shape[1], lambda x: [z.clamp(0, 1) for z in m.importance_net([x, x @ W_hn.T], m.V)]
     verdict = []
     for i, (g_nC, g_BC) in enumerate(zip(importance(0.75 * torch.eye(n)), importance(batch(20_000, n, gen)))):
         alive = (g_BC > 0.1).sum(0) >= evals.ALIVE
