@@ -4,7 +4,7 @@
     alive                                   how many units are there, by any rule?
     probes, probe_yardsticks                how well do a few units together tell a concept?
     splits, absorption                      is one concept shared out over several units?
-    summary                                 all of these and metrics/atoms.py, as a flat dict
+    summary, measure                        all of these and metrics/atoms.py, for the table
 
 All functions are pure. fit and test are recordings (metrics/recording.py); `summary` and
 `probe_yardsticks` take (rows, labels). Everything that is chosen (thresholds, units, probes) is
@@ -22,9 +22,12 @@ import torch.nn.functional as nnf
 
 from data import over_rows
 from evals import ALIVE, f1_scores
+from metrics import columns
 from metrics.atoms import effective_rank, fragmentation, meta_dictionary, one_concept
+from metrics.columns import Column
 from metrics.recording import (Dense, contributions, record, split_by_sign, testable_concepts,
                                write_directions)
+from tinytales.concepts import HIERARCHY
 
 LEVELS = 10             # a unit is on at level l where it exceeds l / LEVELS of its largest value
 PROBES_AT_ONCE = 16     # dense probes fitted together: bounds the memory
@@ -231,17 +234,26 @@ def apply(w_KJ1, X_KNJ):
     return torch.einsum("knj,kj->kn", X_KNJ, w_KJ1[:, :-1]) + w_KJ1[:, -1:]
 
 
-def auroc(score_KN):
-    """How likely does a score of the first half of the tokens beat one of the second half? (K)
+def auroc(score_KN, is_true):
+    """How likely does a token where a concept is true score higher than one where it is not? (K)
 
-    Ties count half: 0.5 = chance, 1 = each beats each.
+    The area under the ROC curve; ties count half. 0.5 = chance, 1 = each true token scores higher
+    than each false one; NaN without tokens of both kinds. is_true: (N), or (K, N), one per score.
     """
-    true, false = score_KN.contiguous().chunk(2, -1)
-    true = true.contiguous()
-    false = false.sort(-1).values.contiguous()
-    beaten = torch.searchsorted(false, true)
-    beaten_or_tied = torch.searchsorted(false, true, right=True)
-    return (beaten + beaten_or_tied).double().mean(-1) / (2 * false.shape[-1])
+    # Rank the scores from 1, the lowest; equal scores share the mean of their ranks.
+    score_KN = score_KN.contiguous()
+    sorted_KN = score_KN.sort(-1).values.contiguous()
+    n_lower_KN = torch.searchsorted(sorted_KN, score_KN)
+    n_upto_KN = torch.searchsorted(sorted_KN, score_KN, right=True)
+    rank_KN = (n_lower_KN + n_upto_KN + 1).double() / 2
+
+    # Pairs (true, false) that the true token wins: its ranks' sum, less what n_true tokens would
+    # have among themselves (Mann and Whitney 1947). In float64, sums of ranks are exact.
+    is_true_KN = is_true.expand_as(score_KN).double()
+    n_true_K = is_true_KN.sum(-1)
+    n_false_K = (1 - is_true_KN).sum(-1)
+    n_won_K = (rank_KN * is_true_KN).sum(-1) - n_true_K * (n_true_K + 1) / 2
+    return n_won_K / n_true_K / n_false_K
 
 
 def balanced_f1(score_KN):
@@ -272,7 +284,8 @@ def probes(fit, test, concepts, gen, ks=(1, 2, 5), n=1000):
 
     auroc_of_k = {}
     for k in ks:
-        auroc_of_k[k] = auroc(fit_and_score(X_fit[..., :k], X_test[..., :k], truth_N))
+        score_KN = fit_and_score(X_fit[..., :k], X_test[..., :k], truth_N)
+        auroc_of_k[k] = auroc(score_KN, truth_N)
     return dict(units=units_KU, auroc=auroc_of_k)
 
 
@@ -286,7 +299,7 @@ def dense_probes(y_fit_ND, y_test_ND, label_fit_NK, label_test_NK, concepts, gen
     for chunk in concepts.split(PROBES_AT_ONCE):
         w_KD1 = logistic(y_fit_ND[draw_tokens(label_fit_NK[:, chunk], n, gen)], truth_N)
         score_KN = apply(w_KD1, y_test_ND[draw_tokens(label_test_NK[:, chunk], n, gen)])
-        parts["auroc"].append(auroc(score_KN))
+        parts["auroc"].append(auroc(score_KN, truth_N))
         parts["f1"].append(balanced_f1(score_KN))
         parts["w"].append(w_KD1)
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
@@ -478,6 +491,7 @@ def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
     splitting and absorption. A number is held against that of the floors in baselines.py. A key is
     missing or None where its number would mean nothing. Two minutes on two cores.
     """
+    # Where is each unit on? A unit with two signs says two things, and counts as two units.
     fit, test = split_by_sign(record(m, gpt, *fit, tau), record(m, gpt, *test, tau))
     concepts = testable_concepts(fit)
     alive_curve = alive(fit, largest_value(fit))
@@ -485,6 +499,7 @@ def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
     if not is_alive_F.any():
         return dict(units=fit.F, halved=0, alive_curve=alive_curve)
 
+    # What do they write, and what do they say about the concepts?
     c_FJD = contributions(m, fit)
     write_FD = write_directions(c_FJD)
     out = dict(units=fit.F, halved=fit.F - len(m.params_F), alive_curve=alive_curve)
@@ -503,14 +518,14 @@ def shape_numbers(fit, c_FJD, write_FD, is_alive_F, gen):
     out["effective_rank"] = effective_rank(c_FJD)[is_alive_F].nanmean().item()
     out["meta_excess"] = None
     n_alive = int(is_alive_F.sum())
-    if n_alive > 64:                    # 4 atoms a row of n / 16: with fewer rows, all atoms
+    if n_alive > 64:            # of its n_alive / 16 atoms a row takes 4: there have to be more
         meta = meta_dictionary(write_FD[is_alive_F], gen, n_alive // 16)
         out["meta_excess"] = meta["excess"]
     return out
 
 
 def concept_numbers(fit, test, concepts, gen, n):
-    """How well do the units tell the concepts?"""
+    """How well do the units tell the concepts, alone and a few together?"""
     out = dict(coverage=coverage(fit, test)["coverage"],
                board=concepts_from_precise_units(fit, test))
     for kind, share in one_concept(fit, test).items():
@@ -539,3 +554,56 @@ def parent_numbers(m, gpt, fit, test, write_FD, parents, gen, n):
         mean = value_K[is_known_K].nanmean().item()
         out[f"absorption_{name}"] = mean if means_something else None
     return out
+
+
+COLUMNS = {
+    "coverage": Column("coverage", "up", "neurons", 3, table="concepts",
+                       text="F1 of the best unit for each true concept, mean"),
+    "board": Column("board", "up", "neurons", 3, table="concepts",
+                    text="F1 of all concepts said by units of precision 0.95"),
+    "splits": Column("splits", "down", "random", 2, table="concepts",
+                     text="units that a parent concept is split into; see parent F1"),
+    "parent_f1": Column("parent F1", "up", "random", 3, table="concepts",
+                        text="F1 of the best unit for the parent concepts"),
+    "absorption_fraction": Column("absorb", "down", "random", 3, table="concepts",
+                                  text="share of a parent concept's effect taken over by other "
+                                       "units; n/a where it means nothing: parent F1 under 0.6, "
+                                       "spd, svd"),
+    "probe_auroc_1": Column("probe 1", "up", "plain neurons", 3, table="probes",
+                            text="AUROC of a probe on the best unit for each concept"),
+    "probe_auroc_2": Column("probe 2", "up", "plain neurons", 3, table="probes",
+                            text="AUROC of a probe on the best two units for each concept"),
+    "probe_auroc_5": Column("probe 5", "up", "plain neurons", 3, table="probes",
+                            text="AUROC of a probe on the best five units for each concept"),
+    "probe_dense": Column("dense", "", None, 3, table="probes",
+                          text="AUROC of a probe on all of y for each concept: the ceiling"),
+    "units_atomic": Column("atomic", "up", "neurons", 3, table="atoms",
+                           text="share of the alive units that one concept explains"),
+    "units_polysemantic": Column("either", "", None, 3, table="atoms",
+                                 text="share of the alive units that 'a or b' explains better"),
+    "units_composite": Column("both", "", None, 3, table="atoms",
+                              text="share of the alive units that 'a and b' explains better"),
+    "units_unexplained": Column("neither", "down", "neurons", 3, table="atoms",
+                                text="share of the alive units whose best concept has F1 under "
+                                     "0.5"),
+    "effective_rank": Column("rank", "", None, 2, table="atoms",
+                             text="directions that a unit writes; 1 by construction for "
+                                  "dictionaries"),
+    "fragmentation": Column("pieces", "down", None, 2, table="atoms",
+                            text="units that are on at the same tokens as one; 1 is best"),
+    "meta_excess": Column("meta", "down", 0, 3, table="atoms",
+                          text="how far writes are sums of few atoms, in excess of Gaussian "
+                               "writes"),
+}
+
+
+def measure(m, arena, gen):
+    """What do m's units mean? The numbers of the tables concepts, probes and atoms.
+
+    Returns (numbers, details) as metrics/columns.py has them. Two minutes on two cores.
+    """
+    parents = {arena.names.index(parent) for parent, _ in HIERARCHY if parent in arena.names}
+    parents = torch.tensor(sorted(parents), dtype=torch.long, device=arena.fit[0].device)
+    yardsticks = arena.shared(probe_yardsticks, "probes")
+    numbers = summary(m, arena.gpt, arena.fit, arena.test, parents, gen)
+    return columns.split(COLUMNS, numbers | yardsticks)
