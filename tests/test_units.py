@@ -301,7 +301,8 @@ def arena():
     return SimpleNamespace(gpt=gpt.eval().requires_grad_(False), layer=0, fit=fit, test=test, names=names, shared=shared)
 
 
-@pytest.mark.parametrize("module, details", [(concepts, ["alive_curve", "null_probe_auroc_1"])])
+@pytest.mark.parametrize("module, details", [
+    (concepts, ["alive_curve", "null_probe_auroc_1"]), (effects, [])])
 def test_numbers_have_exactly_the_keys_of_the_columns(arena, module, details):
     m = baselines.baselines(arena.gpt, 0, arena.fit[0], 8, 32, 0)["neurons"]
     numbers, rest = module.measure(m, arena, common.generator(0, "measure"))
