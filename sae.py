@@ -5,11 +5,11 @@ and rebuilds a as the sum of the directions W_dec[i], each times its f_i. A unit
 W_enc[i] and writes along W_dec[i]. What differs between SAEs is how f is made sparse.
 
     pre = W_enc (a - b_dec) + b_enc
-    a_hat = f W_dec + b_dec                     rows of W_dec have norm 1; a is scaled: E|a| = sqrt(D)
+    a_hat = f W_dec + b_dec                 rows of W_dec have norm 1; a is scaled: E|a| = sqrt(D)
     loss = NMSE + c_aux AuxK + lambda penalty
-    NMSE = E|a - a_hat|^2 / E|a - E a|^2        --objective kl: KL of the model's predictions instead
-    AuxK = |e - e_hat|^2 / |e - E e|^2          what is missing, e = a - a_hat, rebuilt by dead units:
-                                                e_hat from the D / 2 largest pre; it revives them
+    NMSE = E|a - a_hat|^2 / E|a - E a|^2    --objective kl: KL of the model's predictions instead
+    AuxK = |e - e_hat|^2 / |e - E e|^2      what is missing, e = a - a_hat, rebuilt by dead units:
+                                            e_hat from the D / 2 largest pre; it revives them
 
 The sparsities (--variant), a function each:
     topk        f = the k largest of relu(pre) of each token
@@ -20,10 +20,10 @@ The sparsities (--variant), a function each:
                 Rajamanoharan et al. 2024, arXiv:2407.14435
     relu        f = relu(pre); penalty E sum_i f_i, the L1 norm
                 Bricken et al. 2023, "Towards monosemanticity"
-How to try one of your own, on SAEs and transcoders at once: stochastic.py.
+How to fork this file for a sparsity with parameters of its own: stochastic.py.
 
---site says what a is: the MLP's output; its input (mlp_in), so that the model gets the MLP of a_hat;
-or the residual stream after the MLP (resid), which a_hat replaces.
+--site says what a is: the MLP's output; its input (mlp_in), so that the model gets the MLP of
+a_hat; or the residual stream after the MLP (resid), which a_hat replaces.
 
 Differs from the papers: theta is trained raw and clamped at 0, in a wide window; relu's lambda
 follows L0, whose goal falls from F to k, so that every variant ends at an L0 of about k; unit-norm
@@ -32,7 +32,7 @@ rows and AuxK in every variant.
 N tokens of a batch, B sequences, T positions, D width, F units; H hits: the (token, unit) pairs
 that a top-k keeps
 
-    python sae.py --F 1024 --k 16       # 55 s on one core: CE recovered 0.997, FVE 0.943 at L0 16
+    python sae.py --F 1024 --k 16   # 55 s on one core: CE recovered 0.997, FVE 0.943 at L0 16
 """
 import json
 import math
@@ -52,10 +52,6 @@ from model import GPT, default_layer
 from report import curve
 
 
-# The last has left for stochastic.py: `refuse_moved` says so.
-Variant = Literal["topk", "batchtopk", "jumprelu", "relu", "stochastic"]
-
-
 @dataclass
 class Config:
     # what to take apart, where to write
@@ -71,7 +67,7 @@ class Config:
     # units
     F: int = 1024                   # units
     k: int = 16                     # units on per token
-    variant: Variant = "topk"       # what makes f sparse; stochastic: a file of its own
+    variant: Literal["topk", "batchtopk", "jumprelu", "relu", "stochastic"] = "topk"  # sparsity
     frozen: bool = False            # W_dec stays random: a floor for what learning it is worth
     # training
     objective: Literal["mse", "kl"] = "mse"  # rebuild the activations, or the predictions
@@ -104,7 +100,7 @@ MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every"
 
 # ------------------------------------------------------------------------------ the sparsities
 class PreActivations(NamedTuple):
-    """pre = x W^T + b in three parts, not multiplied out: the fused top-k never has all of it."""
+    """pre = x W^T + b, not multiplied out yet: the fused top-k never forms all of it."""
     x_ND: Tensor
     W_FD: Tensor
     b_F: Tensor
@@ -113,6 +109,7 @@ class PreActivations(NamedTuple):
         return F.linear(self.x_ND, self.W_FD, self.b_F)
 
     def of(self, units):
+        """The pre-activations of some units alone."""
         return PreActivations(self.x_ND, self.W_FD[units], self.b_F[units])
 
 
@@ -121,14 +118,6 @@ class Seen(NamedTuple):
     fired_F: Tensor                 # which units were on at some token
     l0: Tensor                      # units on per token
     smallest: Tensor | None = None  # batchtopk: the smallest activation that was kept
-
-
-class Sparse(NamedTuple):
-    """What a sparsity makes of a batch in training."""
-    y_ND: Tensor                    # f W_dec: what the units write
-    seen: Seen
-    penalties: dict                 # what it adds to the loss, each with its weight
-    wake: Tensor | float = 0.0      # a push on dead units, beside AuxK's
 
 
 class JumpReLU(torch.autograd.Function):
@@ -154,40 +143,41 @@ class JumpReLU(torch.autograd.Function):
 
 
 def write_largest(m, pre, batch):
-    """What do the units with the largest pre write, all others being off?
+    """What do the units with the largest pre write, when all other units are off?
 
     Keeps k units of each token, or with `batch` the k N largest of the whole batch. Returns f W_dec
-    (N, D), which units were on, how many per token, and the smallest f that is on, if any is. Costs
-    the encoder's product; f itself, (N, F), is never formed."""
+    (N, D) and what was seen. Costs the encoder's product: f itself, (N, F), is never formed."""
     # f = relu(pre.full()) where it is among the largest, else 0;  y = f @ W_dec
     y_ND, _, unit_H, f_H = fused.topk(*pre, m.W_dec, m.cfg.k, batch)
-    # fewer than k are on where the k-th largest is not positive
-    unit_H = unit_H[f_H > 0]
-    f_H = f_H[f_H > 0]
+    # a unit that was kept is off all the same where its pre is not positive
+    is_on_H = f_H > 0
+    unit_H = unit_H[is_on_H]
+    f_H = f_H[is_on_H]
     fired_F = torch.bincount(unit_H, minlength=m.cfg.F) > 0
     l0 = y_ND.new_tensor(len(f_H) / len(y_ND))
-    return y_ND, fired_F, l0, f_H.min() if len(f_H) else None
+    return y_ND, Seen(fired_F, l0, f_H.min() if len(f_H) else None)
 
 
+# Each takes the model, its pre-activations and the share of training done, 0 to 1, and returns
+# what the units write (N, D), lambda times the penalty, and what was seen.
 def topk(m, pre, progress):
     """Keep the k largest of relu(pre) at each token."""
-    y_ND, fired_F, l0, _ = write_largest(m, pre, batch=False)
-    return Sparse(y_ND, Seen(fired_F, l0), {})
+    y_ND, seen = write_largest(m, pre, batch=False)
+    return y_ND, y_ND.new_zeros(()), seen._replace(smallest=None)
 
 
 def batchtopk(m, pre, progress):
     """Keep the k N largest of relu(pre) in the batch: a token may have more than k, or fewer."""
-    y_ND, fired_F, l0, smallest = write_largest(m, pre, batch=True)
-    return Sparse(y_ND, Seen(fired_F, l0, smallest), {})
+    y_ND, seen = write_largest(m, pre, batch=True)
+    return y_ND, y_ND.new_zeros(()), seen
 
 
 def jumprelu(m, pre, progress):
-    """Keep what is above each unit's own threshold, and pull L0 to k by moving the thresholds."""
+    """Keep what is above its unit's own threshold, and pull L0 to k by moving the thresholds."""
     f_NF, rate_F = JumpReLU.apply(pre.full(), m.theta, m.cfg.bandwidth)
     lam = m.cfg.c_l0 * min(1, 2 * progress)
     penalty = (rate_F.sum() / m.cfg.k - 1).square()
-    seen = Seen(rate_F > 0, rate_F.detach().sum())
-    return Sparse(f_NF @ m.W_dec, seen, dict(penalty=lam * penalty))
+    return f_NF @ m.W_dec, lam * penalty, Seen(rate_F > 0, rate_F.detach().sum())
 
 
 def relu(m, pre, progress):
@@ -195,14 +185,14 @@ def relu(m, pre, progress):
     f_NF = pre.full().relu()
     rate_F = fused.count(f_NF > 0) / len(f_NF)
     penalty = f_NF.sum(-1).mean()
-    return Sparse(f_NF @ m.W_dec, Seen(rate_F > 0, rate_F.sum()), dict(penalty=m.lam * penalty))
+    return f_NF @ m.W_dec, m.lam * penalty, Seen(rate_F > 0, rate_F.sum())
 
 
 SPARSITIES = {"topk": topk, "batchtopk": batchtopk, "jumprelu": jumprelu, "relu": relu}
 
 
 def keep_once_trained(m, pre):
-    """f of a trained model. What a token gets does not depend on the others of its batch."""
+    """f of a trained model. What a token gets does not depend on the rest of its batch."""
     f = pre.full().relu()
     if m.cfg.variant == "topk":
         largest = f.topk(m.cfg.k)
@@ -211,25 +201,77 @@ def keep_once_trained(m, pre):
     return f * (f > on_above)
 
 
+def check_variant(cfg):
+    """Fail on the variant that has a file of its own now, and say which file."""
+    if cfg.variant == "stochastic":
+        common.fail("--variant stochastic: is a file now, python stochastic.py; see its --base")
+
+
+# ------------------------------------------------------------------- other terms of the loss
+def nmse(m, target_ND, rebuilt_ND):
+    """How much is missing, as a share of the variance? 0 = nothing, 1 = as bad as the mean."""
+    return (target_ND - rebuilt_ND).square().sum(-1).mean() / m.variance
+
+
+def aux_k(m, pre, e_ND, dead):
+    """How much of what is missing, e, can the dead units not rebuild? It trains these alone.
+
+    dead: indices of units. AuxK of Gao et al. 2024, appendix A.2; 0 if no unit is dead."""
+    if not len(dead):
+        return e_ND.new_zeros(())
+    k = min(e_ND.shape[1] // 2, len(dead))
+    # z = pre.full()[:, dead] where it is among the k largest, else 0;  e_hat = z @ W_dec[dead]
+    e_hat_ND = fused.topk(*pre.of(dead), m.W_dec[dead], k, relu=False)[0]
+    return (e_ND - e_hat_ND).square().sum() / (e_ND - e_ND.mean(0)).square().sum()
+
+
+# ------------------------------------------------------------------------ a step of training
+def optimizers(m):
+    """Adam or Muon for the matrices (not for a frozen W_dec), Adam for biases and thresholds."""
+    cfg = m.cfg
+    params = [p for p in m.parameters() if p.requires_grad]
+    matrices = [p for p in params if p.ndim == 2]
+    rest = [p for p in params if p.ndim < 2]
+    lr_rest = cfg.lr_rest if cfg.optimizer == "muon" else cfg.lr
+    return common.optimizers(cfg.optimizer, matrices, rest, cfg.lr, lr_rest)
+
+
+def update(m, opts, loss, progress):
+    """Take one step, and return the gradient's norm. The rows of W_dec keep norm 1."""
+    cfg = m.cfg
+    warm_up = (progress + 1 / cfg.steps) / 0.05
+    common.set_rates(opts, min(1, warm_up, (1 - progress) / 0.2))
+    m.zero_grad()
+    loss.backward()
+    with torch.no_grad():
+        # no gradient along a row ..
+        W = m.W_dec
+        if W.requires_grad:
+            W.grad -= (W.grad * W).sum(-1, keepdim=True) * W
+        norm = nn.utils.clip_grad_norm_(m.parameters(), cfg.clip)
+        for opt in opts.values():
+            opt.step()
+        # .. and norm 1 again, after the step: normed before it, what is saved would not be
+        if W.requires_grad:
+            W.div_(W.norm(dim=-1, keepdim=True))
+        if m.theta is not None:
+            m.theta.clamp_(min=0)
+    return norm
+
+
 @torch.no_grad()
 def remember(m, progress, fired_F, l0, smallest=None):
     """Update the state beside the weights: how long each unit has been silent, the threshold of
-    batchtopk, and the lambda of relu."""
+    batchtopk, and the lambda that follows L0 (relu, stochastic.py)."""
     cfg = m.cfg
     m.idle.add_(cfg.N).masked_fill_(fired_F, 0)
-    # a running mean, from the first value on
+    # the threshold is a running mean, from its first value on; no other sparsity reads it
     if smallest is not None:
         m.threshold.copy_(torch.lerp(smallest, m.threshold, cfg.beta if m.threshold > 0 else 0))
     # the goal of L0 falls from all units to k in the first half of the steps
     goal = cfg.k * (cfg.F / cfg.k) ** max(0, 1 - 2 * progress)
     too_many = (l0 / goal - 1).clamp(-1, 1)
     m.lam.mul_((cfg.follow * too_many).exp())
-
-
-def refuse_moved(cfg, method):
-    """Fail on the variant that is a command of its own now, and say which."""
-    if cfg.variant == "stochastic":
-        common.fail(f"--variant stochastic: is now python stochastic.py --on {method}")
 
 
 # ---------------------------------------------------------------------------------- the method
@@ -260,17 +302,18 @@ class SAE(nn.Module):
         self.register_buffer("idle", torch.zeros(cfg.F, dtype=torch.long))  # tokens of silence
         self.stream = 0             # --site resid: the stream at the MLP in this forward pass
 
-    # A site: what is read off the model, given the MLP's input x, its output y and the stream r
-    # that y is added to (y may hold it already), and the y that a reconstruction amounts to.
-    def read(self, x, y, r=0):
+    def read(self, x, y, stream=0):
+        """The activations at the site, given the MLP's input x, its output y, and the stream that
+        y is added to (0 where y holds it already)."""
         if self.cfg.site == "mlp_in":
             return x
-        return r + y if self.cfg.site == "resid" else y
+        return stream + y if self.cfg.site == "resid" else y
 
-    def write(self, a_hat, mlp, r):
+    def write(self, a_hat, mlp, stream):
+        """The output that the MLP has to have for the site to be as in a reconstruction."""
         if self.cfg.site == "mlp_in":
             return mlp(a_hat)
-        return a_hat - r if self.cfg.site == "resid" else a_hat
+        return a_hat - stream if self.cfg.site == "resid" else a_hat
 
     def note_stream(self, module, args):
         """Keep the stream on its way into the LayerNorm before the MLP: replace gets x alone."""
@@ -295,21 +338,14 @@ class SAE(nn.Module):
         self.variance.div_(self.scale.square())
         self.scale.fill_(1)
 
-    def pre(self, a, W_FD, b_F):
-        """W (a - b_dec) + b, as W a + (b - W b_dec): so the fused top-k takes a as it is."""
-        return PreActivations(a, W_FD, b_F - W_FD @ self.b_dec)
-
-    def sparsify(self, pre, target_ND, progress, gen):
-        """What the units write in training. A fork overrides this and `keep`: target_ND, what is
-        to be rebuilt, and gen, for noise, are there for forks."""
-        return SPARSITIES[self.cfg.variant](self, pre, progress)
-
-    def keep(self, pre):
-        return keep_once_trained(self, pre)
+    def pre(self, a_ND, W_FD, b_F):
+        """W (a - b_dec) + b, written as W a + (b - W b_dec): the fused top-k takes a as it is."""
+        return PreActivations(a_ND, W_FD, b_F - W_FD @ self.b_dec)
 
     def codes(self, a):
         """f once trained."""
-        return self.keep(self.pre(a * self.scale, self.W_enc, self.b_enc))
+        pre = self.pre(a * self.scale, self.W_enc, self.b_enc)
+        return keep_once_trained(self, pre)
 
     def affine(self, a):
         """What a_hat has beside the units."""
@@ -326,9 +362,12 @@ class SAE(nn.Module):
         (x_ND,), (y_ND,) = data.over_rows(gpt, rows_RT, self.layers, self.cfg.site == "resid")
         return [self.read(x_ND, y_ND) - self.b_dec]
 
-    def encode(self, layer, x_BTD, mlp):
+    def encoder_input(self, x_BTD, mlp):
         self.mlp = (mlp,)           # for decode; in a tuple, or its weights would become the SAE's
-        return self.codes(self.read(x_BTD, mlp(x_BTD), self.stream))
+        return self.read(x_BTD, mlp(x_BTD), self.stream)
+
+    def encode(self, layer, x_BTD, mlp):
+        return self.codes(self.encoder_input(x_BTD, mlp))
 
     def decode(self, layer, f_BTF, x_BTD):
         return self.write(self.rebuild(f_BTF), self.mlp[0], self.stream)
@@ -342,83 +381,31 @@ class SAE(nn.Module):
         return self.mlp[0](a_hat) - self.mlp[0](a_hat - own)
 
 
-def nmse(m, target_ND, rebuilt_ND):
-    """How much is missing, as a share of the variance? 0 = nothing, 1 = as bad as the mean."""
-    return (target_ND - rebuilt_ND).square().sum(-1).mean() / m.variance
-
-
-def aux_k(m, pre, e_ND, dead):
-    """How much of what is missing, e, can the dead units not rebuild? It trains them alone.
-
-    AuxK of Gao et al. 2024, appendix A.2; 0 if no unit is dead."""
-    if not len(dead):
-        return e_ND.new_zeros(())
-    k = min(e_ND.shape[1] // 2, len(dead))
-    # z = pre.full()[:, dead] where it is among the k largest, else 0;  e_hat = z @ W_dec[dead]
-    e_hat_ND = fused.topk(*pre.of(dead), m.W_dec[dead], k, relu=False)[0]
-    return (e_ND - e_hat_ND).square().sum() / (e_ND - e_ND.mean(0)).square().sum()
-
-
-def loss_fn(m, a_ND, kl, progress, gen):
+def loss_fn(m, a_ND, kl, progress):
     """What one step minimises: (total, its terms, what `remember` wants to know).
 
     kl(a_hat_ND): what a reconstruction costs the model's predictions, or None for the NMSE.
-    progress: share of training done, 0 to 1. gen: for the noise of forks."""
+    progress: share of training done, 0 to 1."""
     # What do the units write, being as sparse as they have to be?
     a_ND = a_ND * m.scale
     pre = m.pre(a_ND, m.W_enc, m.b_enc)
-    sparse = m.sparsify(pre, a_ND, progress, gen)
+    written_ND, penalty, seen = SPARSITIES[m.cfg.variant](m, pre, progress)
 
     # It must rebuild the activations, or save the model's predictions.
-    a_hat_ND = sparse.y_ND + m.affine(a_ND)
+    a_hat_ND = written_ND + m.affine(a_ND)
     rec = kl(a_hat_ND / m.scale) if kl else nmse(m, a_ND, a_hat_ND)
 
     # Dead units get no gradient from that. They learn what it misses.
     dead = (m.idle >= m.cfg.dead).nonzero().squeeze(1)
-    aux = aux_k(m, pre, (a_ND - a_hat_ND).detach(), dead) + sparse.wake
+    aux = aux_k(m, pre, (a_ND - a_hat_ND).detach(), dead)
 
-    total = rec + m.cfg.c_aux * aux
-    for penalty in sparse.penalties.values():
-        total = total + penalty
-    terms = dict(loss=total, rec=rec, aux=aux, **sparse.penalties)
+    total = rec + m.cfg.c_aux * aux + penalty
+    terms = dict(loss=total, rec=rec, aux=aux, penalty=penalty, l0=seen.l0)
     terms = {name: term.detach() for name, term in terms.items()}
-    return total, terms | dict(l0=sparse.seen.l0, dead=torch.tensor(len(dead))), sparse.seen
+    return total, terms | dict(dead=len(dead)), seen
 
 
 # ------------------------------------------------------------------------------------ training
-def optimizers(m):
-    """Adam or Muon for the matrices (not for a frozen W_dec), Adam for biases and thresholds."""
-    cfg = m.cfg
-    params = [p for p in m.parameters() if p.requires_grad]
-    matrices = [p for p in params if p.ndim == 2]
-    rest = [p for p in params if p.ndim < 2]
-    lr_rest = cfg.lr_rest if cfg.optimizer == "muon" else cfg.lr
-    return common.optimizers(cfg.optimizer, matrices, rest, cfg.lr, lr_rest)
-
-
-def update(m, opts, loss, progress):
-    """Take one step, and return the gradient's norm. The rows of W_dec keep norm 1."""
-    cfg = m.cfg
-    warm_up = (progress + 1 / cfg.steps) / 0.05
-    common.set_rates(opts, min(1, warm_up, (1 - progress) / 0.2))
-    m.zero_grad()
-    loss.backward()
-    with torch.no_grad():
-        # no gradient along a row ..
-        W = m.W_dec
-        if not cfg.frozen:
-            W.grad -= (W.grad * W).sum(-1, keepdim=True) * W
-        norm = nn.utils.clip_grad_norm_(m.parameters(), cfg.clip)
-        for opt in opts.values():
-            opt.step()
-        # .. and norm 1 again, after the step: before it, it would not hold in what is saved
-        if not cfg.frozen:
-            W.div_(W.norm(dim=-1, keepdim=True))
-        if m.theta is not None:
-            m.theta.clamp_(min=0)
-    return norm
-
-
 class CleanRows:
     """The activations of some rows, and what a reconstruction costs the rest of the model. The
     first token of a row is left as it is."""
@@ -445,8 +432,8 @@ def examples(cfg, gpt, m, corpus, start):
     some rows, and the KL that a reconstruction of them costs."""
     if cfg.objective == "mse":
         in_stream = cfg.site == "resid"
-        for x_LND, y_LND in data.batches(gpt, corpus, m.layers, cfg.T, cfg.N, cfg.seed, start,
-                                         in_stream):
+        shuffled = data.batches(gpt, corpus, m.layers, cfg.T, cfg.N, cfg.seed, start, in_stream)
+        for x_LND, y_LND in shuffled:
             yield m.read(x_LND[0], y_LND[0]), None
     rows_per_step = max(1, cfg.N // (cfg.T - 1))
     for step in range(start, cfg.steps):
@@ -455,13 +442,14 @@ def examples(cfg, gpt, m, corpus, start):
         yield rows.tokens(), rows.kl
 
 
-def build(cfg, gpt, Model=SAE):
+def build(cfg, gpt):
     """A fresh SAE at the MLP that cfg names, after checking cfg against the target."""
+    check_variant(cfg)
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
     common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
                   eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
-    m = Model(cfg, gpt.cfg.n_embd, common.generator(cfg.seed, "init"), layer)
+    m = SAE(cfg, gpt.cfg.n_embd, common.generator(cfg.seed, "init"), layer)
     if cfg.site == "resid":
         gpt.h[layer].ln_2.register_forward_pre_hook(m.note_stream)
     return m.to(gpt.wte.weight.device)
@@ -474,12 +462,12 @@ def load(path, gpt):
     return m.requires_grad_(False)
 
 
-def train(cfg, build=build):
+def train(cfg):
     device = common.device(cfg.device)
     gpt = GPT.load(cfg.model, device)
     m = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
-    gen = common.generator(cfg.seed, "noise", device)
+    gen = common.generator(cfg.seed, "noise", device)       # nothing here draws; a fork may
     opts = optimizers(m)
     run = common.Run(cfg, gpt, data.fingerprint(cfg.data), m=m, gen=gen, **opts)
 
@@ -488,7 +476,7 @@ def train(cfg, build=build):
         progress = step / cfg.steps
         if step == 0:
             m.start(a_ND)
-        loss, terms, seen = loss_fn(m, a_ND, kl, progress, gen)
+        loss, terms, seen = loss_fn(m, a_ND, kl, progress)
         norm = update(m, opts, loss, progress)
         remember(m, progress, *seen)
         if run.is_logged:
@@ -520,18 +508,11 @@ def summarise(cfg, gpt, m, corpus, seconds):
     lines, out = evals.replacement(m, gpt, layer, fit, test, names, "latents")
     out["fve_site"] = evals.explained(rebuilt(m, gpt, test[0]))
     out["seconds"] = seconds
-    print(f"\nlayer {layer}, {cfg.variant}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s; "
+    print(f"\nlayer {layer}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s; "
           f"FVE of {cfg.site} itself {out['fve_site']:.3f}", *lines, sep="\n")
     found = out | common.provenance(cfg, gpt)
     common.write(Path(cfg.out) / "summary.json", json.dumps(found, indent=1).encode())
     return out
-
-
-def main(cfg):
-    refuse_moved(cfg, "sae")
-    if cfg.sweep:
-        return curve.sweep(train, cfg, "k", curve_of_k(cfg))
-    return train(cfg)
 
 
 def curve_of_k(cfg):
@@ -539,6 +520,12 @@ def curve_of_k(cfg):
     if not 4 <= cfg.k <= cfg.F / 4:
         common.fail(f"--sweep --k {cfg.k}: must be from 4 to a quarter of --F {cfg.F}")
     return [int(cfg.k * share) for share in curve.SHARES]
+
+
+def main(cfg):
+    if cfg.sweep:
+        return curve.sweep(train, cfg, "k", curve_of_k(cfg))
+    return train(cfg)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """Transcoder: which few of F directions add up to what an MLP does on each token?
 
 A transcoder reads the input x of an MLP, turns it into F numbers f, nearly all of them zero, and
-writes the MLP's output y as the sum of the directions W_dec[i], each times its f_i. It stands in
-for the MLP, where an SAE needs the MLP's output to explain it. How f is made sparse is the SAE's:
+writes the MLP's output y as the sum of the directions W_dec[i], each times its f_i. It can stand in
+for the MLP, while an SAE reads the output that it explains.
 
     pre = W_enc x + b_enc
-    y_hat = f W_dec + b_dec (+ x W_skip)        rows of W_dec have norm 1; y is scaled: E|y| = sqrt(D)
+    y_hat = f W_dec + b_dec (+ x W_skip)    rows of W_dec have norm 1; y is scaled: E|y| = sqrt(D)
     loss = NMSE + c_aux AuxK + lambda penalty
-    NMSE = E|y - y_hat|^2 / E|y - E y|^2        --objective kl: KL of the model's predictions instead
-    AuxK = |e - e_hat|^2 / |e - E e|^2          what is missing, e = y - y_hat, rebuilt by dead units:
-                                                e_hat from the D / 2 largest pre; it revives them
+    NMSE = E|y - y_hat|^2 / E|y - E y|^2    --objective kl: KL of the model's predictions instead
+    AuxK = |e - e_hat|^2 / |e - E e|^2      what is missing, e = y - y_hat, rebuilt by dead units:
+                                            e_hat from the D / 2 largest pre; it revives them
 
-The sparsities (--variant) are functions of sae.py:
+The sparsities (--variant) are the SAE's, a function each in sae.py; so is a step of training:
     topk        f = the k largest of relu(pre) of each token
                 Gao et al. 2024, arXiv:2406.04093, which has AuxK too
     batchtopk   f = the k N largest of the batch; once trained relu(pre) above a threshold
@@ -19,10 +19,10 @@ The sparsities (--variant) are functions of sae.py:
     jumprelu    f = pre 1[pre > theta]; penalty (L0 / k - 1)^2, L0 = E sum_i 1[pre_i > theta_i]
                 Rajamanoharan et al. 2024, arXiv:2407.14435
     relu        f = relu(pre); penalty E sum_i f_i, the L1 norm
-                Dunefsky et al. 2024, arXiv:2406.11944
-How to try one of your own, on SAEs and transcoders at once: stochastic.py.
+                Dunefsky et al. 2024, arXiv:2406.11944, "Transcoders find interpretable circuits"
+How to fork this file for a sparsity with parameters of its own: stochastic.py.
 
---skip adds the affine map W_skip, from 0 on (Paulo, Shabalin, Belrose 2025, arXiv:2501.18823).
+--skip adds the affine map x W_skip, from 0 on (Paulo, Shabalin, Belrose 2025, arXiv:2501.18823).
 
 Differs from the papers: theta is trained raw and clamped at 0, in a wide window; relu's lambda
 follows L0, whose goal falls from F to k, so that every variant ends at an L0 of about k; unit-norm
@@ -30,7 +30,7 @@ rows and AuxK in every variant.
 
 N tokens of a batch, B sequences, T positions, D width, F units
 
-    python transcoder.py --F 1024 --k 32    # 66 s on one core: CE recovered 0.998, FVE 0.970 at L0 32
+    python transcoder.py --F 1024 --k 32    # 66 s on one core: CE recovered 0.998, FVE 0.970
 """
 import json
 import math
@@ -47,8 +47,8 @@ import data
 import evals
 from model import GPT, default_layer
 from report import curve
-from sae import (SPARSITIES, PreActivations, Variant, aux_k, curve_of_k, keep_once_trained, nmse,
-                 optimizers, refuse_moved, remember)
+from sae import (SPARSITIES, PreActivations, aux_k, check_variant, curve_of_k, keep_once_trained,
+                 nmse, optimizers, remember, update)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Config:
     # units
     F: int = 1024                   # units
     k: int = 32                     # units on per token
-    variant: Variant = "topk"       # what makes f sparse; stochastic: a file of its own
+    variant: Literal["topk", "batchtopk", "jumprelu", "relu", "stochastic"] = "topk"  # sparsity
     skip: bool = False              # add the affine map x W_skip
     # training
     objective: Literal["mse", "kl"] = "mse"  # rebuild the output, or the predictions
@@ -152,21 +152,14 @@ class Transcoder(nn.Module):
         self.scale.fill_(1)
         self.scale_in.fill_(1)
 
-    def pre(self, x, W_FD, b_F):
+    def pre(self, x_ND, W_FD, b_F):
         """W x + b, with nothing subtracted from x: b_dec is the mean of y."""
-        return PreActivations(x, W_FD, b_F)
-
-    def sparsify(self, pre, target_ND, progress, gen):
-        """What the units write in training. A fork overrides this and `keep`: target_ND, what is
-        to be rebuilt, and gen, for noise, are there for forks."""
-        return SPARSITIES[self.cfg.variant](self, pre, progress)
-
-    def keep(self, pre):
-        return keep_once_trained(self, pre)
+        return PreActivations(x_ND, W_FD, b_F)
 
     def codes(self, x):
         """f once trained."""
-        return self.keep(self.pre(x * self.scale_in, self.W_enc, self.b_enc))
+        pre = self.pre(x * self.scale_in, self.W_enc, self.b_enc)
+        return keep_once_trained(self, pre)
 
     def affine(self, x):
         """What y_hat has beside the units."""
@@ -180,8 +173,11 @@ class Transcoder(nn.Module):
         (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
         return [x_ND]
 
+    def encoder_input(self, x_BTD, mlp):
+        return x_BTD
+
     def encode(self, layer, x_BTD, mlp):
-        return self.codes(x_BTD)
+        return self.codes(self.encoder_input(x_BTD, mlp))
 
     def decode(self, layer, f_BTF, x_BTD):
         return (f_BTF @ self.W_dec + self.affine(x_BTD * self.scale_in)) / self.scale
@@ -190,55 +186,32 @@ class Transcoder(nn.Module):
         return f_BTF[..., units, None] * self.W_dec[units] / self.scale
 
 
-def loss_fn(m, x_ND, y_ND, kl, progress, gen):
+def loss_fn(m, x_ND, y_ND, kl, progress):
     """What one step minimises: (total, its terms, what `remember` wants to know).
 
     kl(y_hat_ND): what an output costs the model's predictions, or None for the NMSE.
-    progress: share of training done, 0 to 1. gen: for the noise of forks."""
+    progress: share of training done, 0 to 1."""
     # What do the units write, being as sparse as they have to be?
     x_ND = x_ND * m.scale_in
     y_ND = y_ND * m.scale
     pre = m.pre(x_ND, m.W_enc, m.b_enc)
-    sparse = m.sparsify(pre, y_ND, progress, gen)
+    written_ND, penalty, seen = SPARSITIES[m.cfg.variant](m, pre, progress)
 
     # It must be the MLP's output, or save the model's predictions.
-    y_hat_ND = sparse.y_ND + m.affine(x_ND)
+    y_hat_ND = written_ND + m.affine(x_ND)
     rec = kl(y_hat_ND / m.scale) if kl else nmse(m, y_ND, y_hat_ND)
 
     # Dead units get no gradient from that. They learn what it misses.
     dead = (m.idle >= m.cfg.dead).nonzero().squeeze(1)
-    aux = aux_k(m, pre, (y_ND - y_hat_ND).detach(), dead) + sparse.wake
+    aux = aux_k(m, pre, (y_ND - y_hat_ND).detach(), dead)
 
-    total = rec + m.cfg.c_aux * aux
-    for penalty in sparse.penalties.values():
-        total = total + penalty
-    terms = dict(loss=total, rec=rec, aux=aux, **sparse.penalties)
+    total = rec + m.cfg.c_aux * aux + penalty
+    terms = dict(loss=total, rec=rec, aux=aux, penalty=penalty, l0=seen.l0)
     terms = {name: term.detach() for name, term in terms.items()}
-    return total, terms | dict(l0=sparse.seen.l0, dead=torch.tensor(len(dead))), sparse.seen
+    return total, terms | dict(dead=len(dead)), seen
 
 
 # ------------------------------------------------------------------------------------ training
-def update(m, opts, loss, progress):
-    """Take one step, and return the gradient's norm. The rows of W_dec keep norm 1."""
-    cfg = m.cfg
-    warm_up = (progress + 1 / cfg.steps) / 0.05
-    common.set_rates(opts, min(1, warm_up, (1 - progress) / 0.2))
-    m.zero_grad()
-    loss.backward()
-    with torch.no_grad():
-        # no gradient along a row ..
-        W = m.W_dec
-        W.grad -= (W.grad * W).sum(-1, keepdim=True) * W
-        norm = nn.utils.clip_grad_norm_(m.parameters(), cfg.clip)
-        for opt in opts.values():
-            opt.step()
-        # .. and norm 1 again, after the step: before it, it would not hold in what is saved
-        W.div_(W.norm(dim=-1, keepdim=True))
-        if m.theta is not None:
-            m.theta.clamp_(min=0)
-    return norm
-
-
 class CleanRows:
     """Input and output of the MLP on some rows, and what another output costs the rest of the
     model. The first token of a row is left as it is."""
@@ -260,7 +233,8 @@ def examples(cfg, gpt, m, corpus, start):
     """Yield training batches from step `start` on: shuffled tokens x_ND and y_ND, and None; or
     those of some rows, and the KL that another output costs there."""
     if cfg.objective == "mse":
-        for x_LND, y_LND in data.batches(gpt, corpus, m.layers, cfg.T, cfg.N, cfg.seed, start):
+        shuffled = data.batches(gpt, corpus, m.layers, cfg.T, cfg.N, cfg.seed, start)
+        for x_LND, y_LND in shuffled:
             yield x_LND[0], y_LND[0], None
     rows_per_step = max(1, cfg.N // (cfg.T - 1))
     for step in range(start, cfg.steps):
@@ -269,13 +243,14 @@ def examples(cfg, gpt, m, corpus, start):
         yield *rows.tokens(), rows.kl
 
 
-def build(cfg, gpt, Model=Transcoder):
+def build(cfg, gpt):
     """A fresh transcoder of the MLP that cfg names, after checking cfg against the target."""
+    check_variant(cfg)
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
     common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
                   eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
-    m = Model(cfg, gpt.cfg.n_embd, common.generator(cfg.seed, "init"), layer)
+    m = Transcoder(cfg, gpt.cfg.n_embd, common.generator(cfg.seed, "init"), layer)
     return m.to(gpt.wte.weight.device)
 
 
@@ -286,12 +261,12 @@ def load(path, gpt):
     return m.requires_grad_(False)
 
 
-def train(cfg, build=build):
+def train(cfg):
     device = common.device(cfg.device)
     gpt = GPT.load(cfg.model, device)
     m = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
-    gen = common.generator(cfg.seed, "noise", device)
+    gen = common.generator(cfg.seed, "noise", device)       # nothing here draws; a fork may
     opts = optimizers(m)
     run = common.Run(cfg, gpt, data.fingerprint(cfg.data), m=m, gen=gen, **opts)
 
@@ -300,7 +275,7 @@ def train(cfg, build=build):
         progress = step / cfg.steps
         if step == 0:
             m.start(x_ND, y_ND)
-        loss, terms, seen = loss_fn(m, x_ND, y_ND, kl, progress, gen)
+        loss, terms, seen = loss_fn(m, x_ND, y_ND, kl, progress)
         norm = update(m, opts, loss, progress)
         remember(m, progress, *seen)
         if run.is_logged:
@@ -321,15 +296,13 @@ def summarise(cfg, gpt, m, corpus, seconds):
     names = corpus["test"].names
     lines, out = evals.replacement(m, gpt, layer, fit, test, names, "latents")
     out["seconds"] = seconds
-    print(f"\nlayer {layer}, {cfg.variant}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s",
-          *lines, sep="\n")
+    print(f"\nlayer {layer}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s", *lines, sep="\n")
     found = out | common.provenance(cfg, gpt)
     common.write(Path(cfg.out) / "summary.json", json.dumps(found, indent=1).encode())
     return out
 
 
 def main(cfg):
-    refuse_moved(cfg, "transcoder")
     if cfg.sweep:
         return curve.sweep(train, cfg, "k", curve_of_k(cfg))
     return train(cfg)
