@@ -31,6 +31,9 @@ PLAIN = {           # files that tests/density.py finds nothing wrong with, and 
     "sae.py",
     "spd.py",
     "stochastic.py",
+    "studies/bench.py",
+    "studies/length.py",
+    "studies/tune.py",
     "transcoder.py",
 }
 PACKAGES = ("metrics", "report", "studies", "tinytales")
