@@ -313,7 +313,7 @@ def evaluate(job, cfg, bench, groups, dev):
                 common.write(path, json.dumps(finite(found)).encode())
             out |= json.loads(path.read_text())
         except (Exception, SystemExit) as e:        # one metric's trouble is no reason to lose the others
-            failed.append(f"{name}: {said(e)}")
+            failed.append(f"{name}: {error_text(e)}")
     return out, "; ".join(failed) or None
 
 def error_text(e):

@@ -25,6 +25,7 @@ import numpy as np
 
 import common
 import compare
+import data
 from model import GPT
 from report.table import AT
 

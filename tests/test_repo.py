@@ -1,9 +1,11 @@
 """Guards against rot: sizes, dead flags, a README whose commands no longer parse, lines that nobody can read."""
 import ast
+import builtins
 import dataclasses
 import importlib
 import re
 import shlex
+import symtable
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,29 @@ def test_density_sees_what_it_should(tmp_path):
     faults = density.measure(tmp_path / "dense.py")[3]
     assert [fault.split(":")[0] for fault in faults if not fault.startswith("0:")] == [
         "9", "1", "3", "4", "5", "7", "8", "9"]
+
+
+def undefined(source):
+    """Names that a module's functions read and that neither the module nor Python defines."""
+    module = symtable.symtable(source, "module", "exec")
+    defined = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    defined |= {*dir(builtins), "__file__", "__name__", "__doc__"}
+
+    def scopes(table):
+        yield table
+        for child in table.get_children():
+            yield from scopes(child)
+    return {symbol.get_name() for table in scopes(module) for symbol in table.get_symbols()
+            if symbol.is_global() and symbol.is_referenced()} - defined
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
+def test_every_name_is_defined(path):
+    assert undefined(path.read_text()) == set()
+
+
+def test_undefined_names_are_found():
+    assert undefined("import os\ndef f(x):\n    return os.path, len(x), [y for y in x], z") == {"z"}
 
 
 def configs():
