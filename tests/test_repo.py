@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 # Nodes of each file's syntax tree when the packages were made; a file may grow by SLACK, or a new figure is argued for.
 NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 5040, "data.py": 2920,
          "evals.py": 3790, "fused.py": 2240, "model.py": 3080, "molt.py": 3690, "pretrain.py": 2300, "sae.py":
-         4290, "spd.py": 5770, "transcoder.py": 3990, "metrics/atoms.py": 1580, "metrics/concepts.py": 3740,
+         4290, "spd.py": 5770, "transcoder.py": 3990, "metrics/atoms.py": 1580, "metrics/columns.py": 90, "metrics/concepts.py": 3740,
          "metrics/effects.py": 2010, "metrics/faithful.py": 1740, "metrics/llm.py": 1470, "metrics/masks.py":
          990, "metrics/matching.py": 2680, "metrics/recording.py": 1560, "metrics/stability.py": 2430,
          "metrics/words.py": 3350, "report/curve.py": 620, "report/noise.py": 720, "report/pictures.py": 1790,
@@ -26,7 +26,10 @@ NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 
          2070, "tinytales/cache.py": 1050, "tinytales/concepts.py": 1750, "tinytales/prompts.py": 1250,
          "tinytales/story.py": 4810}
 SLACK = 1.15
-PLAIN = {"spd.py"}       # files that tests/density.py finds nothing wrong with, and that have to stay so
+PLAIN = {           # files that tests/density.py finds nothing wrong with, and that have to stay so
+    "metrics/columns.py",
+    "spd.py",
+}
 PACKAGES = ("metrics", "report", "studies", "tinytales")
 FILES = [path for folder in (".", *PACKAGES) for path in sorted((ROOT / folder).glob("*.py"))
          if path.name != "__init__.py"]
