@@ -247,6 +247,9 @@ def tables(results):
     return out + [(f"minus {BASE}", heads_of(keys), [[name, *(by.get((name, key), "n/a") for key in keys)]
                                                      for name in names]) for keys in HEADLINES if by]
 
+def markdown_line(cells):
+    return "| " + " | ".join(cells) + " |"
+
 def heads_of(keys):
     return [f"{EVERY[key].head} {ARROWS[EVERY[key].better]}".strip() for key in keys]
 
@@ -269,8 +272,8 @@ def render(results, markdown=False):
         lines += ["A quick run: all are under-trained, SPD most. It shows what is measured, not how they compare."]
     for group, heads, rows in tables(results):
         if markdown:
-            lines += ["", "| ".join([f"| {group} ", *(f"{h} " for h in heads)]) + "|", "|---" * (1 + len(heads)) + "|",
-                      *("| " + " | ".join(row) + " |" for row in rows)]
+            lines += ["", markdown_line([group, *heads]), "|---" * (1 + len(heads)) + "|",
+                      *map(markdown_line, rows)]
         else:
             line = lambda first, rest: f"{first:<22}" + "".join(f" {c:>11}" for c in rest)
             lines += ["", line(group, heads), *(line(row[0], row[1:]) for row in rows)]
@@ -294,8 +297,9 @@ def describe():
             lines += textwrap.wrap(line, 118, subsequent_indent=" " * 15)
     return "\n".join(lines)
 
-def write(results, out):
-    out, sheet = Path(out), io.StringIO(newline="")
+def files(results):
+    """{name: text} of the files that hold them."""
+    sheet = io.StringIO(newline="")
     lines = csv.writer(sheet, lineterminator="\n")
     lines.writerow(["name", "knob", "value", "seeds", "metric", "better", "mean", "half_interval", "null", "status"])
     for row in results["rows"]:
@@ -305,18 +309,21 @@ def write(results, out):
             lines.writerow([*head, key, better, found["mean"], found["half"], found.get("null"), "ok"])
         if row["failed"]:
             lines.writerow([*head, "", "", "", "", "", "FAILED"])
-    common.write(out / "results.json", json.dumps(results, indent=1).encode())
-    common.write(out / "table.md", render(results, markdown=True).encode())
-    common.write(out / "table.csv", sheet.getvalue().encode())
+    return {"results.json": json.dumps(results, indent=1), "table.md": render(results, markdown=True),
+            "table.csv": sheet.getvalue()}
+
+def write(results, out):
+    for name, text in files(results).items():
+        common.write(Path(out) / name, text.encode())
     pictures.draw(results, out)
 
 MARKERS = "<!-- results: compare.py --readme -->", "<!-- end of results -->"
 
-def embed(results, path):
-    """Puts the Markdown between the markers of a README."""
+def embed(markdown, path):
+    """Puts a Markdown text between the markers of a README."""
     first, last = map(re.escape, MARKERS)
-    old, new = Path(path).read_text(), render(results, markdown=True)
+    old = Path(path).read_text(encoding="utf-8")
     if not re.search(f"{first}.*{last}", old, re.S):
         common.fail(f"{path}: has no markers {' .. '.join(MARKERS)}")
-    text = re.sub(f"{first}.*{last}", lambda _: f"{MARKERS[0]}\n{new}{MARKERS[1]}", old, flags=re.S)
+    text = re.sub(f"{first}.*{last}", lambda _: f"{MARKERS[0]}\n{markdown}{MARKERS[1]}", old, flags=re.S)
     common.write(path, text.encode())
