@@ -2,7 +2,7 @@
 
     headline.render(results) -> Markdown        # results: what results/results.json holds
 """
-from report.table import ARROWS, markdown_line
+from report.table import ARROWS, markdown_table
 
 COLUMNS = ("ce_recovered_at", "completeness", "coverage", "rule_det_hard", "activations_shared_0.7",
            "active_params_at")
@@ -16,11 +16,11 @@ def render(results):
     A number is the mean over seeds at the middle one of a method's sparsities."""
     columns = [results["columns"][key] for key in COLUMNS]
     heads = [f"{column['head']} {ARROWS[column['better']]}".strip() for column in columns]
-    lines = [markdown_line(["", *heads]), "|---" * (1 + len(COLUMNS)) + "|"]
+    lines = []
     for row in results["rows"]:
         if row["middle"] and row["name"] not in LEFT_OUT:
-            lines.append(markdown_line([row["name"], *cells_of(row, columns)]))
-    return "\n".join([*lines, ""])
+            lines.append([row["name"], *cells_of(row, columns)])
+    return "\n".join([*markdown_table(["", *heads], lines), ""])
 
 
 def cells_of(row, columns):
