@@ -47,7 +47,7 @@ import spd
 import stochastic
 import transcoder
 from model import GPT, default_layer
-from report import table
+from report import headline, table
 from tinytales import cache, concepts
 
 @dataclass
@@ -393,7 +393,7 @@ def main(cfg):
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer))
     table.write(results, cfg.out)
     if cfg.readme:
-        table.embed(results, Path(__file__).parent / "README.md")
+        table.embed(headline.render(results), Path(__file__).parent / "README.md")
     print("", table.render(results), f"-> {cfg.out}/results.json, table.md, table.csv, pictures", sep="\n")
     if failed := [f"{row['name']} {f}" for row in results["rows"] for f in row["failed"]]:
         common.fail(f"FAILED: {'; '.join(failed)}", 1)
