@@ -258,7 +258,7 @@ class SPD(nn.Module):
 
     def unit_inputs(self, gpt, rows_RT):
         (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
-        return [x_ND, act(gpt.h[self.layers[0]].mlp.c_fc(x_ND))]
+        return [x_ND, act(gpt.mlp(self.layers[0]).c_fc(x_ND))]
 
     def encode(self, layer, x_BTD, mlp):
         inputs = [x_BTD, act(mlp.c_fc(x_BTD))]
@@ -498,26 +498,19 @@ class CleanPass:
     """One pass of a batch through the model as it is, without gradients: what the matrices read,
     what to preserve."""
     def __init__(self, gpt, spd, idx_BT):
-        self.gpt = gpt
-        self.layer = spd.layers[0]
         with torch.no_grad():
-            self.x_BTD, self.stream_BTD = gpt.prefix(idx_BT, self.layer)
+            self.x_BTD, stream_BTD = gpt.prefix(idx_BT, spd.layers[0])
             self.frozen_BTM = self.x_BTD @ spd.Ws[0]
             h_BTM = act(self.frozen_BTM + spd.bs[0])
             y_BTD = h_BTM @ spd.Ws[1] + spd.bs[1]
-            final_BTD = gpt.hidden(self.stream_BTD, y_BTD, self.layer)
-            self.clean = final_BTD, *fused.log_partition(final_BTD, gpt.wte.weight)
+            self.distance = gpt.distance_from(stream_BTD, y_BTD, spd.layers[0])
         self.inputs = [self.x_BTD, h_BTM]
 
     def divergence(self, *masked):
         """KL(clean || masked) in nats, mean over positions, for each of these masked matrices:
         (n,). All of them share one pass through the rest of the model."""
-        n = len(masked)
         y = torch.cat([matrices.mlp(self.x_BTD, self.frozen_BTM) for matrices in masked])
-        streams = self.stream_BTD.repeat(n, 1, 1)
-        final = self.gpt.hidden(streams, y, self.layer).unflatten(0, (n, -1))
-        kl = fused.kl_unembed(self.clean, final, self.gpt.wte.weight)
-        return kl.flatten(1).mean(1)
+        return self.distance(y).view(len(masked), -1).mean(1)
 
 
 # ---------------------------------------------------------------------------------- training
@@ -596,7 +589,7 @@ def build(cfg, gpt):
     common.within(vars(cfg) | {"layer": layer}, "C", "ci_hidden", "B", "steps", "log_every",
                   "save_every", "pgd_rows", layer=(0, gpt.cfg.n_layer - 1),
                   T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
-    mlp = gpt.h[layer].mlp
+    mlp = gpt.mlp(layer)
     rank = min(mlp.c_fc.weight.shape)
     if cfg.C < rank:
         print(f"--C {cfg.C}: fewer components than the weights have ranks, {rank}; "

@@ -22,7 +22,7 @@ from typing import Any, Callable
 
 import torch
 
-from evals import ablations, clean, score_keys, scored_log_probs, scores
+from evals import ablations, clean, score_keys, scores
 from metrics import columns
 from metrics.columns import Column
 
@@ -115,10 +115,10 @@ def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40, 80, 160), size=0.1, shar
     The evaluation attack of VPD (Goodfire 2026). One step on 32 rows takes 0.5 s."""
     # a clean pass: what to preserve, and what may be ablated
     layer, = m.layers
-    mlp = gpt.h[layer].mlp
+    mlp = gpt.mlp(layer)
     with torch.no_grad():
         x_BTD, stream_BTD = gpt.prefix(rows_RT, layer)
-        logp_BSV = scored_log_probs(gpt.suffix(stream_BTD, mlp(x_BTD), layer))
+        logp_BSV = gpt.predictions(gpt.suffix(stream_BTD, mlp(x_BTD), layer))
         importance = m.encode(layer, x_BTD, mlp).split(m.C, -1)
 
     # a random start
@@ -132,8 +132,8 @@ def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40, 80, 160), size=0.1, shar
         # how far off the predictions are here
         sources = [source.requires_grad_() for source in sources]
         y_BTD = m.site(*masks_from(importance, sources)).mlp(x_BTD)
-        logq_BSV = scored_log_probs(gpt.suffix(stream_BTD, y_BTD, layer))
-        kl = (logp_BSV.exp() * (logp_BSV - logq_BSV)).sum(-1).mean()
+        logq_BSV = gpt.predictions(gpt.suffix(stream_BTD, y_BTD, layer))
+        kl = gpt.distance(logp_BSV, logq_BSV).mean()
         worst = max(worst, kl.item())           # a step of fixed size can lead down again
         if step in budgets:
             ladder[step] = worst

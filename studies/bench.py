@@ -105,7 +105,7 @@ def measured(cfg, gpt, steps, shapes):
     """Time steps and float32 products, interleaved.
 
     Returns ({name: seconds of each round}, {(n, k, m): FLOP/s of that product})."""
-    device = gpt.wte.weight.device
+    device = gpt.device
     products = {shape: Product(*shape, device) for shape in shapes}
     seconds = interleaved(cfg.rounds, steps | products)
     rates = {}
@@ -220,7 +220,7 @@ class SpdStep:
         self.job = job
         self.losses = losses        # as `losses` below, or a variant of it
         self.context = context
-        self.gen = common.generator(job.seed, "masks", gpt.wte.weight.device)
+        self.gen = common.generator(job.seed, "masks", gpt.device)
         self.m = spd.build(job, gpt)
         self.idx_BT = torch.randint(gpt.cfg.vocab_size, (job.B, job.T), generator=self.gen,
                                     device=self.gen.device)
@@ -313,7 +313,7 @@ class Straightforward:
     """`losses` without any of this repository's ideas: full forwards, hooks and autograd only."""
 
     def __call__(self, gpt, m, job, idx_BT, gen, pgd):
-        mlp = gpt.h[m.layers[0]].mlp
+        mlp = gpt.mlp(m.layers[0])
         linears = (mlp.c_fc, mlp.c_proj)
 
         # the clean pass; hooks keep what the two matrices read
@@ -470,7 +470,7 @@ def quality(gpt, corpus, job):
     """(seconds, loss at the end) of a training of spd.py, nothing written.
 
     The loss is studies/length.py's settled_loss."""
-    device = gpt.wte.weight.device
+    device = gpt.device
     gen = common.generator(job.seed, "masks", device)
     m = spd.build(job, gpt)
 
