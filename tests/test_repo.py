@@ -23,7 +23,7 @@ NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 
          990, "metrics/matching.py": 2680, "metrics/recording.py": 1560, "metrics/stability.py": 2430,
          "metrics/words.py": 3350, "report/curve.py": 620, "report/noise.py": 720, "report/pictures.py": 1790,
          "report/table.py": 3560, "studies/bench.py": 5690, "studies/length.py": 3090, "studies/tune.py":
-         2070, "tinytales/cache.py": 1050, "tinytales/concepts.py": 1750, "tinytales/prompts.py": 1250,
+         2070, "tinytales/cache.py": 1050, "tinytales/concepts.py": 1850, "tinytales/prompts.py": 1250,
          "tinytales/story.py": 4810}
 SLACK = 1.15
 PLAIN = {           # files that tests/density.py finds nothing wrong with, and that have to stay so
@@ -35,6 +35,7 @@ PLAIN = {           # files that tests/density.py finds nothing wrong with, and 
     "studies/bench.py",
     "studies/length.py",
     "studies/tune.py",
+    "tinytales/concepts.py",
     "tinytales/story.py",
 }
 PACKAGES = ("metrics", "report", "studies", "tinytales")
