@@ -35,6 +35,7 @@ PLAIN = {           # files that tests/density.py finds nothing wrong with, and 
     "studies/bench.py",
     "studies/length.py",
     "studies/tune.py",
+    "tinytales/cache.py",
     "tinytales/concepts.py",
     "tinytales/prompts.py",
     "tinytales/story.py",
