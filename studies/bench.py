@@ -39,6 +39,7 @@ import fused
 import molt
 import sae
 import spd
+import stochastic
 import transcoder
 from model import GPT, GPTConfig, default_layer
 from studies import length
@@ -549,12 +550,26 @@ def transcoder_step(device, D=128, **fields):
     return act_step(transcoder, m, [x_ND, y_ND])
 
 
-def act_step(method, m, batch):
+def stochastic_step(device, D=128, variant="sae", **fields):
+    """variant: what gets the gates."""
+    cfg = stochastic.Config(base=variant, **fields)
+    Base = sae.SAE if variant == "sae" else transcoder.Transcoder
+    base = Base(stochastic.base_config(cfg), D, common.generator(0, "init"))
+    m = stochastic.Stochastic(cfg, base).to(device)
+    gen = common.generator(0, "noise", device)
+    x_ND, y_ND = torch.randn(2, cfg.N, D, device=device)
+    if variant == "sae":
+        m.start(x_ND)
+        return act_step(stochastic, m, [x_ND, x_ND], gen)
+    m.start(x_ND, y_ND)
+    return act_step(stochastic, m, [x_ND, y_ND], gen)
+
+
+def act_step(method, m, batch, *noise):
     opts = method.optimizers(m)
-    gen = common.generator(0, "noise", batch[0].device)
 
     def step():
-        loss, terms, seen = method.loss_fn(m, *batch, None, HALFWAY, gen)
+        loss, terms, seen = method.loss_fn(m, *batch, None, HALFWAY, *noise)
         method.update(m, opts, loss, HALFWAY)
         method.remember(m, HALFWAY, *seen)
         return terms
@@ -593,10 +608,11 @@ def molt_step(device, D=128, F=1024, variant="jumprelu", **fields):
     return step
 
 
-VARIANTS_ACT = ("topk", "batchtopk", "jumprelu", "relu", "stochastic")
+VARIANTS_ACT = ("topk", "batchtopk", "jumprelu", "relu")
 STEPS = {
     "sae": (sae_step, VARIANTS_ACT),
     "transcoder": (transcoder_step, VARIANTS_ACT),
+    "stochastic": (stochastic_step, ("sae", "transcoder")),
     "clt": (clt_step, ("batchtopk", "jumprelu")),
     "molt": (molt_step, ("jumprelu", "relu")),
 }
