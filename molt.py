@@ -5,8 +5,8 @@
   Lindsey, Chen, Pearce, Hydrie, Conerly 2025, "Sparse mixtures of linear transforms" (transformer-circuits.pub).
   In training x is standardised and y centred and scaled by one number; at the end the scales go into the weights.
 --sum_to_weights: V_t reads [x; 1], phi(z) = clamp(z, 0, 1), b = b_out, and the transforms and a rest Delta, whose gate
-  is 0, sum to the MLP without its nonlinearity,    sum_t U_t V_t + Delta = W_out [W_in, b_in] = M,
-    loss + beta |Delta|^2 / |M|^2
+  is 0, sum to the MLP without its nonlinearity,    sum_t U_t V_t + Delta = W_out [W_in, b_in] = product,
+    loss + beta |Delta|^2 / |product|^2
   Feasible at no error: an MLP is a MOLT of rank-one transforms, a neuron each, with gates sigma(z) / z. It is the
   product of the two matrices that is decomposed, not each of them; gates without a bound would make the tie empty.
 Differs from the post: sizes and rates are for a small model; x is centred, as an SAE's input is; a theta per transform,
@@ -14,7 +14,7 @@ Differs from the post: sizes and rates are for a small model; x is centred, as a
 B sequences, T positions, N tokens, D residual width, F transforms, R sum of their ranks
 
     python molt.py                                  # 83 s on one core: CE recovered 0.992, FVE 0.910 at L0 5.5
-    python molt.py --sum_to_weights --lam 3e-3 --steps 1500     # |Delta| / |M| 0.07, FVE 0.909 at L0 13.5; without the
+    python molt.py --sum_to_weights --lam 3e-3 --steps 1500     # |Delta| / |product| 0.07, FVE 0.909 at L0 13.5; without the
                                                     # tie (--beta 0) 0.74, FVE 0.914 at L0 14.0
 """
 import itertools
@@ -100,7 +100,7 @@ class Clamp(torch.autograd.Function):
         return torch.where((z >= 0) & (z <= 1), dg, leak), None
 
 class MOLT(nn.Module):
-    """E, b_gate, theta: the gates; V (D, R), U (R, D): all V_t, U_t side by side; M: what they sum to if tied."""
+    """E, b_gate, theta: the gates; V (D, R), U (R, D): all V_t, U_t side by side; product: what they sum to if tied."""
     kind, matrices = "map", ()
 
     def __init__(self, D, cfg, gen, layer=0):
@@ -117,7 +117,7 @@ class MOLT(nn.Module):
         self.U = nn.Parameter(torch.randn(R, D, generator=gen) * 0.3 / R**0.5)     # a large map saturates tanh
         self.b = nn.Parameter(torch.zeros(D), requires_grad=not self.tied)
         for name, value in dict(x_mean=torch.zeros(D), x_std=torch.ones(D), y_mean=torch.zeros(D), y_std=torch.ones(()),
-                                M=torch.zeros(D + 1, D), idle_F=torch.zeros(F, dtype=torch.long)).items():
+                                product=torch.zeros(D + 1, D), idle_F=torch.zeros(F, dtype=torch.long)).items():
             self.register_buffer(name, value)       # idle_F: tokens since the transform was last on
 
     def read(self, x):
@@ -149,27 +149,27 @@ class MOLT(nn.Module):
         return square.clamp(min=1e-12).sqrt()
 
     def rest(self, on_F=None):
-        """Delta: what the transforms, or those of them that are on_F, leave of M."""
-        return self.M - (self.V if on_F is None else self.V * self.wide(on_F.to(self.V))) @ self.U
+        """Delta: what the transforms, or those of them that are on_F, leave of the product."""
+        return self.product - (self.V if on_F is None else self.V * self.wide(on_F.to(self.V))) @ self.U
 
     @torch.no_grad()
     def standardise(self, x_ND, y_ND, mlp):
-        """Sets the scales, and M in these coordinates. One scale for y: its errors count as they do unscaled."""
+        """Sets the scales, and the product in these coordinates. One scale for y: its errors count as they do unscaled."""
         std = x_ND.std(0)
         self.x_mean.copy_(x_ND.mean(0)), self.x_std.copy_(std.clamp(min=0.01 * std.mean()))     # no dead input explodes
         self.y_mean.copy_(y_ND.mean(0)), self.y_std.copy_((y_ND - self.y_mean).square().mean().sqrt())
         if self.tied:
             W, b = mlp.c_fc.weight, mlp.c_fc.bias
-            M = torch.cat([W * self.x_std.unsqueeze(1), (self.x_mean @ W + b).unsqueeze(0)]) @ mlp.c_proj.weight
-            self.M.copy_(M / self.y_std), self.b.copy_((mlp.c_proj.bias - self.y_mean) / self.y_std)
+            product = torch.cat([W * self.x_std.unsqueeze(1), (self.x_mean @ W + b).unsqueeze(0)]) @ mlp.c_proj.weight
+            self.product.copy_(product / self.y_std), self.b.copy_((mlp.c_proj.bias - self.y_mean) / self.y_std)
 
     @torch.no_grad()
     def fold(self):
         """Moves the scales into the weights: the same map, on raw activations (centred by x_mean)."""
-        for W in (self.E, self.V, self.M):
+        for W in (self.E, self.V, self.product):
             W[:self.D] /= self.x_std.unsqueeze(1)
         self.U *= self.y_std
-        self.M *= self.y_std
+        self.product *= self.y_std
         self.b.copy_(self.y_mean + self.y_std * self.b)
         self.x_std.fill_(1), self.y_mean.zero_(), self.y_std.fill_(1)
 
@@ -210,7 +210,7 @@ def loss_fn(molt, x_ND, distance, cfg, t):
     fit = distance(molt.write(g_NF, x))
     sparse = (cfg.c * g_NF * molt.norms()).tanh().sum(-1).mean()       # tanh per token: that of a mean is another loss
     # in standardised coordinates: a direction of the weights counts by how much x varies along it
-    rest = molt.rest().square().sum() / molt.M.square().sum() if molt.tied else torch.zeros(())
+    rest = molt.rest().square().sum() / molt.product.square().sum() if molt.tied else torch.zeros(())
     total = fit + cfg.lam * min(1, t / cfg.ramp) * sparse + cfg.beta * rest
     return total, dict(loss=total, fit=fit, sparse=sparse, rest=rest), g_NF
 
@@ -292,7 +292,7 @@ def summarise(cfg, gpt, molt, corpus, seconds):
                effective_transforms=(benefit_F.sum()**2 / benefit_F.square().sum()).item())
     own |= faithful.jacobian_cosine(molt, gpt, layer, test[0][:4])
     if molt.tied:       # a transform that is never on could hold the rest unpunished
-        own |= {name: (molt.rest(on_F).norm() / molt.M.norm()).item() for name, on_F in
+        own |= {name: (molt.rest(on_F).norm() / molt.product.norm()).item() for name, on_F in
                 dict(rest=rate_F >= 0, rest_alive=rate_F > 0.01).items()}
     print(f"\nlayer {layer}, {cfg.groups}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s", *lines,
           "", ", ".join(f"{k} {v:,.4g}" for k, v in own.items()), sep="\n")
