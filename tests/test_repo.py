@@ -28,6 +28,7 @@ NODES = {"baselines.py": 1780, "clt.py": 3890, "common.py": 2740, "compare.py": 
 SLACK = 1.15
 PLAIN = {           # files that tests/density.py finds nothing wrong with, and that have to stay so
     "metrics/columns.py",
+    "report/curve.py",
     "report/drawing.py",
     "report/headline.py",
     "report/noise.py",
