@@ -1,285 +1,673 @@
-"""Metrics of one decomposition of a model's MLPs: pure functions, the same for every method.
+"""How well does a decomposition do an MLP's work, and with how much? CE recovered, KL, FVE, L0,
+alive units, concepts: what every paper prints, for every method by one piece of code.
 
-The seam that a decomposition m offers (duck-typed):
-    m.kind                                        "dictionary", "component" (of a weight matrix) or "map"
-    m.matrices                                    the matrices whose parts its units are, as many of each; else ()
-    m.layers: list[int]                           MLPs that it stands in for
-    m.params_F                                    parameters of each unit
-    m.encode(layer, x_BTD, mlp) -> f_BTF          >= 0, exactly 0 = off for this token
-    m.decode(layer, f_BTF, x_BTD) -> y_BTD        what those units write
-    m.contrib(layer, f_BTF, x_BTD, units) -> (B, T, units, D)      each named unit's own share of y
-    m.unit_directions() -> [(name, read, write, ranks)]     blocks of units that could be each other's equals, in order:
-                                                  what they read and write, a row each, or ranks[i] rows for unit i
-    m.unit_inputs(gpt, rows_RT) -> [x_ND]         of each block, what its units' reads are multiplied with on some rows
-    module.load(path, gpt) -> m                   from a checkpoint, as it is evaluated
-    m.reads: list[int]                            MLPs whose encode it needs, in order; without it, m.layers (a CLT's
-                                                  encode returns the units of all layers so far: they write here)
-    m.strength(layer, f_BTF, x_BTD) -> a_BTF      what a unit says, signed, where it is on (recording.py); without it, f
-x = the MLP's input after LayerNorm, y = its output. Position 0 of a row counts in no metric.
-Costs are for the bundled target on two cores: a pass of one replace over 50,000 tokens takes about 4 s.
-R rows, B rows of a batch, T positions, S = T - 2 scored positions, D residual width, F units, K concepts, V vocabulary
+All functions are pure: they train nothing and change nothing. Position 0 of a row counts in none.
+
+
+THE SEAM: what a decomposition m offers
+=======================================
+There is no base class. Any object with these names is evaluated, spliced into the model, matched
+with its other seeds and described. x is the input of an MLP after LayerNorm and y is its output;
+mlp is the module that makes y of x.
+
+Attributes
+    name          type            meaning
+    m.kind        str             what a unit is:
+                                  "dictionary"  reads along one vector, writes along one vector
+                                  "component"   a rank-one part of one weight matrix of the MLP
+                                  "map"         a linear map of any rank, behind a gate
+    m.matrices    tuple of str    matrices whose parts the units are: of the first the first units,
+                                  of each as many; () where units are of the MLP as a whole
+    m.layers      list of int     MLPs that m stands in for; most metrics want exactly one
+    m.params_F    int tensor (F)  parameters of each unit
+
+Methods
+    m.encode(layer, x_BTD, mlp) -> f_BTF
+        How much is each unit on? f >= 0, and exactly 0 = off at this token. Deterministic. Which
+        units are on is read from f alone: L0, alive units, every comparison of methods.
+    m.decode(layer, f_BTF, x_BTD) -> y_BTD
+        What do units that are on that much write in all? Biases and what is always on included. f
+        may have been edited. Differentiable by f. Many methods ignore x.
+    m.contrib(layer, f_BTF, x_BTD, units) -> c_BTUD
+        What is each named unit's own share of y? units: their numbers, (U). B may be 1, and the
+        tokens may come from anywhere.
+    m.unit_directions() -> list of (name, read, write, ranks)
+        What do units read and write? A block holds units that could be each other's equals in
+        another seed; the blocks name all units, in the order of f. read (units, d_in), write
+        (units, d_out), ranks None. Where a unit is a map, ranks (units) says how many rows of read
+        and write are its own.
+    m.unit_inputs(gpt, rows_RT) -> list of a_ND
+        What do the reads of each block multiply, on some rows of tokens? (R (T - 1), d_in) each.
+
+Optional
+    m.reads: list of int                layers whose encode m needs, ascending; without it m.layers.
+                                        encode is called at each of them, lowest first. A method
+                                        that crosses layers keeps what it saw below, and returns the
+                                        units of all layers so far
+    m.strength(layer, f_BTF, x_BTD)     -> a_BTF, what a unit says, signed, where it is on; without
+                                        it f. A unit whose two signs say two things is counted as
+                                        two (metrics/recording.py)
+    m.always_params: int                parameters in use at every token, such as those of a skip;
+                                        without it 0
+
+Only where m.kind is "component": f is the causal importance, 0 to 1 (metrics/masks.py)
+    m.C: int                            units of each matrix
+    m.site(masks, rest_masks)           the MLP under masks: (.., C) of the units of each matrix,
+                                        (.., 1) of what the units leave of each. An object with a
+                                        method mlp(x_BTD) -> y_BTD
+    m.thresholds: tuple of float        importances above which the table rounds masks to 1
+    m.raw                               where encode is rounded to 0 and 1: the decomposition with
+                                        importances in between; without it m
+
+The module of a method (compare.py)
+    Config, MAY_CHANGE_ON_RESUME, train(cfg), build(cfg, gpt) -> a fresh m
+    load(path, gpt) -> m as it is evaluated; spd's has importances rounded at 0.1
+
+The smallest one, an MLP's output in D directions W_DD and their opposites:
+    class Basis:
+        kind = "dictionary"
+        matrices = ()
+        layers = [1]
+        params_F = torch.full((2 * D,), D)
+
+        def encode(self, layer, x_BTD, mlp):
+            a_BTD = mlp(x_BTD) @ W_DD.T
+            return torch.cat([a_BTD, -a_BTD], -1).relu()
+
+        def decode(self, layer, f_BTF, x_BTD):
+            plus_BTD, minus_BTD = f_BTF.chunk(2, -1)
+            return (plus_BTD - minus_BTD) @ W_DD
+
+        def contrib(self, layer, f_BTF, x_BTD, units):
+            W_FD = torch.cat([W_DD, -W_DD])
+            return f_BTF[..., units, None] * W_FD[units]
+
+
+R rows, B rows of a batch, T positions, S = T - 2 scored positions, N tokens, D residual width,
+F units, U some of the units, A thresholds, J examples of a unit, K concepts, V vocabulary. rows_RT
+holds token ids. Costs are for the bundled target on two cores: one replace over 50,000 tokens takes
+about 4 s.
 """
 import math
+from dataclasses import dataclass
+from typing import Any, Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-RARE, DENSE = 0.002, 0.3    # shares of the tokens between which a concept says something
-ALIVE = 10              # a unit is alive when it is on at this many tokens or more
+from metrics import columns
+from metrics.columns import Column
 
-def splice(m, edit=lambda layer, f_BTF: f_BTF, keep_error=False):
-    """The one way a decomposition enters the model: replace for GPT.forward. Ablation and steering are edits of f.
-    keep_error: what m does not explain stays, y - decode(f) + decode(edit(f))."""
-    def replace(layer, x_BTD, mlp):
-        f_BTF = m.encode(layer, x_BTD, mlp) if layer in reads(m) else None
-        if layer not in m.layers:
+RARE = 0.002            # a concept says something where it is true at this share of the tokens ..
+DENSE = 0.3             # .. or more, up to this share
+ALIVE = 10              # a unit is alive when it is on at this many tokens or more
+LEAST_COST = 0.05       # nats: an MLP whose ablation costs less is worth too little to share out
+
+
+# ---------------------------------------------------------------- a decomposition in the model
+def unedited(layer, f_BTF):
+    return f_BTF
+
+
+@dataclass
+class Splice:
+    """A decomposition in the place of its MLPs, as GPT.forward takes it; made by `splice`."""
+    m: Any
+    edit: Callable
+    keep_error: bool
+
+    def __call__(self, layer, x_BTD, mlp):
+        """y_BTD of one MLP. The model calls this at every layer, lowest first."""
+        # A cross-layer method has to see layers that it does not stand in for.
+        f_BTF = self.m.encode(layer, x_BTD, mlp) if layer in reads(self.m) else None
+        if layer not in self.m.layers:
             return mlp(x_BTD)
-        y_BTD = m.decode(layer, edit(layer, f_BTF), x_BTD)
-        return y_BTD + mlp(x_BTD) - m.decode(layer, f_BTF, x_BTD) if keep_error else y_BTD
-    return replace
+        y_BTD = self.m.decode(layer, self.edit(layer, f_BTF), x_BTD)
+        if self.keep_error:
+            return y_BTD + mlp(x_BTD) - self.m.decode(layer, f_BTF, x_BTD)
+        return y_BTD
+
+
+def splice(m, edit=unedited, keep_error=False):
+    """Put a decomposition into the model: gpt(idx_BT, splice(m)). No other way leads in.
+
+    edit(layer, f_BTF) -> f_BTF: ablation and steering change what the units say.
+    keep_error: what m does not explain stays, y - decode(f) + decode(edit(f)), as in Marks et al.
+    2024 (arXiv:2403.19647)."""
+    return Splice(m, edit, keep_error)
+
 
 def reads(m):
+    """Layers whose encode m needs."""
     return getattr(m, "reads", m.layers)
+
 
 @torch.no_grad()
 def clean(m, gpt, idx_BT, layer):
-    """(x_BTD, f_BTF) at one of m's layers when the model runs unspliced."""
+    """What does one of m's MLPs read, and what do m's units say, while the model runs as it is?
+
+    Returns x_BTD and f_BTF. The model above `layer` is not run."""
     first = min([layer, *reads(m)])
-    x_BTD, r_BTD = gpt.prefix(idx_BT, first)
-    for l in range(first, layer):
-        if l in reads(m):
-            m.encode(l, x_BTD, gpt.h[l].mlp)
-        x_BTD, r_BTD = gpt.h[l + 1].to_mlp(r_BTD + gpt.h[l].mlp(x_BTD))
+    x_BTD, stream_BTD = gpt.prefix(idx_BT, first)
+    for below in range(first, layer):
+        # m keeps for itself what it reads below
+        if below in reads(m):
+            m.encode(below, x_BTD, gpt.h[below].mlp)
+        stream_BTD = stream_BTD + gpt.h[below].mlp(x_BTD)
+        x_BTD, stream_BTD = gpt.h[below + 1].to_mlp(stream_BTD)
     return x_BTD, m.encode(layer, x_BTD, gpt.h[layer].mlp)
 
+
+# ------------------------------------------------------------------------------------ the floor
 @torch.no_grad()
 def mean_output(gpt, layer, rows_RT, batch=16):
-    """E[y] of one MLP, (D)."""
-    return torch.cat([gpt.h[layer].mlp(gpt.prefix(idx, layer)[0])[:, 1:].flatten(0, 1).mean(0, keepdim=True) * len(idx)
-                      for idx in rows_RT.split(batch)]).sum(0) / len(rows_RT)
+    """What does one MLP write on average? (D)."""
+    parts = []
+    for idx_BT in rows_RT.split(batch):
+        x_BTD, _ = gpt.prefix(idx_BT, layer)
+        y_BTD = gpt.h[layer].mlp(x_BTD)
+        mean_D = y_BTD[:, 1:].flatten(0, 1).mean(0)
+        parts.append(mean_D * len(idx_BT))
+    return torch.stack(parts).sum(0) / len(rows_RT)
+
+
+@dataclass
+class Constant:
+    """One vector in the place of one MLP's output, as GPT.forward takes it."""
+    layer: int
+    y_D: torch.Tensor
+
+    def __call__(self, layer, x_BTD, mlp):
+        return self.y_D.expand_as(x_BTD) if layer == self.layer else mlp(x_BTD)
+
 
 def ablations(gpt, layer, rows_fit_RT):
-    """The floor of every table: one MLP's output replaced by zero, and by its mean over rows_fit."""
+    """Replace one MLP's output by its mean over rows_fit, and by zero: the floor of every table."""
     y_D = mean_output(gpt, layer, rows_fit_RT)
-    put = lambda value: lambda l, x_BTD, mlp: value.expand_as(x_BTD) if l == layer else mlp(x_BTD)
-    return {"mean ablation": put(y_D), "zero ablation": put(torch.zeros_like(y_D))}
+    return {"mean ablation": Constant(layer, y_D),
+            "zero ablation": Constant(layer, torch.zeros_like(y_D))}
+
+
+# --------------------------------------------------------------------------- cross-entropy and KL
+def scored_log_probs(logits_BTV):
+    """Log-probabilities at the scored positions, 1 to T - 2, after which the row goes on: (B, S,
+    V)."""
+    return F.log_softmax(logits_BTV[:, 1:-1].float(), -1)
+
+
+def divergence(idx_BT, logp_BSV, logq_BSV):
+    """How bad are the predictions q, and how far from the predictions p? (B, S, 2), in nats: the
+    cross-entropy of the next token under q, and KL(p || q)."""
+    next_BS1 = idx_BT[:, 2:].unsqueeze(-1)
+    ce_BS = -logq_BSV.gather(-1, next_BS1).squeeze(-1)
+    if logp_BSV is logq_BSV:
+        kl_BS = torch.zeros_like(ce_BS)
+    else:
+        kl_BS = (logp_BSV.exp() * (logp_BSV - logq_BSV)).sum(-1)
+    return torch.stack([ce_BS, kl_BS], -1)
+
 
 @torch.no_grad()
 def scores_by_row(gpt, rows_RT, replaces, batch=16):
-    """{name: (R, 2)}: mean next-token CE and KL(original || spliced) in nats of each row, for the original model and
-    each replace(layer, x, mlp) -> y. All at the same positions, 1 to T - 2, which have a next token in the row."""
-    out = {name: [] for name in ("original", *replaces)}
-    for idx in rows_RT.split(batch):
-        logp = None
-        for name, replace in {"original": None, **replaces}.items():
-            logq = F.log_softmax(gpt(idx, replace)[:, 1:-1].float(), -1)
-            logp = logq if name == "original" else logp
-            out[name].append(divergence(idx, logp, logq).double().mean(1).cpu())
-    return {name: torch.cat(parts) for name, parts in out.items()}
+    """How well does the model predict with each replace(layer, x_BTD, mlp) -> y_BTD in it?
 
-def divergence(idx_BT, logp_BSV, logq_BSV):
-    """(B, S, 2): CE of the next token under q, KL(p || q)."""
-    ce_BS = -logq_BSV.gather(-1, idx_BT[:, 2:].unsqueeze(-1)).squeeze(-1)
-    same = logp_BSV is logq_BSV
-    return torch.stack([ce_BS, 0 * ce_BS if same else (logp_BSV.exp() * (logp_BSV - logq_BSV)).sum(-1)], -1)
+    Returns {name: (R, 2)}: means over the scored positions of each row of the next token's
+    cross-entropy and of KL(original || spliced), in nats. "original", the model as it is, comes
+    first. One pass each."""
+    replaces = {"original": None, **replaces}
+    parts = {name: [] for name in replaces}
+    for idx_BT in rows_RT.split(batch):
+        for name, replace in replaces.items():
+            logq_BSV = scored_log_probs(gpt(idx_BT, replace))
+            if name == "original":
+                logp_BSV = logq_BSV
+            by_position = divergence(idx_BT, logp_BSV, logq_BSV)
+            parts[name].append(by_position.double().mean(1).cpu())
+    return {name: torch.cat(part) for name, part in parts.items()}
+
 
 def per_token(by_row):
-    """{name: {"ce", "kl"}}: the means of scores_by_row."""
-    return {name: dict(zip(("ce", "kl"), row.mean(0).tolist())) for name, row in by_row.items()}
+    """Average scores_by_row over rows: {name: {"ce": nats, "kl": nats}}."""
+    table = {}
+    for name, row in by_row.items():
+        ce, kl = row.mean(0).tolist()
+        table[name] = dict(ce=ce, kl=kl)
+    return table
+
 
 def scores(gpt, rows_RT, replaces, batch=16):
+    """How well does the model predict with each replace in it? scores_by_row, averaged over rows:
+    {name: {"ce": nats, "kl": nats}}."""
     return per_token(scores_by_row(gpt, rows_RT, replaces, batch))
+
 
 @torch.no_grad()
 def scores_at(gpt, layer, rows_RT, outputs, batch=16):
-    """{name: (R, S, 2)}: CE and KL at each position for outputs(idx_BT, x_BTD) -> {name: y_BTD}, outputs of one MLP.
-    For many edits of one layer: the prefix runs once for all of them."""
-    out = {}
-    for idx in rows_RT.split(batch):
-        x_BTD, r_BTD = gpt.prefix(idx, layer)
-        logp = F.log_softmax(gpt.suffix(r_BTD, gpt.h[layer].mlp(x_BTD), layer)[:, 1:-1].float(), -1)
-        out.setdefault("original", []).append(divergence(idx, logp, logp))
-        for name, y_BTD in outputs(idx, x_BTD).items():
-            logq = F.log_softmax(gpt.suffix(r_BTD, y_BTD, layer)[:, 1:-1].float(), -1)
-            out.setdefault(name, []).append(divergence(idx, logp, logq))
-    return {name: torch.cat(parts) for name, parts in out.items()}
+    """What do many edits of one MLP's output do to the predictions, position by position?
+
+    outputs(idx_BT, x_BTD) -> {name: y_BTD}. Returns {name: (R, S, 2)}, CE and KL as `divergence`
+    has them, "original" among the names. The model below the MLP runs once for all edits."""
+    parts = {}
+    for idx_BT in rows_RT.split(batch):
+        x_BTD, stream_BTD = gpt.prefix(idx_BT, layer)
+        logp_BSV = scored_log_probs(gpt.suffix(stream_BTD, gpt.h[layer].mlp(x_BTD), layer))
+        parts.setdefault("original", []).append(divergence(idx_BT, logp_BSV, logp_BSV))
+        for name, y_BTD in outputs(idx_BT, x_BTD).items():
+            logq_BSV = scored_log_probs(gpt.suffix(stream_BTD, y_BTD, layer))
+            parts.setdefault(name, []).append(divergence(idx_BT, logp_BSV, logq_BSV))
+    return {name: torch.cat(part) for name, part in parts.items()}
+
 
 def recovered(table, name, ablation="mean ablation", of="ce"):
-    """CE recovered = (CE_ablated - CE) / (CE_ablated - CE_original), or None where the MLP carries under 0.05 nats.
-    of="kl": 1 - KL / KL_ablated."""
-    cost = {k: table[ablation][k] - table["original"][k] for k in ("ce", "kl")}
-    return (table[ablation][of] - table[name][of]) / cost[of] if cost["ce"] >= 0.05 else None
+    """Which share of what the MLP is worth does a replacement keep?
 
+    CE recovered = (CE_ablated - CE) / (CE_ablated - CE_original): 1 = all, 0 = no better than the
+    ablation, below 0 = worse; with zero ablation, the "loss recovered" of Rajamanoharan et al. 2024
+    (arXiv:2404.16014). of="kl": 1 - KL / KL_ablated. None where ablating the MLP costs less than
+    LEAST_COST. table: of `scores`."""
+    ablated = table[ablation]
+    original = table["original"]
+    cost_ce = ablated["ce"] - original["ce"]
+    if not cost_ce >= LEAST_COST:
+        return None
+    return (ablated[of] - table[name][of]) / (ablated[of] - original[of])
+
+
+# ---------------------------------------------------------------------------------- error bars
 def interval(statistic, *rows, draws=1000, level=0.95, seed=0):
-    """Percentile interval of statistic(*means) when whole rows (sequences) are drawn with replacement: the statistic,
-    often a ratio, is taken anew of each draw's means. rows: tensors (R, ...) over the same rows; milliseconds."""
-    R, gen = len(rows[0]), torch.Generator().manual_seed(seed)
+    """How far could statistic(*means) be off, had other rows been drawn? A bootstrap: [low, high].
+
+    rows: tensors (R, ...) over shared rows, which are drawn whole and with replacement. The
+    statistic, often a ratio, is taken anew of each draw's means. Milliseconds."""
+    R = len(rows[0])
+    gen = torch.Generator().manual_seed(seed)
     pick = torch.randint(R, (draws, R), generator=gen)
-    weight = torch.zeros(draws, R, dtype=torch.float64).scatter_add_(1, pick, torch.ones(draws, R).double())
-    values = statistic(*(torch.tensordot(weight / R, row.double(), 1) for row in rows))
-    return torch.quantile(values, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+
+    # a draw's mean is a weighted mean: how often each row was drawn, over R
+    drawn = torch.zeros(draws, R, dtype=torch.float64)
+    drawn.scatter_add_(1, pick, torch.ones_like(drawn))
+    means = [torch.tensordot(drawn / R, row.double(), 1) for row in rows]
+
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    return torch.quantile(statistic(*means), ends).tolist()
+
+
+# What interval_over_stories takes of the means of a model, its ablation and the original, each with
+# the columns CE and KL.
+def ce_recovered_of(model, ablated, original):
+    return ((ablated - model) / (ablated - original))[:, 0]
+
+
+def kl_of(model, ablated, original):
+    return model[:, 1]
+
+
+def kl_recovered_of(model, ablated, original):
+    return 1 - model[:, 1] / ablated[:, 1]
+
 
 def interval_over_stories(by_row, name, ablation="mean ablation"):
-    """Half the 95 % intervals, over rows, of name's CE recovered, KL and KL recovered in scores_by_row: what the choice
-    of the stories leaves open for one model. A flat dict."""
-    rows = [by_row[n] for n in (name, ablation, "original")]
-    of = dict(ce_recovered=lambda m, a, o: ((a - m) / (a - o))[:, 0], kl=lambda m, a, o: m[:, 1],
-              kl_recovered=lambda m, a, o: 1 - m[:, 1] / a[:, 1])
-    ends = {key: interval(statistic, *rows) for key, statistic in of.items()}
-    return {f"{key}_within": (high - low) / 2 for key, (low, high) in ends.items()}
+    """How much does the choice of the test stories leave open about one model?
+
+    Half the widths of the 95 % intervals over rows of its CE recovered, its KL and its KL
+    recovered, as a flat dict. by_row: of `scores_by_row`."""
+    rows = [by_row[name], by_row[ablation], by_row["original"]]
+    statistics = dict(ce_recovered_within=ce_recovered_of, kl_within=kl_of,
+                      kl_recovered_within=kl_recovered_of)
+    out = {}
+    for key, statistic in statistics.items():
+        low, high = interval(statistic, *rows)
+        out[key] = (high - low) / 2
+    return out
+
+
+# ------------------------------------------------------------------------------- scores as text
+def share_text(value):
+    return "      n/a" if value is None else f"{value:9.3f}"
+
 
 def score_lines(table, names):
-    """The rows `names` of a table of scores as text."""
-    share = lambda v: f"{v:9.3f}" if v is not None else "      n/a"
-    head = [f"{'':20}{'KL':>9}{'CE':>9}   CE recovered (mean, zero ablation = 0)"] * ("original" in names)
-    return head + [f"{n:20}{table[n]['kl']:9.4f}{table[n]['ce']:9.4f}{share(recovered(table, n))}"
-                   f"{share(recovered(table, n, 'zero ablation'))}" for n in names]
+    """Write the rows `names` of a table of `scores` as lines of text, with a head if "original" is
+    one of them."""
+    lines = []
+    if "original" in names:
+        lines.append(f"{'':20}{'KL':>9}{'CE':>9}   CE recovered (mean, zero ablation = 0)")
+    for name in names:
+        row = table[name]
+        of_mean = share_text(recovered(table, name))
+        of_zero = share_text(recovered(table, name, "zero ablation"))
+        lines.append(f"{name:20}{row['kl']:9.4f}{row['ce']:9.4f}{of_mean}{of_zero}")
+    return lines
+
 
 def score_keys(table):
-    """As a flat dict: kl_NAME, ce_NAME, ce_recovered_NAME, kl_recovered_NAME, and CE on the zero-ablation scale."""
-    return {f"{k}_{n.replace(' ', '_')}": v for n in table for k, v in dict(
-        table[n], ce_recovered=recovered(table, n), kl_recovered=recovered(table, n, of="kl"),
-        ce_recovered_zero=recovered(table, n, "zero ablation")).items()}
+    """Flatten a table of `scores`: ce_NAME, kl_NAME, ce_recovered_NAME, kl_recovered_NAME, and
+    ce_recovered_zero_NAME, whose floor is zero ablation."""
+    out = {}
+    for name, row in table.items():
+        numbers = dict(row)
+        numbers["ce_recovered"] = recovered(table, name)
+        numbers["kl_recovered"] = recovered(table, name, of="kl")
+        numbers["ce_recovered_zero"] = recovered(table, name, "zero ablation")
+        for key, number in numbers.items():
+            out[f"{key}_{name.replace(' ', '_')}"] = number
+    return out
 
+
+# --------------------------------------------------------- what is rebuilt, and with how much
 @torch.no_grad()
 def usage(m, gpt, layer, rows_RT, batch=16):
-    """What m writes at one layer and with how much, on the clean inputs: fve = 1 - E|y - y_hat|^2 / E|y - E y|^2;
-    shrinkage = mean |y_hat| / |y|; l0 and active_params, per token the units that are on (f > 0) and their parameters,
-    m.always_params included, those of what is always on, such as a skip."""
-    ys, wrong, l0, params, size = [], 0, 0, 0, 0
-    for idx in rows_RT.split(batch):
-        x_BTD, f_BTF = clean(m, gpt, idx, layer)
-        y_BTD, y_hat_BTD, on_BTF = gpt.h[layer].mlp(x_BTD), m.decode(layer, f_BTF, x_BTD), f_BTF[:, 1:] > 0
+    """How much of an MLP's output does m rebuild on clean inputs, and how much of m does it take?
+
+    fve            1 - E|y - y_hat|^2 / E|y - E y|^2: 1 = exact, 0 = no better than the mean
+    shrinkage      mean |y_hat| / |y|: below 1 = m writes too little
+    l0             units that are on (f > 0), per token
+    active_params  parameters of those units, and m.always_params, per token"""
+    ys = []
+    wrong = 0
+    size = 0
+    on = 0
+    params = 0
+    for idx_BT in rows_RT.split(batch):
+        x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
+        y_BTD = gpt.h[layer].mlp(x_BTD)
+        y_hat_BTD = m.decode(layer, f_BTF, x_BTD)
+
+        # errors and lengths, added up in double precision
+        error_BTD = (y_BTD - y_hat_BTD)[:, 1:]
+        wrong += error_BTD.double().square().sum().item()
+        ratio_BT = (y_hat_BTD.norm(dim=-1) / y_BTD.norm(dim=-1))[:, 1:]
+        size += ratio_BT.double().sum().item()
         ys.append(y_BTD[:, 1:].flatten(0, 1))
-        wrong += (y_BTD - y_hat_BTD)[:, 1:].double().square().sum().item()
-        size += (y_hat_BTD.norm(dim=-1) / y_BTD.norm(dim=-1))[:, 1:].double().sum().item()
-        l0, params = l0 + on_BTF.sum().item(), params + (on_BTF * m.params_F.to(on_BTF.device)).sum().item()
+
+        # what was in use
+        on_BTF = f_BTF[:, 1:] > 0
+        on += on_BTF.sum().item()
+        params += (on_BTF * m.params_F.to(on_BTF.device)).sum().item()
+
     y_ND = torch.cat(ys).double()
     n = len(y_ND)
-    return dict(fve=1 - wrong / (y_ND - y_ND.mean(0)).square().sum().item(), shrinkage=size / n, l0=l0 / n,
-                active_params=params / n + getattr(m, "always_params", 0))
+    spread = (y_ND - y_ND.mean(0)).square().sum().item()
+    always = getattr(m, "always_params", 0)
+    return dict(fve=1 - wrong / spread, shrinkage=size / n, l0=on / n,
+                active_params=params / n + always)
 
-def index_bits(n, l0):
-    """log2 of n choose l0: what naming a token's units among the n alive ones costs, for a mean l0 as well."""
-    a, b = torch.tensor([n + 1., l0 + 1, n - l0 + 1], dtype=torch.float64).lgamma().split([1, 2])
-    return (a - b.sum()).item() / math.log(2)
 
 @torch.no_grad()
 def explained(pairs):
-    """FVE over batches (a, a_hat) of any activations: 1 - E|a - a_hat|^2 / E|a - E a|^2."""
-    a, wrong = zip(*((a.flatten(0, -2).double(), (a - a_hat).double().square().sum()) for a, a_hat in pairs))
-    a_ND = torch.cat(a)
-    return 1 - (sum(wrong) / (a_ND - a_ND.mean(0)).square().sum()).item()
+    """Which share of the variance of activations is rebuilt? 1 = all, 0 = no better than the mean.
 
-def replacement(m, gpt, layer, fit, test, names, units="units"):
-    """(lines of text, flat dict) about a method that replaces one MLP: CE recovered, FVE, L0, active parameters, dead
-    units (on at fewer than ALIVE tokens of fit) and the report on its units. fit, test: (rows, labels)."""
-    by_row = scores_by_row(gpt, test[0], ablations(gpt, layer, fit[0]) | {"replaced": splice(m)})
-    table = per_token(by_row)
-    used = usage(m, gpt, layer, test[0])
-    every = torch.arange(len(m.params_F), device=test[0].device)
-    lines, out = report(m, gpt, fit, test, names, {units: every}, (0,), 0)
-    out |= score_keys(table) | interval_over_stories(by_row, "replaced") | used
-    out["ce_recovered"] = out.pop("ce_recovered_replaced")
-    out["dead_fraction"] = 1 - out[f"alive_{units}"] / len(m.params_F)
-    out["index_bits"] = index_bits(max(out[f"alive_{units}"], used["l0"]), used["l0"])
-    head = (f"FVE {used['fve']:.3f}, L0 {used['l0']:.1f}, {used['active_params']:,.0f} active parameters per token, "
-            f"{out['dead_fraction']:.1%} of {len(m.params_F)} {units} dead")
-    return [*score_lines(table, table), head, *lines], out
+    FVE = 1 - E|a - a_hat|^2 / E|a - E a|^2 over pairs, batches (a, a_hat) of shape (.., D)."""
+    parts = []
+    wrong = 0
+    for a, a_hat in pairs:
+        parts.append(a.flatten(0, -2).double())
+        wrong = wrong + (a - a_hat).double().square().sum()
+    a_ND = torch.cat(parts)
+    return 1 - (wrong / (a_ND - a_ND.mean(0)).square().sum()).item()
+
 
 def relative_error(W_hat, W):
-    """|W_hat - W| / |W|, Frobenius."""
+    """How far is a matrix from what it should be? |W_hat - W| / |W|, Frobenius: 0 = exact."""
     return ((W_hat - W).norm() / W.norm()).item()
 
+
+def index_bits(n, l0):
+    """How many bits name a token's units among the n alive ones? log2 of n choose l0.
+
+    That is log2 of n! / (l0! (n - l0)!), by the gamma function, since l0 may be a mean."""
+    factorials = torch.tensor([n + 1., l0 + 1, n - l0 + 1], dtype=torch.float64)
+    log_all, log_on, log_off = factorials.lgamma()
+    return (log_all - (log_on + log_off)).item() / math.log(2)
+
+
+# ------------------------------------------------------------------------------ units and concepts
 @torch.no_grad()
 def counts(m, gpt, rows_RT, labels_RTK, thresholds, batch=16):
-    """Token counts, for each threshold tau with "on" meaning f > tau: on (tau, F), label (K), both (tau, F, K), and n.
-    They suffice for L0, alive units and all F1 between units and concepts; memory is that of one batch."""
+    """At how many tokens is each unit on, each concept true, and both? On is f > threshold, for
+    each of the thresholds.
+
+    Returns on (A, F), label (K), both (A, F, K) and n, the number of tokens. These suffice for L0,
+    alive units and the F1 of every unit with every concept; memory is that of one batch."""
     layer, = m.layers
     out = dict(on=0, label=0, both=0, n=0)
-    for idx, labels in zip(rows_RT.split(batch), torch.as_tensor(labels_RTK).split(batch)):
-        f_NF = clean(m, gpt, idx, layer)[1][:, 1:].flatten(0, 1)
-        label_NK = labels[:, 1:].flatten(0, 1).to(f_NF)
-        on_ANF = torch.stack([(f_NF > tau).float() for tau in thresholds])
+    labels = torch.as_tensor(labels_RTK)
+    for idx_BT, label_BTK in zip(rows_RT.split(batch), labels.split(batch)):
+        _, f_BTF = clean(m, gpt, idx_BT, layer)
+        f_NF = f_BTF[:, 1:].flatten(0, 1)
+        label_NK = label_BTK[:, 1:].flatten(0, 1).to(f_NF)
+        on_ANF = torch.stack([(f_NF > threshold).float() for threshold in thresholds])
         out["on"] += on_ANF.sum(1)
         out["label"] += label_NK.sum(0)
         out["both"] += on_ANF.transpose(1, 2) @ label_NK
         out["n"] += len(f_NF)
     return out
 
+
 def f1_scores(on, label, both):
+    """How well does "on" tell where a label is true? F1 of precision and recall, from counts of
+    tokens: 1 = on exactly there, 0 = never there."""
     return 2 * both / (on + label).clamp(min=1)
 
+
+def f1_of_counts(counted):
+    """F1 (A, F, K) of each unit with each concept, at each threshold."""
+    return f1_scores(counted["on"].unsqueeze(-1), counted["label"], counted["both"])
+
+
+class Matched(NamedTuple):
+    """The best concept of each unit."""
+    threshold_F: torch.Tensor       # number of the threshold above which the unit means the concept
+    concept_F: torch.Tensor         # number of the concept
+    f1_F: torch.Tensor              # on test
+
+
 def match(fit, test):
-    """Each unit's best concept: the (threshold, concept) pair of highest F1 in the counts `fit`, and its F1 in `test`.
-    Concepts true at under 0.2 % or over 30 % of the tokens of fit do not count.
-    Returns tau index (F), concept (F), f1 (F); None without concepts."""
-    f1 = lambda c: f1_scores(c["on"].unsqueeze(-1), c["label"], c["both"])
-    if not fit["both"].shape[-1]:
+    """Which concept does each unit stand for? The pair of threshold and concept of highest F1 in
+    the counts of fit, and its F1 in the counts of test, as Matched. None without concepts.
+
+    Concepts true at a share of tokens below RARE or above DENSE do not count."""
+    K = fit["both"].shape[-1]
+    if not K:
         return None
     share_K = fit["label"] / fit["n"]
-    usual_K = (share_K >= RARE) & (share_K <= DENSE)
-    best_F = (f1(fit) * usual_K).permute(1, 0, 2).flatten(1).argmax(1)
-    tau, concept = best_F // fit["both"].shape[-1], best_F % fit["both"].shape[-1]
-    return tau, concept, f1(test)[tau, torch.arange(len(best_F), device=best_F.device), concept]
+    testable_K = (share_K >= RARE) & (share_K <= DENSE)
+
+    # one number for each pair of threshold and concept: threshold * K + concept
+    f1_AFK = f1_of_counts(fit) * testable_K
+    best_F = f1_AFK.permute(1, 0, 2).flatten(1).argmax(1)
+    threshold_F = best_F // K
+    concept_F = best_F % K
+    units = torch.arange(len(best_F), device=best_F.device)
+    return Matched(threshold_F, concept_F, f1_of_counts(test)[threshold_F, units, concept_F])
+
 
 @torch.no_grad()
 def examples(m, gpt, rows_RT, units, k=3, batch=4):
-    """For each of `units`: its k strongest tokens by |contrib|, at most one a row, as (row, position) of shape
-    (units, k), and its mean contribution to y where it is on (units, D)."""
+    """Where do these units write most, and what do they write on average?
+
+    Returns the k = J tokens of largest |contrib| of each unit, at most one of a row, as (row,
+    position): (U, J, 2); and each unit's mean contribution to y where it is on: (U, D)."""
     layer, = m.layers
-    size, where, total, n = [], [], 0, 0
-    for idx in rows_RT.split(batch):
-        x_BTD, f_BTF = clean(m, gpt, idx, layer)
+    sizes = []
+    places = []
+    total_UD = 0
+    n_U = 0
+    for idx_BT in rows_RT.split(batch):
+        x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
         c_BTUD = m.contrib(layer, f_BTF, x_BTD, units)[:, 1:]
         on_BTU = f_BTF[:, 1:, units] > 0
-        total, n = total + torch.einsum("btud,btu->ud", c_BTUD, on_BTU.float()), n + on_BTU.sum((0, 1))
-        top = c_BTUD.norm(dim=-1).max(1)
-        size.append(top.values), where.append(top.indices + 1)
-    row_KU = torch.cat(size).topk(min(k, len(rows_RT)), 0).indices
-    spots = torch.stack([row_KU, torch.cat(where).gather(0, row_KU)], -1).transpose(0, 1)
-    return spots, total / n.clamp(min=1).unsqueeze(-1)
+        total_UD = total_UD + torch.einsum("btud,btu->ud", c_BTUD, on_BTU.float())
+        n_U = n_U + on_BTU.sum((0, 1))
+        largest = c_BTUD.norm(dim=-1).max(1)                # of each row
+        sizes.append(largest.values)
+        places.append(largest.indices + 1)                  # position 0 was cut off
+
+    size_RU = torch.cat(sizes)
+    place_RU = torch.cat(places)
+    row_JU = size_RU.topk(min(k, len(rows_RT)), 0).indices
+    spot_JU2 = torch.stack([row_JU, place_RU.gather(0, row_JU)], -1)
+    mean_UD = total_UD / n_U.clamp(min=1).unsqueeze(-1)
+    return spot_JU2.transpose(0, 1), mean_UD
+
 
 def pushed(gpt, write_UD, k=5):
-    """Token ids whose logits the directions write_UD raise and lower most, two of shape (U, k), by the direct path
-    (write * gain of LN_f) wte^T."""
+    """Which tokens do directions in the stream make more and less likely? Ids of the k logits that
+    each direction raises most and lowers most, two of shape (U, k), by the direct path alone."""
+    # to the logits past all layers above: the gain of the last LayerNorm, then the unembedding
     logits_UV = (write_UD * gpt.ln_f.weight) @ gpt.wte.weight.T
     return logits_UV.topk(k).indices, (-logits_UV).topk(k).indices
 
-def describe(m, gpt, rows_RT, units, frequency, matches, names, k=3):
-    """Lines of text per unit: how often it is on, its best concept, the tokens that its mean contribution pushes up and
-    down, and its strongest tokens in context, marked."""
+
+def as_text(gpt, ids):
+    """Tokens on one line: a newline is shown as \\n."""
+    return " ".join(repr(gpt.vocab[i])[1:-1] for i in ids)
+
+
+def describe(m, gpt, rows_RT, units, frequency_F, matched, names, k=3):
+    """Say in lines of text what some units do: how often each is on, its best concept, the tokens
+    that its mean contribution pushes up and down, and its strongest tokens in context, in [[ ]].
+
+    matched: of `match`, or None; names: of the concepts."""
     if not len(units):
         return []
-    where, write_UD = examples(m, gpt, rows_RT, units, k)
-    say = lambda ids: " ".join(repr(gpt.vocab[i])[1:-1] for i in ids)        # newlines stay on their line
+    spots_UJ2, write_UD = examples(m, gpt, rows_RT, units, k)
+    up_UJ, down_UJ = pushed(gpt, write_UD)
     lines = []
-    for u, spots, up, down in zip(units.tolist(), where.tolist(), *(t.tolist() for t in pushed(gpt, write_UD))):
-        concept = f", {names[matches[1][u]]} (F1 {matches[2][u]:.2f})" if matches else ""
-        lines.append(f"#{u}: on at {frequency[u]:.2%}{concept}   up: {say(up)}   down: {say(down)}")
-        for r, t in spots:
+    for i, u in enumerate(units.tolist()):
+        concept = ""
+        if matched:
+            concept = f", {names[matched.concept_F[u]]} (F1 {matched.f1_F[u]:.2f})"
+        up = as_text(gpt, up_UJ[i])
+        down = as_text(gpt, down_UJ[i])
+        lines.append(f"#{u}: on at {frequency_F[u]:.2%}{concept}   up: {up}   down: {down}")
+        for r, t in spots_UJ2[i].tolist():
             row = rows_RT[r].tolist()
-            lines.append(f"    {say(row[max(0, t - 8):t])} [[{say(row[t:t + 1])}]] {say(row[t + 1:t + 5])}")
+            before = as_text(gpt, row[max(0, t - 8):t])
+            here = as_text(gpt, row[t:t + 1])
+            after = as_text(gpt, row[t + 1:t + 5])
+            lines.append(f"    {before} [[{here}]] {after}")
     return lines
 
+
+# ------------------------------------------------------------------------------------- reports
 def report(m, gpt, fit, test, names, groups, thresholds, main, k=10):
-    """(lines of text, flat dict) about each named group of units: L0 (test) and alive units (fit) at each threshold,
-    how many alive ones have a concept at F1 >= 0.5 (chosen on fit, scored on test), and the k alive ones that fit their
-    concepts best, described; without concepts, the k most used.
-    fit, test: (rows, labels); main: index of the threshold that counts."""
-    found, seen = counts(m, gpt, *fit, thresholds), counts(m, gpt, *test, thresholds)
-    matches, lines, out, good = match(found, seen), [], {}, []
+    """What are the units like? (lines of text, flat dict) about groups, {name: numbers of units}.
+
+    l0_NAME       units on per token of test, at thresholds[main]; l0s_NAME, at each threshold
+    alive_NAME    units on at ALIVE tokens of fit or more, at thresholds[main]; alives_NAME, at each
+    concept_matched_fraction    share of the alive units of all groups that have a concept at F1 >=
+                                0.5, chosen on fit and scored on test; None without concepts
+
+    The text describes the k alive units of each group that fit their concepts best; without
+    concepts, the most used. fit, test: (rows_RT, labels_RTK); names: of the concepts."""
+    on_fit = counts(m, gpt, *fit, thresholds)
+    on_test = counts(m, gpt, *test, thresholds)
+    matched = match(on_fit, on_test)
+    frequency_F = on_test["on"][main] / on_test["n"]
+
+    lines = []
+    out = {}
+    is_named = []                   # of each alive unit: has it a concept?
     for name, units in groups.items():
-        alive = found["on"][:, units] >= ALIVE
-        l0, n = (seen["on"][:, units].sum(1) / seen["n"]).tolist(), alive.sum(1).tolist()
-        good += matches[2][units][alive[main]].ge(0.5).tolist() if matches else []
-        out |= {f"l0_{name}": l0[main], f"alive_{name}": n[main], f"l0s_{name}": l0, f"alives_{name}": n}
-        lines.append(f"\n{name}: at thresholds {thresholds} L0 {[round(v, 2) for v in l0]}, alive {n}; "
-                     f"{'best concepts' if matches else 'most used'}:")
-        rank = matches[2][units] if matches else found["on"][main, units]
-        top = units[rank.masked_fill(~alive[main], -1).topk(min(k, n[main])).indices]
-        lines += describe(m, gpt, test[0], top, seen["on"][main] / seen["n"], matches, names)
-    out["concept_matched_fraction"] = sum(good) / max(1, len(good)) if matches else None
-    if matches:
-        lines.append(f"\n{sum(good)} of {len(good)} alive units match a concept at F1 >= 0.5")
+        # how many are on, and how many ever
+        alive_AU = on_fit["on"][:, units] >= ALIVE
+        alive_U = alive_AU[main]
+        n_alive = alive_AU.sum(1).tolist()
+        l0 = (on_test["on"][:, units].sum(1) / on_test["n"]).tolist()
+        out |= {f"l0_{name}": l0[main], f"alive_{name}": n_alive[main]}
+        out |= {f"l0s_{name}": l0, f"alives_{name}": n_alive}
+
+        # the best of them, in text
+        if matched:
+            is_named += matched.f1_F[units][alive_U].ge(0.5).tolist()
+        rank_U = matched.f1_F[units] if matched else on_fit["on"][main, units]
+        best = rank_U.masked_fill(~alive_U, -1).topk(min(k, n_alive[main])).indices
+        rounded = [round(value, 2) for value in l0]
+        title = "best concepts" if matched else "most used"
+        lines.append(f"\n{name}: at thresholds {thresholds} L0 {rounded}, alive {n_alive}; "
+                     f"{title}:")
+        lines += describe(m, gpt, test[0], units[best], frequency_F, matched, names)
+
+    out["concept_matched_fraction"] = None
+    if matched:
+        n = len(is_named)
+        out["concept_matched_fraction"] = sum(is_named) / max(1, n)
+        lines.append(f"\n{sum(is_named)} of {n} alive units match a concept at F1 >= 0.5")
     return lines, out
+
+
+def replacement(m, gpt, layer, fit, test, names, units="units"):
+    """How well does a method that replaces one MLP do? (lines of text, flat dict): `scores` with
+    `interval_over_stories`, `usage`, `report`, index_bits, and dead_fraction, the share of units
+    that are not alive on fit.
+
+    fit, test: (rows_RT, labels_RTK); units: what the method calls them."""
+    # in the model, beside the ablations
+    replaces = ablations(gpt, layer, fit[0]) | {"replaced": splice(m)}
+    by_row = scores_by_row(gpt, test[0], replaces)
+    table = per_token(by_row)
+
+    # on clean inputs
+    used = usage(m, gpt, layer, test[0])
+    n_units = len(m.params_F)
+    groups = {units: torch.arange(n_units, device=test[0].device)}
+    lines, out = report(m, gpt, fit, test, names, groups, thresholds=(0,), main=0)
+
+    out |= score_keys(table) | interval_over_stories(by_row, "replaced") | used
+    out["ce_recovered"] = out.pop("ce_recovered_replaced")
+    n_alive = out[f"alive_{units}"]
+    out["dead_fraction"] = 1 - n_alive / n_units
+    # more units can be on at a token of test than are alive on fit
+    out["index_bits"] = index_bits(max(n_alive, used["l0"]), used["l0"])
+    head = (f"FVE {used['fve']:.3f}, L0 {used['l0']:.1f}, "
+            f"{used['active_params']:,.0f} active parameters per token, "
+            f"{out['dead_fraction']:.1%} of {n_units} {units} dead")
+    return [*score_lines(table, table), head, *lines], out
+
+
+# --------------------------------------------------------------------------------- in the table
+COLUMNS = {
+    "ce_recovered": Column(
+        "CE rec", "up", beat=0, digits=3, table="faithful",
+        text="share of the cross-entropy that mean-ablating the MLP costs which the units on win "
+             "back alone; 1 is all, n/a where it costs under 0.05 nats"),
+    "kl_recovered": Column(
+        "KL rec", "up", beat=0, digits=3, table="faithful",
+        text="share of the divergence from the original predictions that mean-ablating the MLP "
+             "brings which the units on take away alone; 1 is all, n/a where CE rec is"),
+    "kl": Column(
+        "KL", "down", beat="mean ablation", digits=4, table="faithful",
+        text="divergence from the original predictions, nats per token"),
+    "fve": Column(
+        "FVE", "up", beat="pca", digits=3, table="faithful",
+        text="1 - E|y - y_hat|^2 / E|y - E y|^2 of the MLP's output y"),
+    "l0": Column(
+        "L0", "down", beat=None, digits=1, table="sparse",
+        text="units on per token (SPD: of both matrices)"),
+    "active_params": Column(
+        "params", "down", beat=None, digits=0, table="sparse",
+        text="parameters of the units on, per token, and of a skip"),
+    "index_bits": Column(
+        "bits", "down", beat=None, digits=1, table="sparse",
+        text="log2(alive choose L0): what naming the units on costs, per token"),
+    "alive_units": Column(
+        "alive", "", beat=None, digits=0, table="sparse",
+        text="units on at 10 tokens of fit or more"),
+    "dead_fraction": Column(
+        "dead", "down", beat=None, digits=3, table="sparse",
+        text="share of the units that are not alive"),
+    "concept_matched_fraction": Column(
+        "matched", "up", beat="random", digits=3, table="concepts",
+        text="share of the alive units that match a concept, F1 0.5 or more"),
+}
+
+
+def measure(m, arena, gen):
+    """How well does m do the work of its MLP, and with how much? (numbers, details), as
+    metrics/columns.py says. Draws nothing from gen. Four passes through the model, three through m
+    on clean inputs."""
+    _, found = replacement(m, arena.gpt, arena.layer, arena.fit, arena.test, arena.names)
+    found["kl"] = found["kl_replaced"]
+    found["kl_recovered"] = found["kl_recovered_replaced"]
+    return columns.split(COLUMNS, found)

@@ -1,77 +1,242 @@
-"""Masks of a parameter decomposition (spd.py), whose m.site(masks, delta masks) computes the MLP's matrices under them.
+"""Do a parameter decomposition's importances hold under every ablation that they permit?
 
-R rows, B rows of a batch, T positions, D residual width, F units
+A decomposition of kind "component" (spd.py) says how important each component of a matrix is at
+each token, g between 0 and 1. A component may be ablated by any amount that its importance leaves
+open, mask = g + (1 - g) source with a source between 0 and 1. The predictions have to survive each
+choice: the importances alone, random sources, the sources that an attack finds, and components
+forced on.
+
+    mask = g + (1 - g) source           g = 1 pins the mask, g = 0 leaves it open
+    y = m.site(masks, rest_masks).mlp(x)
+
+What a matrix's components leave of its weights, the rest, has a mask too, and no importance.
+
+Importances, masks and sources come in lists, one tensor (.., C) for each matrix of m; those of the
+rests are (.., 1). R rows, B rows of a batch, T positions, S = T - 2 scored positions, D residual
+width, V vocabulary, F units, C units of one matrix, N tokens
 """
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable
+
 import torch
-import torch.nn.functional as F
 
-from evals import clean, scores
+from evals import ablations, clean, score_keys, scored_log_probs, scores
+from metrics import columns
+from metrics.columns import Column
 
-def mlp_under(site, x_BTD):
-    """The MLP's output by its two matrices."""
-    return site(1, F.gelu(site(0, x_BTD), approximate="tanh"))
 
-def replacing(m, masks):
-    """replace(layer, x, mlp) for the masks that masks(gs) makes of the causal importances of the matrices."""
-    def replace(layer, x_BTD, mlp):
-        if layer not in m.layers:
+# ------------------------------------------------------------------------------ an MLP under masks
+@dataclass
+class Masked:
+    """The MLP of a decomposition under masks, as GPT.forward takes it; made by `replacing`."""
+    m: Any
+    choose_masks: Callable
+
+    def __call__(self, layer, x_BTD, mlp):
+        """y_BTD of one MLP. The model calls this at every layer, lowest first."""
+        if layer not in self.m.layers:
             return mlp(x_BTD)
-        return mlp_under(m.site(*masks(m.encode(layer, x_BTD, mlp).split(m.C, -1))), x_BTD)
-    return replace
+        importance = self.m.encode(layer, x_BTD, mlp).split(self.m.C, -1)
+        masks, rest_masks = self.choose_masks(importance)
+        return self.m.site(masks, rest_masks).mlp(x_BTD)
 
-def masks_from(gs, source):
-    """m = g + (1 - g) r of each matrix, and the delta's masks; source = [r of each, r_delta of each]."""
-    return [g + (1 - g) * r for g, r in zip(gs, source)], source[len(gs):]
 
-def mask_table(m, taus, gen):
-    """The masks it is judged by, as replace functions. The delta is off, but for the stochastic ones."""
-    rand = lambda like: torch.rand(like.shape, generator=gen, device=like.device)
-    drop = lambda masks: replacing(m, lambda gs: ([masks(g) for g in gs], gs[0].new_zeros(len(gs), 1)))
-    return {"unmasked": drop(torch.ones_like), "causal importance": drop(lambda g: g),
-            **{f"rounded {tau}": drop(lambda g, tau=tau: (g > tau).float()) for tau in taus},
-            "stochastic": replacing(m, lambda gs: masks_from(gs, [*map(rand, gs), *(rand(g[..., :1]) for g in gs)])),
-            "random": drop(rand)}
+def replacing(m, choose_masks):
+    """Put an MLP under masks into the model: gpt(idx_BT, replacing(m, choose_masks)).
 
+    choose_masks(importance) -> (masks, rest_masks), called once for each batch."""
+    return Masked(m, choose_masks)
+
+
+def masks_from(importance, sources):
+    """Ablate what is unimportant by the amounts of the sources: (masks, rest_masks).
+
+    sources: one for the components of each matrix, then one for the rest of each matrix."""
+    masks = [g + (1 - g) * source for g, source in zip(importance, sources)]
+    return masks, sources[len(importance):]
+
+
+# --------------------------------------------------------------------- the masks that are compared
+def without_rest(masks):
+    """Switch off what the components leave of the weights: (masks, rest_masks)."""
+    return masks, masks[0].new_zeros(len(masks), 1)
+
+
+def random_like(tensors, gen):
+    """Uniform numbers between 0 and 1 in the shape of each tensor."""
+    return [torch.rand(t.shape, generator=gen, device=t.device) for t in tensors]
+
+
+def all_on(importance):
+    return without_rest([torch.ones_like(g) for g in importance])
+
+
+def rounded(importance, threshold):
+    return without_rest([(g > threshold).float() for g in importance])
+
+
+def at_random(importance, gen):
+    return without_rest(random_like(importance, gen))
+
+
+def stochastic(importance, gen):
+    sources = random_like(importance, gen)
+    rest_sources = random_like([g[..., :1] for g in importance], gen)
+    return masks_from(importance, sources + rest_sources)
+
+
+def mask_table(m, thresholds, gen):
+    """Which masks is m judged by? {name: replace}, in the order of the table.
+
+    unmasked              every component on: how far their sum is from the weights
+    causal importance     g as the mask
+    rounded THRESHOLD     1 where g > threshold, else 0
+    stochastic            random sources, also for the rest, which is off in all other masks
+    random                random masks, whatever the importance: the floor"""
+    choices = {"unmasked": all_on, "causal importance": without_rest}
+    for threshold in thresholds:
+        choices[f"rounded {threshold}"] = partial(rounded, threshold=threshold)
+    choices["stochastic"] = partial(stochastic, gen=gen)
+    choices["random"] = partial(at_random, gen=gen)
+    return {name: replacing(m, choose_masks) for name, choose_masks in choices.items()}
+
+
+# --------------------------------------------------------------------------------- the worst masks
 def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40, 80, 160), size=0.1, shared=True):
-    """{steps: KL}: the worst sources r found within so many sign steps from a random start (0 steps: its null), the
-    delta's among them. shared: one source per component for all positions of all rows; else one at each position.
-    "size" x steps and the scope are part of the number. One step on 32 rows takes 0.5 s."""
+    """How far off do the predictions get when an attacker picks the sources?
+
+    Sign-gradient ascent on the KL from a random start, the sources of the rests among what it
+    moves. Returns {steps: KL in nats}, the worst met within so many steps; 0 steps, the start, is
+    its null. "Steps x size" and the scope are part of the number.
+
+    shared: one source for each component at all positions of all rows; else one at each position.
+    The evaluation attack of VPD (Goodfire 2026). One step on 32 rows takes 0.5 s."""
+    # a clean pass: what to preserve, and what may be ablated
     layer, = m.layers
+    mlp = gpt.h[layer].mlp
     with torch.no_grad():
-        (x_BTD, r_BTD), mlp = gpt.prefix(rows_RT, layer), gpt.h[layer].mlp
-        logp = F.log_softmax(gpt.suffix(r_BTD, mlp(x_BTD), layer)[:, 1:-1], -1)
-        gs = m.encode(layer, x_BTD, mlp).split(m.C, -1)
+        x_BTD, stream_BTD = gpt.prefix(rows_RT, layer)
+        logp_BSV = scored_log_probs(gpt.suffix(stream_BTD, mlp(x_BTD), layer))
+        importance = m.encode(layer, x_BTD, mlp).split(m.C, -1)
+
+    # a random start
     lead = () if shared else x_BTD.shape[:2]
-    source = [torch.rand(*lead, g.shape[-1] if i < len(gs) else 1, generator=gen, device=g.device)
-              for i, g in enumerate([*gs, *gs])]
-    worst, out = -torch.inf, {}
+    n_sources = [m.C] * len(importance) + [1] * len(importance)
+    sources = [torch.rand(*lead, n, generator=gen, device=x_BTD.device) for n in n_sources]
+
+    worst = -math.inf
+    ladder = {}
     for step in range(max(budgets) + 1):
-        source = [s.requires_grad_() for s in source]
-        y_BTD = mlp_under(m.site(*masks_from(gs, source)), x_BTD)
-        logq = F.log_softmax(gpt.suffix(r_BTD, y_BTD, layer)[:, 1:-1], -1)
-        kl = (logp.exp() * (logp - logq)).sum(-1).mean()
-        worst = max(worst, kl.item())
+        # how far off the predictions are here
+        sources = [source.requires_grad_() for source in sources]
+        y_BTD = m.site(*masks_from(importance, sources)).mlp(x_BTD)
+        logq_BSV = scored_log_probs(gpt.suffix(stream_BTD, y_BTD, layer))
+        kl = (logp_BSV.exp() * (logp_BSV - logq_BSV)).sum(-1).mean()
+        worst = max(worst, kl.item())           # a step of fixed size can lead down again
         if step in budgets:
-            out[step] = worst
-        grads = torch.autograd.grad(kl, source)
-        source = [(s.detach() + size * grad.sign()).clamp_(0, 1) for s, grad in zip(source, grads)]
-    return out
+            ladder[step] = worst
+        # one step up
+        grads = torch.autograd.grad(kl, sources)
+        moved = [source.detach() + size * grad.sign() for source, grad in zip(sources, grads)]
+        sources = [source.clamp_(0, 1) for source in moved]
+    return ladder
+
+
+# ------------------------------------------------------------------- do importances hold together?
+def forced(importance, k, threshold, gen):
+    """Force on, at each token, the components that are on at k random tokens of the batch: (masks,
+    rest_masks)."""
+    device = importance[0].device
+    N = importance[0][..., 0].numel()
+    pick_NK = torch.randint(N, (N, k), generator=gen, device=device)
+    sources = []
+    for g in importance:
+        on_NC = g.flatten(0, -2) > threshold
+        sources.append(on_NC[pick_NK].any(1).view_as(g).float())
+    rest_sources = [importance[0].new_zeros(1)] * len(importance)
+    return masks_from(importance, sources + rest_sources)
+
 
 def aggregation(m, gpt, rows_RT, gen, ks=(1, 8, 64), tau=0.1):
-    """{k: KL with the components that are on (g > tau) at k random other tokens of the batch forced on, less the KL of
-    the causal importances}. Such masks are permitted: the rise is 0 if importances hold jointly. len(ks) + 1 passes."""
-    def forced(k):
-        def masks(gs):
-            n = gs[0][..., 0].numel()
-            pick = torch.randint(n, (n, k), generator=gen, device=gs[0].device)
-            on = [(g.flatten(0, -2) > tau)[pick].any(1).view_as(g).float() for g in gs]
-            return masks_from(gs, on + [gs[0].new_zeros(1)] * len(gs))
-        return replacing(m, masks)
-    table = scores(gpt, rows_RT, {k: forced(k) for k in (0, *ks)}, batch=4)
+    """What do components that other tokens need do to the predictions of a token?
+
+    At each token, the components that are on (g > tau) at k random tokens of the batch are forced
+    on. Importances permit that, so the KL must not rise. Returns {k: KL less the KL under the
+    importances as masks}: 0 = importances hold jointly. Costs len(ks) + 1 passes."""
+    replaces = {}
+    for k in (0, *ks):
+        replaces[k] = replacing(m, partial(forced, k=k, threshold=tau, gen=gen))
+    table = scores(gpt, rows_RT, replaces, batch=4)
     return {k: table[k]["kl"] - table[0]["kl"] for k in ks}
+
 
 @torch.no_grad()
 def spectrum(m, gpt, layer, rows_RT, batch=16):
-    """Mean of each unit's f over the tokens, (F)."""
-    total = sum(clean(m, gpt, idx, layer)[1][:, 1:].sum((0, 1)) for idx in rows_RT.split(batch))
-    return total / (len(rows_RT) * (rows_RT.shape[1] - 1))
+    """How important is each unit on average? Mean of f over the tokens, (F)."""
+    total_F = 0
+    for idx_BT in rows_RT.split(batch):
+        _, f_BTF = clean(m, gpt, idx_BT, layer)
+        total_F = total_F + f_BTF[:, 1:].sum((0, 1))
+    R, T = rows_RT.shape
+    return total_F / (R * (T - 1))
+
+
+# --------------------------------------------------------------------------------- in the table
+COLUMNS = {
+    "ce_recovered_causal_importance": Column(
+        "CE soft", "up", beat=0, digits=3, table="masks",
+        text="CE rec under the causal importances as masks"),
+    "ce_recovered_stochastic": Column(
+        "CE stoch", "up", beat=0, digits=3, table="masks",
+        text="CE rec when what is unimportant is ablated at random"),
+    "kl_attack": Column(
+        "KL attack", "down", beat=None, digits=4, table="masks",
+        text="KL when what is unimportant is ablated by attack: 20 sign steps of 0.1, one source "
+             "for all positions of 32 rows"),
+    "attack_ratio": Column(
+        "x soft", "", beat=None, digits=2, table="masks",
+        text="KL attack over the KL of the causal importances as masks; small also where these "
+             "importances are bad"),
+    "kl_joint": Column(
+        "KL joint", "", beat=None, digits=4, table="masks",
+        text="KL added by forcing on what is on at 8 random other tokens; 0 if importances hold "
+             "jointly, below 0 where they are bad"),
+}
+
+
+def measure(m, arena, gen):
+    """Do m's importances hold under the ablations that they permit? (numbers, details), as
+    metrics/columns.py says. Asked of components alone: for another kind of unit all is None."""
+    if m.kind != "component":
+        return columns.split(COLUMNS, {})
+    raw = getattr(m, "raw", m)                  # importances between 0 and 1, where m rounds them
+    gpt = arena.gpt
+    rows_RT, _ = arena.test
+    few_RT = rows_RT[:32]
+    # masks are drawn on the device that uses them
+    gen = torch.Generator(rows_RT.device).manual_seed(gen.initial_seed())
+
+    # under each of the masks
+    floor = ablations(gpt, arena.layer, arena.fit[0])
+    table = scores(gpt, rows_RT, floor | mask_table(raw, m.thresholds, gen))
+    found = score_keys(table)
+
+    # under attack, beside the importances as masks on the rows that are attacked
+    ladder = attack(raw, gpt, few_RT, gen)
+    soft = replacing(raw, without_rest)
+    kl_soft = scores(gpt, few_RT, {"soft": soft})["soft"]["kl"]
+    found |= dict(attack=ladder, kl_attack=ladder[20])
+    found["attack_ratio"] = ladder[20] / max(1e-9, kl_soft)
+
+    # with more forced on
+    joint = aggregation(raw, gpt, few_RT, gen)
+    found |= dict(joint=joint, kl_joint=joint[8])
+
+    # for the pictures: the mean importances of each matrix, largest first
+    mean_F = spectrum(raw, gpt, arena.layer, rows_RT)
+    found["spectrum"] = {}
+    for name, mean_C in zip(m.matrices, mean_F.split(raw.C)):
+        found["spectrum"][name] = mean_C.sort(descending=True).values.tolist()
+    return columns.split(COLUMNS, found)

@@ -2,6 +2,7 @@
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -418,3 +419,22 @@ def test_the_report_begins_with_the_units_that_fit_their_concepts_best(gpt):
     none = m.rows, split[1][..., :0]
     lines, _ = evals.report(m, gpt, none, none, [], {"all": torch.arange(3)}, (0,), 0, k=2)
     assert told(lines) == [0, 2]                # without concepts, what is on most
+
+
+def arena(gpt, rows):
+    """What a model is measured on; one concept, true at random."""
+    labels = torch.rand(*rows.shape, 1, generator=common.generator(0, "labels")) < 0.2
+    return SimpleNamespace(gpt=gpt, layer=1, fit=(rows, labels), test=(rows, labels), names=["a"])
+
+
+@pytest.mark.parametrize("module", [evals, faithful, masks], ids=lambda module: module.__name__)
+def test_what_is_measured_has_its_columns(gpt, rows, module):
+    m = components(gpt, 4, 0.3)
+    numbers, details = module.measure(m, arena(gpt, rows), common.generator(0, "measure"))
+    assert numbers.keys() == module.COLUMNS.keys() and not numbers.keys() & details.keys()
+    assert any(number is not None for number in numbers.values())
+
+
+def test_only_components_have_masks(gpt, rows):
+    numbers, details = masks.measure(Whole(gpt), arena(gpt, rows), common.generator(0, "measure"))
+    assert numbers == dict.fromkeys(masks.COLUMNS) and details == {}
