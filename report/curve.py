@@ -1,6 +1,8 @@
-"""One method at several sparsities: what it recovers against what it uses, as data and as a picture.
+"""What does one method recover at several sparsities, against what it uses? As data and as a
+picture.
 
-    curve.sweep(train, cfg, "lam", (3e-4, 1e-3, 3e-3), ("l0", "active_rank"))      # what a script's --sweep calls
+    # what a script's --sweep calls
+    curve.sweep(train, cfg, "lam", (3e-4, 1e-3, 3e-3), axes=("l0", "active_rank"))
 """
 import io
 import itertools
@@ -10,47 +12,91 @@ from pathlib import Path
 
 import common
 
-SHARES = (0.25, 0.5, 1, 2, 4)       # times the knob: where a script's --sweep trains, unless it says otherwise
-SCORES = dict(ce_recovered="CE recovered (mean ablation = 0)", fve="fraction of variance explained")
+SHARES = (0.25, 0.5, 1, 2, 4)       # times the knob: where a script's --sweep trains
+SCORES = {                          # what is recovered
+    "ce_recovered": "CE recovered (mean ablation = 0)",
+    "fve": "fraction of variance explained",
+}
+NAMES = {                           # what is used
+    "l0": "units on per token (L0)",
+    "active_rank": "sum of the ranks of the units on per token",
+    "active_params": "parameters of the units on per token",
+}
 BESIDE = ("active_params", "dead_fraction", "concept_matched_fraction", "seconds")
-NAMES = dict(l0="units on per token (L0)", active_rank="sum of the ranks of the units on per token",
-             active_params="parameters of the units on per token")
 
 
 def sweep(train, cfg, knob, values, axes=("l0",)):
-    """train(cfg) -> (.., summary) at each value of a knob, in folders KNOBVALUE of cfg.out, which gets sweep.json (a
-    row per value, by L0, and whether each score rises with L0) and sweep.png. With cfg.resume it goes on."""
+    """Train a method at each value of a knob, and draw what it recovers against what it uses.
+
+    train(cfg) -> (.., summary); it trains in the folders KNOBVALUE of cfg.out, and with cfg.resume
+    it goes on there. cfg.out gets sweep.json, a row for each value, by L0, with whether each score
+    rises with L0, and sweep.png, one panel for each of the axes. Returns the rows."""
+    # a missing library is to be known before hours of training
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         common.fail("--sweep needs matplotlib: pip install matplotlib")
+
     rows = []
     for value in values:
-        out = Path(cfg.out) / f"{knob}{value:g}"
-        one = {knob: value, "out": str(out), "sweep": False, "resume": cfg.resume and any(out.glob("*.safetensors"))}
-        found = train(replace(cfg, **one))[1]
-        rows.append({knob: value} | {k: found[k] for k in (*axes, *SCORES, *BESIDE)})
+        summary = train(config_at(cfg, knob, value))[1]
+        rows.append({knob: value} | {key: summary[key] for key in (*axes, *SCORES, *BESIDE)})
     rows.sort(key=lambda row: row["l0"])
-    rises = {k: all(a[k] <= b[k] for a, b in itertools.pairwise(rows)) for k in SCORES if rows[0][k] is not None}
-    common.write(Path(cfg.out) / "sweep.json", json.dumps(dict(rows=rows, rises_with_l0=rises), indent=1).encode())
+    rises = rises_with_l0(rows)
+    saved = json.dumps(dict(rows=rows, rises_with_l0=rises), indent=1)
+    common.write(Path(cfg.out) / "sweep.json", saved.encode())
 
-    figure = Figure((4.5 * len(axes), 3.6), layout="constrained")
-    for ax, axis in zip(figure.subplots(1, len(axes), sharey=True, squeeze=False)[0], axes):
-        for score, style in zip(rises, ("ko-", "s--")):
-            ax.plot([row[axis] for row in rows], [row[score] for row in rows], style, mfc="w", label=SCORES[score])
-        ax.set_xscale("log", base=2), ax.xaxis.set_major_formatter("{x:g}")
-        ax.set(xlabel=NAMES[axis], ylabel="share" if axis == axes[0] else None)
-        ax.grid(alpha=0.3)
-    ax.legend()
+    figure = draw(rows, scores=list(rises), axes=axes)
     figure.suptitle(f"{Path(cfg.out).name}: {knob} from {min(values):g} to {max(values):g}")
     save_picture(figure, Path(cfg.out) / "sweep.png")
-    print(*(" ".join(f"{k} {v:.4g}" for k, v in row.items() if v is not None) for row in rows),
-          f"rises with L0: {rises}", f"-> {cfg.out}/sweep.json, sweep.png", sep="\n")
+
+    for row in rows:
+        print(*(f"{key} {value:.4g}" for key, value in row.items() if value is not None))
+    print(f"rises with L0: {rises}")
+    print(f"-> {cfg.out}/sweep.json, sweep.png")
     return rows
 
 
+def config_at(cfg, knob, value):
+    """The configuration of one training of a sweep: a folder of its own, resumed if it is there."""
+    out = Path(cfg.out) / f"{knob}{value:g}"
+    is_begun = any(out.glob("*.safetensors"))
+    changes = {knob: value, "out": str(out), "sweep": False, "resume": cfg.resume and is_begun}
+    return replace(cfg, **changes)
+
+
+def rises_with_l0(rows):
+    """Does each score never fall from one row to the next? {score: bool}; without scores that are
+    None, as CE recovered is where the MLP matters too little."""
+    rises = {}
+    for score in SCORES:
+        if rows[0][score] is not None:
+            pairs = itertools.pairwise(row[score] for row in rows)
+            rises[score] = all(a <= b for a, b in pairs)
+    return rises
+
+
+def draw(rows, scores, axes):
+    """Draw the scores over each axis, one panel an axis."""
+    from matplotlib.figure import Figure
+    figure = Figure((4.5 * len(axes), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, axis in zip(panels, axes):
+        for score, style in zip(scores, ("ko-", "s--")):
+            x = [row[axis] for row in rows]
+            y = [row[score] for row in rows]
+            panel.plot(x, y, style, mfc="w", label=SCORES[score])
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.set_xlabel(NAMES[axis])
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("share")
+    panels[-1].legend()
+    return figure
+
+
 def save_picture(figure, path):
-    """As PNG, all or nothing."""
+    """Save a figure as PNG: the whole file or, if that fails, none of it."""
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150)
     common.write(path, picture.getvalue())

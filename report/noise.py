@@ -1,9 +1,15 @@
-"""What several seeds say of a number: its mean and interval, and whether two rows differ by more than noise.
-A seed's number has the noise of its training and of its measurement, whose random choices it draws as well: the spread
-over seeds holds both.
+"""What do several seeds say of a number? Its mean and interval, and whether two rows differ by more
+than noise.
 
-    t = (a - b) / sqrt(s_a^2 + s_b^2),   nu = (s_a^2 + s_b^2)^2 / (s_a^4 / nu_a + s_b^4 / nu_b)
-s: standard error of a mean over S seeds, nu_a = nu_b = S - 1; p = P(|t_nu| > |t|), multiplied as Holm says.
+A seed's number holds the noise of its training and of its measurement, since the measurement's
+random choices are drawn anew with each seed: the spread over seeds holds both.
+
+    t = (a - b) / sqrt(s_a^2 + s_b^2)
+    nu = (s_a^2 + s_b^2)^2 / (s_a^4 / (S - 1) + s_b^4 / (S - 1))
+    p = P(|t_nu| > |t|)
+
+S seeds; s: standard error of a row's mean over them; nu: degrees of freedom. Each p is multiplied
+by how many differences are asked about, as Holm says.
 Welch 1947, Biometrika 34; Holm 1979, Scandinavian Journal of Statistics 6.
 """
 import math
@@ -11,52 +17,104 @@ import statistics
 
 import numpy as np
 
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)     # Student's t at 0.975, 1 to 9 degrees
+# Student's t at 0.975 for 1 to 9 degrees of freedom; S seeds have S - 1, so theirs is T975[S - 2]
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
+
+# ------------------------------------------------------------------------------ a mean, an interval
 def over_seeds(values, within=None):
-    """Mean and half of the 95 % t interval, which one seed has not: of it, `within`. None if no seed has a number."""
-    values = [v for v in values if isinstance(v, (int, float))]
+    """Average a number over seeds, with half the width of its 95 % t interval: {mean, half,
+    values}.
+
+    One seed has no spread over seeds; its interval over test stories, `within`, is used instead.
+    Returns None if no seed has a number."""
+    values = [value for value in values if isinstance(value, (int, float))]
     if not values:
         return None
-    half = T975[min(len(values), 10) - 2] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else within
+    half = within
+    if len(values) > 1:
+        t = T975[min(len(values), 10) - 2]
+        half = t * statistics.stdev(values) / len(values) ** 0.5
     return dict(mean=statistics.mean(values), half=half, values=values)
 
-def of_seeds(known, S):
-    """The same of numbers that are of all S seeds at once, with the jackknife's standard error beside them (KEY_se)."""
-    return {key: dict(mean=v, half=T975[S - 2] * known[f"{key}_se"] if f"{key}_se" in known else None, values=[])
-            for key, v in known.items() if isinstance(v, (int, float)) and not key.endswith("_se")}
 
+def of_seeds(numbers, S):
+    """Give numbers that are found from all S seeds at once the form of `over_seeds`.
+
+    numbers: {KEY: number, KEY_se: its jackknife's standard error, if it has one}. No seed has a
+    value of its own: values are empty."""
+    metrics = {}
+    for key, number in numbers.items():
+        if isinstance(number, (int, float)) and not key.endswith("_se"):
+            error = numbers.get(f"{key}_se")
+            half = None if error is None else T975[S - 2] * error
+            metrics[key] = dict(mean=number, half=half, values=[])
+    return metrics
+
+
+# ----------------------------------------------------------------------------------- a difference
 def beyond(t, nu):
-    """P(|t_nu| > |t|) of Student's t. With x = sqrt(nu) tan(angle) its density is that of cos(angle)^(nu - 1): midpoint
-    rule."""
-    def area(first, n=4096):
-        step = (math.pi / 2 - first) / n
-        return step * (np.cos(first + (np.arange(n) + 0.5) * step) ** (nu - 1)).sum()
-    return float(area(math.atan(abs(t) / nu ** 0.5)) / area(0.))
+    """How often does chance give more than |t|? P(|t_nu| > |t|) of Student's t.
+
+    With x = sqrt(nu) tan(angle) the density of t_nu is that of cos(angle)^(nu - 1): a ratio of two
+    areas, from the angle of |t| and from 0, both to pi / 2."""
+    tail = area_of_cosine(math.atan(abs(t) / nu ** 0.5), nu - 1)
+    return float(tail / area_of_cosine(0., nu - 1))
+
+
+def area_of_cosine(first, power, n=4096):
+    """Integrate cos(angle)^power from `first` to pi / 2, with the midpoints of n steps."""
+    step = (math.pi / 2 - first) / n
+    midpoints = first + (np.arange(n) + 0.5) * step
+    return step * (np.cos(midpoints) ** power).sum()
+
 
 def welch(a, b, S):
-    """p of no difference between two numbers {mean, half} over S seeds each."""
-    difference, errors = abs(a["mean"] - b["mean"]), [found["half"] / T975[S - 2] for found in (a, b)]
-    if not any(errors):
-        return float(not difference)
-    nu = (S - 1) * sum(s ** 2 for s in errors) ** 2 / sum(s ** 4 for s in errors)
-    return beyond(difference / math.hypot(*errors), nu)
+    """How surprising is the difference of two means if there is none? p, between 0 and 1.
+
+    a, b: {mean, half} over S seeds each. Without any spread p is 1 if they are equal, else 0."""
+    difference = abs(a["mean"] - b["mean"])
+    error_a = a["half"] / T975[S - 2]
+    error_b = b["half"] / T975[S - 2]
+    if error_a == 0 and error_b == 0:
+        return float(difference == 0)
+    nu = (S - 1) * (error_a ** 2 + error_b ** 2) ** 2 / (error_a ** 4 + error_b ** 4)
+    return beyond(difference / math.hypot(error_a, error_b), nu)
+
 
 def holm(ps):
-    """{what: p} -> {what: p adjusted for having asked them all}: times the number of those not smaller, in order."""
-    out, least = {}, 0.
+    """Adjust each p for having asked about all of them: {what: p} -> {what: adjusted p}.
+
+    The smallest of n is multiplied by n, the next by n - 1, and so on; none may end below one that
+    was smaller than it, and none above 1."""
+    adjusted = {}
+    least = 0.
     for i, what in enumerate(sorted(ps, key=ps.get)):
-        out[what] = least = max(least, min(1., (len(ps) - i) * ps[what]))
-    return out
+        least = max(least, min(1., (len(ps) - i) * ps[what]))
+        adjusted[what] = least
+    return adjusted
+
 
 def differences(rows, base, keys, S):
-    """{(name, key): (by how much a row's number is above that of the row `base`, Holm's p)} of the methods, not the
-    floors, and of numbers that both have from all seeds."""
+    """By how much is each method above the row `base`, and how surprising is that?
+    {(name, key): (difference of means, Holm's p)}.
+
+    Floors are left out, and numbers that one of the two does not have from all S seeds."""
+    if S < 2:
+        return {}
     by_name = {row["name"]: row["metrics"] for row in rows if not row["floor"]}
-    def known(found):           # from all seeds: one by one, or at once
-        return found and found["half"] is not None and len(found["values"]) in (0, S)
-    own = by_name.pop(base, {})
-    asked = {(name, key): (found[key], own[key]) for name, found in by_name.items() for key in keys
-             if S > 1 and known(found.get(key)) and known(own.get(key))}
-    ps = holm({what: welch(*pair, S) for what, pair in asked.items()})
-    return {what: (a["mean"] - b["mean"], ps[what]) for what, (a, b) in asked.items()}
+    base_metrics = by_name.pop(base, {})
+    pairs = {}
+    for name, metrics in by_name.items():
+        for key in keys:
+            pair = (metrics.get(key), base_metrics.get(key))
+            if all(is_of_all_seeds(metric, S) for metric in pair):
+                pairs[name, key] = pair
+    ps = holm({what: welch(a, b, S) for what, (a, b) in pairs.items()})
+    return {what: (a["mean"] - b["mean"], ps[what]) for what, (a, b) in pairs.items()}
+
+
+def is_of_all_seeds(metric, S):
+    """Has it an interval over all S seeds: a value of each, or none where all were asked at
+    once?"""
+    return metric is not None and metric["half"] is not None and len(metric["values"]) in (0, S)
