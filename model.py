@@ -56,13 +56,18 @@ class Attention(nn.Module):
             z_BHTK = (a @ v).unflatten(0, (-1, self.n_head))
         return self.c_proj(z_BHTK.transpose(1, 2).flatten(2))
 
+def gelu(z):
+    """GPT-2's nonlinearity, gelu_new: z Phi(z), Phi the normal distribution function, in the tanh
+    approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415)."""
+    return F.gelu(z, approximate="tanh")
+
 class MLP(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.c_fc = Conv1D(cfg.n_embd, cfg.n_inner)
         self.c_proj = Conv1D(cfg.n_inner, cfg.n_embd)
     def forward(self, x_BTD):
-        return self.c_proj(F.gelu(self.c_fc(x_BTD), approximate="tanh"))
+        return self.c_proj(gelu(self.c_fc(x_BTD)))
 
 class Block(nn.Module):
     def __init__(self, cfg):

@@ -50,7 +50,7 @@ import data
 import evals
 import fused
 from metrics import masks
-from model import GPT, default_layer
+from model import GPT, default_layer, gelu
 from report import curve
 
 
@@ -154,7 +154,8 @@ class UpperLeaky(torch.autograd.Function):
 class ImportanceNet(nn.Module):
     """How important is each component at each token?
 
-    Clean inputs of both matrices -> logits, (.., C) per matrix, which are clamped to [0, 1].
+    Clean inputs of both matrices -> logits, (.., C) per matrix, which are clamped to [0, 1]. Its
+    own nonlinearity is the exact GELU, not the target's.
 
     global  one net on the RMS-normed inputs of both matrices, two hidden layers
     shared  one net per matrix on its input, one hidden layer; so have the others
@@ -258,10 +259,10 @@ class SPD(nn.Module):
 
     def unit_inputs(self, gpt, rows_RT):
         (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
-        return [x_ND, act(gpt.h[self.layers[0]].mlp.c_fc(x_ND))]
+        return [x_ND, gelu(gpt.h[self.layers[0]].mlp.c_fc(x_ND))]
 
     def encode(self, layer, x_BTD, mlp):
-        inputs = [x_BTD, act(mlp.c_fc(x_BTD))]
+        inputs = [x_BTD, gelu(mlp.c_fc(x_BTD))]
         return torch.cat(self.importance_net(inputs, self.V), -1).clamp(0, 1)
 
     def without_rest(self, f_BTF):
@@ -275,7 +276,7 @@ class SPD(nn.Module):
     def strength(self, layer, f_BTF, x_BTD):
         """How much does each component pass on? mask (x . V[:, c]) |U[c]|, signed; alike for (V, U)
         and (-V, -U)."""
-        h_BTM = act(self.without_rest(f_BTF)(0, x_BTD))
+        h_BTM = gelu(self.without_rest(f_BTF)(0, x_BTD))
         inner = [x_BTD @ self.V[0], h_BTM @ self.V[1]]
         sizes = [U.norm(dim=1) for U in self.U]
         masks = f_BTF.split(self.C, -1)
@@ -299,10 +300,10 @@ class SPD(nn.Module):
         z_BT1M = self.without_rest(f_BTF)(0, x_BTD).unsqueeze(-2)
         own_BTC = mask_in * (x_BTD @ V_in)
         z_without_BTIM = z_BT1M - own_BTC[..., i, None] * U_in[i]
-        lost_BTIM = act(z_BT1M) - act(z_without_BTIM)
+        lost_BTIM = gelu(z_BT1M) - gelu(z_without_BTIM)
         out[..., is_in, :] = ((lost_BTIM @ V_out) * mask_out.unsqueeze(-2)) @ U_out
 
-        passed_BTC = (mask_out.unsqueeze(-2) * (act(z_BT1M) @ V_out)).squeeze(-2)
+        passed_BTC = (mask_out.unsqueeze(-2) * (gelu(z_BT1M) @ V_out)).squeeze(-2)
         out[..., ~is_in, :] = passed_BTC[..., j, None] * U_out[j]
         return out
 
@@ -330,7 +331,7 @@ class MaskedMatrices:
 
     def mlp(self, x, frozen=None):
         """The MLP's output; frozen: x W_in, if it is known."""
-        return self(1, act(self(0, x, frozen)))
+        return self(1, gelu(self(0, x, frozen)))
 
 
 class Rounded:
@@ -345,10 +346,6 @@ class Rounded:
 
     def encode(self, layer, x_BTD, mlp):
         return (self.raw.encode(layer, x_BTD, mlp) > self.tau).float()
-
-
-def act(z):
-    return F.gelu(z, approximate="tanh")
 
 
 # ------------------------------------------------------------------------------- loss terms
@@ -503,7 +500,7 @@ class CleanPass:
         with torch.no_grad():
             self.x_BTD, self.stream_BTD = gpt.prefix(idx_BT, self.layer)
             self.frozen_BTM = self.x_BTD @ spd.Ws[0]
-            h_BTM = act(self.frozen_BTM + spd.bs[0])
+            h_BTM = gelu(self.frozen_BTM + spd.bs[0])
             y_BTD = h_BTM @ spd.Ws[1] + spd.bs[1]
             final_BTD = gpt.hidden(self.stream_BTD, y_BTD, self.layer)
             self.clean = final_BTD, *fused.log_partition(final_BTD, gpt.wte.weight)

@@ -15,6 +15,7 @@ from data import over_rows
 from evals import ALIVE, f1_scores
 from metrics.atoms import effective_rank, fragmentation, meta_dictionary, one_concept
 from metrics.recording import Dense, split_by_sign, record, contributions, testable_concepts, write_directions
+from model import gelu
 
 LEVELS = 10             # a unit is on at level l where it exceeds l / LEVELS of its largest value on fit
 
@@ -137,7 +138,7 @@ def probe_yardsticks(gpt, layer, fit, test, gen, n=1000):
     probe_dense, of all of y. fit, test: (rows, labels). The same for all decompositions of an MLP: 30 s."""
     def inside(rows_RT, labels_RTK):
         (x_ND,), (y_ND,) = over_rows(gpt, rows_RT, [layer])
-        return Dense(nnf.gelu(gpt.h[layer].mlp.c_fc(x_ND), approximate="tanh"),
+        return Dense(gelu(gpt.h[layer].mlp.c_fc(x_ND)),
                      torch.as_tensor(labels_RTK)[:, 1:].flatten(0, 1).to(y_ND.device)), y_ND
     (a, y_ND), (b, y2_ND) = inside(*fit), inside(*test)
     if not len(keep := testable_concepts(a)):

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from torch.utils.flop_counter import FlopCounterMode
 import clt, common, data, fused, molt, sae, spd, transcoder
-from model import GPT, GPTConfig, default_layer
+from model import GPT, GPTConfig, default_layer, gelu
 from studies import length
 
 ROOT = Path(__file__).parent.parent
@@ -141,7 +141,7 @@ def without(prefix=True, batched=True, lowrank=True, kl=True):
         with torch.no_grad():
             x, r = gpt.prefix(idx_BT, layer)
             o = x @ m.Ws[0]
-            h = spd.act(o + m.bs[0])
+            h = gelu(o + m.bs[0])
             final = gpt.hidden(r, h @ m.Ws[1] + m.bs[1], layer)
             clean = (final, *fused.log_partition(final, W_VD)) if kl else (final @ W_VD.T).log_softmax(-1)
         def run(*sites):

@@ -284,10 +284,6 @@ def test_generate(gpt):
     stop = new[5]
     assert model.generate(gpt, [0], 40, stop, common.generator(0, "story")) == new[:new.index(stop) + 1]
 
-def test_line_budget():
-    lines = Path(model.__file__).read_text().splitlines()
-    assert len(lines) <= 220 and max(map(len, lines)) <= 120
-
 
 def test_the_bundled_target_is_worth_taking_apart():
     """Close to its text's derivation entropy, right on each phenomenon, and an MLP that matters before the last layer."""
