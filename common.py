@@ -1,205 +1,384 @@
-"""What every script must share: command line, device, seeds, checkpoints, log, provenance. Nothing mathematical.
-How a script uses them to resume bit-identically after a kill: the loop of pretrain.py."""
-import argparse, ctypes, dataclasses, hashlib, inspect, json, math, os, re, shlex, subprocess, sys, time, torch, typing
+"""What all scripts share: command line, device, random streams, checkpoints, log, provenance.
+
+Nothing here is mathematics. `Run` shows how these parts let a killed run go on and end bit for bit
+as if it had never been interrupted; the loop around it stands in each method's `train`.
+"""
+import argparse
+import ctypes
+import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import os
+import re
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+import typing
 from pathlib import Path
-from safetensors import SafetensorError, safe_open, torch as safetensors
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
 from tqdm import tqdm
 
+
 def fail(msg, code=2) -> typing.NoReturn:
-    """Every bad input ends here: one line on stderr, exit code 2."""
+    """End the script with one line on stderr. Every bad input ends here; exit code 2."""
     print("error:", " ".join(str(msg).split()), file=sys.stderr)
     raise SystemExit(code)
 
+
+# ------------------------------------------------------------------------------ command line
 def script(Config) -> str:
-    """What runs the file of a Config: python spd.py, or python -m studies.tune for a file of a package."""
+    """How is the file of a Config run? python spd.py; python -m studies.tune in a package."""
     file = Path(inspect.getfile(Config))
     in_package = (file.parent / "__init__.py").exists()
     return f"python -m {file.parent.name}.{file.stem}" if in_package else f"python {file.name}"
 
+
+def flag(name, value) -> str:
+    """Write one field of a Config as it is typed: --C 256, --resume, --no-resume."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {shlex.quote(str(value))}"
+
+
 def command(cfg) -> str:
-    """The full command line that gives cfg, defaults written out."""
-    flags = (f"--{'' if v else 'no-'}{k}" if isinstance(v, bool) else f"--{k} {shlex.quote(str(v))}"
-             for k, v in vars(cfg).items())
-    return " ".join([script(type(cfg)), *flags])
+    """Write the full command line that gives cfg, defaults too."""
+    return " ".join([script(type(cfg)), *(flag(k, v) for k, v in vars(cfg).items())])
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors end like all others."""
+    def error(self, message):
+        fail(f"{message} (see {self.prog} --help)")
+
 
 def cli(Config, argv=None):
-    """Dataclass -> argparse -> instance of it; prints the full command. A field's trailing comment is its help text,
-    Literal gives choices, bool gives --x/--no-x, --a_b is --a-b too. An unknown or abbreviated flag or a
-    wrong value goes to `fail`."""
+    """Read a dataclass from the command line, and print the full command.
+
+    A field's trailing comment is its help text. Literal gives choices, bool gives --x and --no-x,
+    --a_b may be written --a-b. An unknown or abbreviated flag and a wrong value go to `fail`."""
+    # the first line of the file's docstring, and the comments behind the fields
+    about = (sys.modules[Config.__module__].__doc__ or "").strip().split("\n")[0]
     helps = dict(re.findall(r"^ +(\w+) *:[^#\n]*# *(.*)$", inspect.getsource(Config), re.M))
-    p = argparse.ArgumentParser(prog=script(Config), allow_abbrev=False,
-                                description=(sys.modules[Config.__module__].__doc__ or "").strip().split("\n")[0])
-    p.error = lambda msg: fail(f"{msg} (see {p.prog} --help)")
-    for f, kind in zip(dataclasses.fields(Config), typing.get_type_hints(Config).values()):
-        how = (dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind)
-               if isinstance(kind, type) else dict(type=type(f.default), choices=typing.get_args(kind)))      # Literal
-        names = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}"))       # either way of writing it
-        p.add_argument(*names, dest=f.name, default=f.default, **how,
-                       help=f"{helps.get(f.name, '')} (default: {f.default})".replace("%", "%%"))
-    cfg = Config(**vars(p.parse_args(argv)))
-    if bad := [k for k, v in vars(cfg).items() if isinstance(v, float) and not math.isfinite(v)]:
-        p.error(f"argument --{bad[0]}: invalid value: {vars(cfg)[bad[0]]}, must be finite")
+    parser = Parser(prog=script(Config), allow_abbrev=False, description=about)
+
+    # one flag per field
+    kinds = typing.get_type_hints(Config)
+    for f in dataclasses.fields(Config):
+        kind = kinds[f.name]
+        if kind is bool:
+            how = dict(action=argparse.BooleanOptionalAction)
+        elif isinstance(kind, type):
+            how = dict(type=kind)
+        else:               # Literal
+            how = dict(type=type(f.default), choices=typing.get_args(kind))
+        text = f"{helps.get(f.name, '')} (default: {f.default})".replace("%", "%%")
+        spellings = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}"))
+        parser.add_argument(*spellings, dest=f.name, default=f.default, help=text, **how)
+
+    cfg = Config(**vars(parser.parse_args(argv)))
+    for name, value in vars(cfg).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            parser.error(f"argument --{name}: invalid value: {value}, must be finite")
     print("$", command(cfg), flush=True)
     return cfg
 
-RATES = "lr", "lr_rest", "lr_ci", "adv_lr"
-ALWAYS = {"seed": (0, math.inf)} | dict.fromkeys((*RATES, "gamma_end", "bandwidth"), (1e-9, 1e9))
+
+# limits (low, high) of flags that mean the same in every script
+ALWAYS = {
+    "seed": (0, math.inf),
+    "lr": (1e-9, 1e9),
+    "lr_rest": (1e-9, 1e9),
+    "lr_ci": (1e-9, 1e9),
+    "adv_lr": (1e-9, 1e9),
+    "gamma_end": (1e-9, 1e9),
+    "bandwidth": (1e-9, 1e9),
+}
+
 
 def within(flags: dict, *counts, **limits):
-    """Fails on a flag whose value lies outside its limits (low, high); counts must be 1 or more. ALWAYS holds too."""
-    always = {name: some for name, some in ALWAYS.items() if name in flags}
-    for name, (low, high) in (always | dict.fromkeys(counts, (1, math.inf)) | limits).items():
-        if not low <= (value := flags[name]) <= high:
-            fail(f"--{name} {value}: must be from {low} to {high}")
+    """Fail on a flag whose value lies outside its limits (low, high), or outside those of ALWAYS.
 
+    counts: names of flags that must be 1 or more."""
+    always = {name: limit for name, limit in ALWAYS.items() if name in flags}
+    positive = dict.fromkeys(counts, (1, math.inf))
+    for name, (low, high) in (always | positive | limits).items():
+        if not low <= flags[name] <= high:
+            fail(f"--{name} {flags[name]}: must be from {low} to {high}")
+
+
+# ------------------------------------------------------------------------------------ device
 def device(name: str) -> torch.device:
-    """"auto" (printed) is cuda if there, else cpu. A named device that can't be used is an error, never replaced."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    """Choose where to compute. "auto" (printed) is cuda if there, else cpu.
+
+    A named device that can't be used is an error: another never takes its place."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as e:
-        fail(f"--device {name}: not usable here, allowed: auto, cpu, cuda, cuda:N ({str(e).splitlines()[0]})")
+        reason = str(e).splitlines()[0]
+        fail(f"--device {name}: not usable here, allowed: auto, cpu, cuda, cuda:N ({reason})")
     print(f"device: {name}", flush=True)
     fast_matmul()
     keep_memory()
     return torch.device(name)
 
+
 def fast_matmul() -> bool:
-    """Let oneDNN do float32 matrix products: on AMD it is 2.5x as fast as MKL, PyTorch's default, and just as exact.
-    The only switch for that also permits bf16, which Intel's AMX would use: if a product gets inexact, it goes back."""
+    """Let oneDNN compute float32 matrix products: on AMD 2.5x as fast as MKL, PyTorch's default,
+    and just as exact.
+
+    The only switch for that also permits bf16, which Intel's AMX would use. So a product is tried,
+    and if it is inexact the switch goes back. Returns whether it stayed."""
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    exact = (torch.full((256, 256), 1 + 2 ** -12) @ torch.ones(256, 256) == 256 + 2 ** -4).all().item()
+    # 1 + 2^-12 needs more digits than bf16 has
+    product = torch.full((256, 256), 1 + 2 ** -12) @ torch.ones(256, 256)
+    exact = (product == 256 + 2 ** -4).all().item()
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if exact else "none"
     return exact
 
+
 def keep_memory(mmap=2**30, trim=2**31 - 1):
-    """Let glibc reuse the memory of large tensors: it gives it back to the kernel, and clearing it anew costs 8 %."""
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
-        mallopt(-3, mmap), mallopt(-1, trim)            # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    """Let glibc reuse the memory of large tensors. It would give that back to the kernel, and
+    clearing it anew costs 8 %."""
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(-3, mmap)           # M_MMAP_THRESHOLD
+        mallopt(-1, trim)           # M_TRIM_THRESHOLD
+
 
 def generator(seed: int, name: str, device="cpu") -> torch.Generator:
-    """A random stream of its own per (seed, name): adding a stream, or evaluating more often, never shifts another."""
-    return torch.Generator(device).manual_seed(int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:15], 16))
+    """Start a random stream of its own per (seed, name): adding a stream, or evaluating more often,
+    never shifts another."""
+    digits = hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:15]
+    return torch.Generator(device).manual_seed(int(digits, 16))
 
+
+# -------------------------------------------------------------------------------- optimizers
 def optimizers(kind: str, matrices, rest, lr: float, lr_rest: float, betas=(0.9, 0.999)) -> dict:
-    """The optimizers of one model, by their names in its checkpoint: of its matrices Adam or Muon at rate lr, of the
-    rest, if there is any, Adam at lr_rest. Some of the matrices may be a group with a rate of its own.
+    """Make the optimizers of one model, {its name in the checkpoint: optimizer}: of the matrices
+    Adam or Muon at rate lr, of the rest, if there is any, Adam at lr_rest. Some of the matrices may
+    be a group with a rate of its own.
 
-    Muon (Jordan 2024) replaces the momentum of a matrix by the nearest orthogonal one, so that a step turns all of its
-    directions alike. torch computes that in bfloat16, which takes half of the time of float32 here."""
+    Muon (Jordan 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, so that
+    a step turns all directions alike. torch computes that in bfloat16, which takes half of the time
+    of float32 here."""
     if kind == "muon":
         opt = torch.optim.Muon(matrices, lr, weight_decay=0, adjust_lr_fn="original")
     else:
         opt = torch.optim.Adam(matrices, lr, betas, fused=True)
-    opts = dict(opt=opt) | (dict(opt_rest=torch.optim.Adam(rest, lr_rest, betas, fused=True)) if rest else {})
-    for group in (group for opt in opts.values() for group in opt.param_groups):
+    opts = dict(opt=opt)
+    if rest:
+        opts["opt_rest"] = torch.optim.Adam(rest, lr_rest, betas, fused=True)
+    for group in param_groups(opts):
         group["initial_lr"] = group["lr"]
     return opts
 
+
+def param_groups(opts: dict) -> list:
+    groups = []
+    for opt in opts.values():
+        groups += opt.param_groups
+    return groups
+
+
 def set_rates(opts: dict, share: float):
-    """Everything at this share of the rate that it began with."""
-    for group in (group for opt in opts.values() for group in opt.param_groups):
+    """Set every learning rate to this share of the rate that it began with."""
+    for group in param_groups(opts):
         group["lr"] = group["initial_lr"] * share
 
+
+# --------------------------------------------------------------------------------------- files
 def write(path, data: bytes):
-    """All or nothing: whenever the process dies, `path` holds the old content or the new."""
+    """Write a file, all or nothing: whenever the process dies, `path` holds the old content or the
+    new.
+
+    The data go to a temporary file, which then takes the place of `path`. Its name is its own, so
+    that two processes which write one path don't mix: the last to end wins. Only a process that is
+    killed leaves it behind."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(f"{path}.tmp", "wb") as f:
-            f.write(data), f.flush(), os.fsync(f.fileno())
-        os.replace(f"{path}.tmp", path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as e:
         fail(f"{path}: cannot write: {e.strerror}")
 
+
 def save(path, tensors: dict, meta: dict):
-    """One safetensors file, meta as JSON in its header (one key: safetensors writes several in random order)."""
-    write(path, safetensors.save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()},
-                                 {"meta": json.dumps(meta)}))
+    """Write tensors and what is known about them to one safetensors file.
+
+    meta is JSON under one key of the header, since safetensors writes several in random order."""
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write(path, safetensors.save(copies, {"meta": json.dumps(meta)}))
+
 
 def load(path, **expect) -> tuple[dict, dict]:
-    """(tensors on the CPU, meta) from `save`. Fails if missing or damaged, or where meta[k] differs from expect[k]."""
+    """Read (tensors on the CPU, meta), as `save` wrote them. Fails if the file is missing or
+    damaged, or where meta[k] differs from expect[k]."""
     try:
-        with safe_open(path, "pt") as f:
-            tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("meta", "{}"))
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            meta = json.loads((file.metadata() or {}).get("meta", "{}"))
     except (SafetensorError, OSError, ValueError) as e:
-        fail(f"{path}: {'no such file' if not os.path.exists(path) else 'truncated or not a safetensors file'} ({e})")
-    for k, want in json.loads(json.dumps(expect)).items():              # through JSON, as meta went: tuple -> list
-        was, want = (v if isinstance(v, dict) else {k: v} for v in (meta.get(k), want))
-        if diff := [f"{i}={was.get(i)!r}, not {want.get(i)!r}" for i in {**was, **want} if was.get(i) != want.get(i)]:
-            fail(f"{path}: does not fit this run: it has {'; '.join(diff)}")
+        is_there = os.path.exists(path)
+        reason = "truncated or not a safetensors file" if is_there else "no such file"
+        fail(f"{path}: {reason} ({e})")
+    # through JSON, as meta went: tuples become lists
+    for name, wanted in json.loads(json.dumps(expect)).items():
+        wrong = differences(name, meta.get(name), wanted)
+        if wrong:
+            fail(f"{path}: does not fit this run: it has {'; '.join(wrong)}")
     return tensors, meta
 
+
+def differences(name, was, wanted) -> list[str]:
+    """In what do two values of meta[name] differ? A line each; of dicts, one per key."""
+    was = was if isinstance(was, dict) else {name: was}
+    wanted = wanted if isinstance(wanted, dict) else {name: wanted}
+    return [f"{key}={was.get(key)!r}, not {wanted.get(key)!r}"
+            for key in was | wanted if was.get(key) != wanted.get(key)]
+
+
 def flat(**parts) -> dict:
-    """Named modules, optimizers and generators -> one dict of tensors "name.key", for `save`."""
-    def state(p):
-        if isinstance(p, torch.optim.Optimizer):
-            return {f"{i}.{k}": v for i, s in p.state_dict()["state"].items() for k, v in s.items()}
-        return {"state": p.get_state()} if isinstance(p, torch.Generator) else p.state_dict()
-    return {f"{name}.{k}": v for name, p in parts.items() for k, v in state(p).items()}
+    """Collect the state of named modules, optimizers and generators in one dict of tensors,
+    "name.key", for `save`."""
+    tensors = {}
+    for name, part in parts.items():
+        for key, value in state_of(part).items():
+            tensors[f"{name}.{key}"] = value
+    return tensors
+
+
+def state_of(part) -> dict:
+    """{key: tensor} of one module, optimizer ("3.exp_avg" of its parameter 3) or generator."""
+    if isinstance(part, torch.Generator):
+        return {"state": part.get_state()}
+    if not isinstance(part, torch.optim.Optimizer):
+        return part.state_dict()
+    state = {}
+    for i, values in part.state_dict()["state"].items():
+        for key, value in values.items():
+            state[f"{i}.{key}"] = value
+    return state
+
 
 def unflat(tensors: dict, **parts):
-    """Inverse of `flat`, in place. Names not asked for are ignored: unflat(tensors, m=m) loads only the weights."""
-    for name, p in parts.items():
-        state, nested = {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(f"{name}.")}, {}
+    """Put back, in place, what `flat` collected. Names not asked for are ignored, so that
+    unflat(tensors, m=m) loads the weights alone. Fails if something is missing or misshapen."""
+    for name, part in parts.items():
+        state = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items()
+                 if key.startswith(f"{name}.")}
         try:
-            if isinstance(p, torch.optim.Optimizer):                    # lr and the like stay as the script set them
-                for k, v in state.items():
-                    nested.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
-                p.load_state_dict(p.state_dict() | {"state": nested})
-            else:
-                p.set_state(state["state"]) if isinstance(p, torch.Generator) else p.load_state_dict(state)
+            set_state(part, state)
         except (RuntimeError, KeyError, ValueError) as e:
             fail(f"the checkpoint does not fit this run: {name}: {e}")
 
+
+def set_state(part, state: dict):
+    """Give one module, optimizer or generator the state that state_of read."""
+    if isinstance(part, torch.Generator):
+        part.set_state(state["state"])
+    elif isinstance(part, torch.optim.Optimizer):
+        by_parameter = {}
+        for key, value in state.items():
+            i, what = key.split(".")
+            by_parameter.setdefault(int(i), {})[what] = value
+        # param_groups, rates and the like, stay as the script set them
+        part.load_state_dict(part.state_dict() | {"state": by_parameter})
+    else:
+        part.load_state_dict(state)
+
+
+# ---------------------------------------------------------------------------------------- runs
 class Log:
-    """log(step=.., loss=..) appends a JSON line. Rows at or past `step`, which a resumed run redoes, are dropped."""
+    """log(step=.., loss=..) appends a line of JSON.
+
+    Rows at or past `step`, which a resumed run does again, are dropped, and so is a row that a kill
+    cut in half."""
     def __init__(self, path, step=0):
         old = Path(path).read_text().splitlines(True) if step and os.path.exists(path) else []
-        write(path, "".join(s for s in old if s.endswith("}\n") and json.loads(s)["step"] < step).encode())
-        self.file = open(path, "a")          # endswith: the row that a kill cut in half goes too
+        kept = [row for row in old if row.endswith("}\n") and json.loads(row)["step"] < step]
+        write(path, "".join(kept).encode())
+        self.file = open(path, "a")
+
     def __call__(self, **row):
         print(json.dumps(row), file=self.file, flush=True)
 
+
 def finite(x, step: int, ckpt=None):
-    """Stops (exit code 1) if x, a loss or a gradient norm, is NaN or inf. Called before each save, keeps that good."""
-    if not math.isfinite(x := torch.as_tensor(x).item()):
-        fail(f"diverged ({x}) at step {step}; last good checkpoint: {ckpt if os.path.exists(str(ckpt)) else None}", 1)
+    """Stop (exit code 1) if x, a loss or a gradient norm, is NaN or inf. Called before each save,
+    that keeps the last checkpoint good."""
+    value = torch.as_tensor(x).item()
+    if not math.isfinite(value):
+        good = ckpt if os.path.exists(str(ckpt)) else None
+        fail(f"diverged ({value}) at step {step}; last good checkpoint: {good}", 1)
+
 
 class Run:
-    """One training run of a method: where it begins, what it logs, when it saves. The loop itself is the method's:
+    """One training run of a method: where it begins, what it logs, when it saves. The loop itself
+    is the method's:
 
         run = common.Run(cfg, gpt, data.fingerprint(cfg.data), spd=spd, **opts, gen=gen)
         for step in run.steps():
             ...                                     # one step of training
             if run.is_logged:
-                run.record(terms, norm, l0=l0)      # every cfg.log_every steps, and before each checkpoint
+                run.record(terms, norm, l0=l0)      # every cfg.log_every steps, before each save
 
-    parts: the modules, optimizers and generators that make up the state of the run; all of them go into the checkpoint,
-    cfg.out/METHOD.safetensors, every cfg.save_every steps and at the end. METHOD is the name of the script's own file.
-    text: hash of the training data. With cfg.resume the run goes on from its checkpoint and ends, on a CPU, bit for bit
-    as if it had not been interrupted. Fails (exit code 2) where the checkpoint is missing, damaged, or of another
-    method, target, data or configuration; only what the script names in MAY_CHANGE_ON_RESUME may differ.
-    """
+    parts: the modules, optimizers and generators that make up the state of the run. All of them go
+    into the checkpoint, cfg.out/METHOD.safetensors, every cfg.save_every steps and at the end.
+    METHOD is the name of the script's own file. text: hash of the training data.
+
+    With cfg.resume the run goes on from its checkpoint and ends, on a CPU, bit for bit as if it had
+    not been interrupted. It fails (exit code 2) where the checkpoint is missing, damaged, or of
+    another method, target, data or configuration; only what the script names in
+    MAY_CHANGE_ON_RESUME may differ."""
     def __init__(self, cfg, gpt, text, **parts):
-        self.cfg, self.gpt, self.parts = cfg, gpt, parts
+        self.cfg = cfg
+        self.gpt = gpt
+        self.parts = parts
         self.method = Path(inspect.getfile(type(cfg))).stem
         self.path = Path(cfg.out) / f"{self.method}.safetensors"
+
+        # what a resumed run must share with the one that was interrupted
         may_change = sys.modules[type(cfg).__module__].MAY_CHANGE_ON_RESUME
         flags = {name: value for name, value in vars(cfg).items() if name not in may_change}
         self.fixed = dict(method=self.method, target=gpt.hash, text=text, run=flags)
+
+        # where it begins
         self.is_fresh = not cfg.resume
-        self.first_step, self.seconds = 0, 0.0
-        self.beside = {}            # more modules for the next checkpoint: results, which no resumed run reads
+        self.first_step = 0
+        self.seconds = 0.0
+        self.beside = {}            # more modules for the next checkpoint: results, never resumed
         if cfg.resume:
             tensors, meta = load(self.path, **self.fixed)
             unflat(tensors, **parts)
-            self.first_step, self.seconds = meta["step"], meta["seconds"]
+            self.first_step = meta["step"]
+            self.seconds = meta["seconds"]
 
     def steps(self):
-        """Yields the number of each step that is left to do, and saves after those where it is time to."""
-        cfg, began = self.cfg, time.time() - self.seconds
+        """Yield the number of each step that is left to do; save after those where it is time."""
+        cfg = self.cfg
+        began = time.time() - self.seconds
         self.log = Log(Path(cfg.out) / "log.jsonl", self.first_step)
-        self.bar = tqdm(range(self.first_step, cfg.steps), self.method, cfg.steps, initial=self.first_step)
+        left = range(self.first_step, cfg.steps)
+        self.bar = tqdm(left, self.method, cfg.steps, initial=self.first_step)
         for self.step in self.bar:
             self.is_last = self.step + 1 == cfg.steps
             self.is_saved = self.is_last or (self.step + 1) % cfg.save_every == 0
@@ -207,21 +386,32 @@ class Run:
             yield self.step
             if self.is_saved:
                 self.seconds = time.time() - began
-                meta = dict(step=self.step + 1, seconds=self.seconds, **provenance(cfg, self.gpt))
-                save(self.path, flat(**self.beside, **self.parts), self.fixed | meta)
+                self.save()
+
+    def save(self):
+        """Write the checkpoint: the state after this step."""
+        made = provenance(self.cfg, self.gpt)
+        meta = self.fixed | dict(step=self.step + 1, seconds=self.seconds) | made
+        save(self.path, flat(**self.beside, **self.parts), meta)
 
     def record(self, terms, norm, **more):
-        """Logs the terms of the loss, the gradient's norm and whatever else is named, all single numbers. Stops the run
-        (exit code 1) where the loss or the norm is not finite, before that gets into a checkpoint."""
+        """Log the terms of the loss, the gradient's norm and whatever else is named, all single
+        numbers. Stops the run (exit code 1) where the loss or the norm is not finite, before that
+        gets into a checkpoint."""
         row = {name: torch.as_tensor(value).item() for name, value in (terms | more).items()}
         finite(row["loss"] + norm.item(), self.step, self.path)
         self.log(step=self.step, **row, norm=norm.item())
         self.bar.set_postfix({name: f"{value:.2g}" for name, value in row.items()})
 
+
 def provenance(cfg, gpt) -> dict:
-    """What it takes to repeat a run; goes into each checkpoint's meta and each summary.json."""
-    script = Path(inspect.getfile(type(cfg))).resolve()
-    git = f"git -C {shlex.quote(str(script.parent))} describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null"
-    return dict(config=vars(cfg), command=command(cfg), commit=subprocess.getoutput(git) or None,
-                source=hashlib.sha256(script.read_bytes()).hexdigest(), target=gpt.hash, torch=torch.__version__,
-                threads=torch.get_num_threads(), device=str(next(gpt.parameters()).device))
+    """What does it take to repeat a run? Goes into each checkpoint's meta and each summary.json."""
+    file = Path(inspect.getfile(type(cfg))).resolve()
+    folder = shlex.quote(str(file.parent))
+    # --exclude: no tag's name, but the commit's
+    describe = "describe --always --dirty --abbrev=40 --exclude='*'"
+    commit = subprocess.getoutput(f"git -C {folder} {describe} 2>/dev/null") or None
+    return dict(config=vars(cfg), command=command(cfg), commit=commit,
+                source=hashlib.sha256(file.read_bytes()).hexdigest(), target=gpt.hash,
+                torch=torch.__version__, threads=torch.get_num_threads(),
+                device=str(next(gpt.parameters()).device))

@@ -44,9 +44,10 @@ import metrics.words
 import molt
 import sae
 import spd
+import stochastic
 import transcoder
 from model import GPT, default_layer
-from report import table
+from report import headline, table
 from tinytales import cache, concepts
 
 @dataclass
@@ -80,7 +81,7 @@ class Method(NamedTuple):
     change: dict                    # of the defaults of module.Config
     quick: dict                     # of those again, with --quick
 
-NOISELESS = dict(variant="stochastic", noise=False, lr=16e-3)
+NOISELESS = dict(base="transcoder", noise=False)
 # Two controls have one term of its penalty each, sum_f s_f or sum_f s_f log2(1 + freq_a s_f). Since lambda follows L0
 # whatever multiplies the penalty, only the ratio of the terms counts: a w_freq of 1,000 leaves the second. lambda would
 # need ln(1,000) / follow = 230 steps to come down by as much, and kill units until then: c_first is 1,000 times lower.
@@ -89,16 +90,15 @@ METHODS = {                         # learning rates: the best of those that stu
     "transcoder": Method(transcoder, "k", (8, 16, 32), {}, dict(F=SMALL)),
     "transcoder-skip": Method(transcoder, "k", (8, 16, 32), dict(skip=True), dict(F=SMALL)),
     "transcoder-kl": Method(transcoder, "k", (16,), dict(objective="kl"), dict(F=SMALL)),
-    "transcoder-stochastic": Method(transcoder, "k", (8, 16, 32), dict(variant="stochastic", lr=16e-3),
-                                    dict(F=SMALL)),
-    "transcoder-noiseless": Method(transcoder, "k", (16,), NOISELESS, dict(F=SMALL)),
-    "transcoder-nofreq": Method(transcoder, "k", (16,), dict(NOISELESS, w_freq=0.), dict(F=SMALL)),
-    "transcoder-freq": Method(transcoder, "k", (16,), dict(NOISELESS, w_freq=1e3, c_first=1e-6), dict(F=SMALL)),
+    "transcoder-stochastic": Method(stochastic, "k", (8, 16, 32), dict(base="transcoder"), dict(F=SMALL)),
+    "transcoder-noiseless": Method(stochastic, "k", (16,), NOISELESS, dict(F=SMALL)),
+    "transcoder-nofreq": Method(stochastic, "k", (16,), dict(NOISELESS, w_freq=0.), dict(F=SMALL)),
+    "transcoder-freq": Method(stochastic, "k", (16,), dict(NOISELESS, w_freq=1e3, c_first=1e-6), dict(F=SMALL)),
     "clt": Method(clt, "k", (4, 8, 16), {}, dict(F=128)),        # k per layer, and it is read at each so far
     "molt": Method(molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3), {}),
     "molt-sum": Method(molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3, sum_to_weights=True), {}),
     "sae": Method(sae, "k", (8, 16, 32), {}, dict(F=SMALL)),       # reads y: explains, does not replace
-    "sae-stochastic": Method(sae, "k", (8, 16, 32), dict(variant="stochastic", lr=16e-3), dict(F=SMALL)),
+    "sae-stochastic": Method(stochastic, "k", (8, 16, 32), dict(base="sae"), dict(F=SMALL)),
 }
 METHODS |= {"sae:frozen": METHODS["sae"]._replace(values=(16,), change=dict(frozen=True)),
             "sae:untrained": METHODS["sae"]._replace(values=(16,))}
@@ -393,7 +393,7 @@ def main(cfg):
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer))
     table.write(results, cfg.out)
     if cfg.readme:
-        table.embed(results, Path(__file__).parent / "README.md")
+        table.embed(headline.render(results), Path(__file__).parent / "README.md")
     print("", table.render(results), f"-> {cfg.out}/results.json, table.md, table.csv, pictures", sep="\n")
     if failed := [f"{row['name']} {f}" for row in results["rows"] for f in row["failed"]]:
         common.fail(f"FAILED: {'; '.join(failed)}", 1)

@@ -1,22 +1,36 @@
-"""Transcoder: one MLP, from its input x to its output y, as a sparse sum of F directions, in five variants.
-    pre = W_enc x + b_enc        y_hat = f W_dec + b_dec (+ x W_skip)       rows of W_dec have norm 1, E|y| = sqrt(D)
-    topk        f = the k largest of relu(pre) of each token                         (Gao et al. 2024, arXiv:2406.04093)
-    batchtopk   f = the k N largest of the batch; later: relu(pre) above a threshold (Bussmann et al. 2024, 2412.06410)
-    jumprelu    f = pre 1[pre > theta],  penalty (L0 / k - 1)^2, L0 = E sum_f 1[pre > theta]  (Rajamanoharan 2407.14435)
-    relu        f = relu(pre),           penalty E sum_f f                           (Dunefsky et al. 2024, 2406.11944)
-    stochastic  f = relu(pre) m, m = g + (1 - g) r, r ~ U(0, 1), g = clamp(W_gate x + b_gate, 0, 1); later:
-                f = relu(pre) g 1[g > tau]; penalty sum_f s_f (1 + w_freq log2(1 + freq_a s_f)), s_f = E phi(g_f),
-                phi(g) = g^2 / (g^2 + gamma^2): SPD's masks and penalty (spd.py) on a transcoder; --no-noise has r = 0
-                half of the tokens share one r among all units, or the many that it leaves half open average out
-    loss = NMSE + c_aux AuxK + lambda penalty (+ c_faith NMSE at m = 1: stochastic), --objective kl: KL for the first
-    NMSE = E|y - y_hat|^2 / E|y - E y|^2
-    AuxK = |e - e_hat|^2 / |e - E e|^2, e = y - y_hat, e_hat from the D / 2 largest pre of dead units: it revives them
---skip adds the affine map W_skip, from 0 on (Paulo, Shabalin, Belrose 2025, arXiv:2501.18823).
-Differs from the papers: theta is raw and clamped, its kernel wide; in relu and stochastic lambda follows L0, whose
-  goal falls from F to k: every variant ends at an L0 of about k; unit-norm rows and AuxK in every variant.
-N tokens of a batch, D width, F units; H hits: the (token, unit) pairs that a top-k keeps
+"""Transcoder: which few of F directions add up to what an MLP does on each token?
 
-    python transcoder.py --F 1024 --k 32       # 66 s on one core: CE recovered 0.998, FVE 0.970 at L0 32, no unit dead
+A transcoder reads the input x of an MLP, turns it into F numbers f, nearly all of them zero, and
+writes the MLP's output y as the sum of the directions W_dec[i], each times its f_i. It can stand in
+for the MLP, while an SAE reads the output that it explains.
+
+    pre = W_enc x + b_enc
+    y_hat = f W_dec + b_dec (+ x W_skip)    rows of W_dec have norm 1; y is scaled: E|y| = sqrt(D)
+    loss = NMSE + c_aux AuxK + lambda penalty
+    NMSE = E|y - y_hat|^2 / E|y - E y|^2    --objective kl: KL of the model's predictions instead
+    AuxK = |e - e_hat|^2 / |e - E e|^2      what is missing, e = y - y_hat, rebuilt by dead units:
+                                            e_hat from the D / 2 largest pre; it revives them
+
+The sparsities (--variant) are the SAE's, a function each in sae.py; so is a step of training:
+    topk        f = the k largest of relu(pre) of each token
+                Gao et al. 2024, arXiv:2406.04093, which has AuxK too
+    batchtopk   f = the k N largest of the batch; once trained relu(pre) above a threshold
+                Bussmann et al. 2024, arXiv:2412.06410
+    jumprelu    f = pre 1[pre > theta]; penalty (L0 / k - 1)^2, L0 = E sum_i 1[pre_i > theta_i]
+                Rajamanoharan et al. 2024, arXiv:2407.14435
+    relu        f = relu(pre); penalty E sum_i f_i, the L1 norm
+                Dunefsky et al. 2024, arXiv:2406.11944, "Transcoders find interpretable circuits"
+How to fork this file for a sparsity with parameters of its own: stochastic.py.
+
+--skip adds the affine map x W_skip, from 0 on (Paulo, Shabalin, Belrose 2025, arXiv:2501.18823).
+
+Differs from the papers: theta is trained raw and clamped at 0, in a wide window; relu's lambda
+follows L0, whose goal falls from F to k, so that every variant ends at an L0 of about k; unit-norm
+rows and AuxK in every variant.
+
+N tokens of a batch, B sequences, T positions, D width, F units
+
+    python transcoder.py --F 1024 --k 32    # 66 s on one core: CE recovered 0.998, FVE 0.970
 """
 import json
 import math
@@ -31,126 +45,121 @@ from torch import nn
 import common
 import data
 import evals
-import fused
 from model import GPT, default_layer
 from report import curve
-from spd import LowerLeaky, UpperLeaky
+from sae import (SPARSITIES, PreActivations, aux_k, check_variant, curve_of_k, keep_once_trained,
+                 nmse, optimizers, remember, update)
+
 
 @dataclass
 class Config:
+    # what to take apart, where to write
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
+    layer: int = -1                 # whose MLP; -1: that of config.json, or the middle one
     out: str = "runs/transcoder"    # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
+    sweep: bool = False             # five runs, k / 4 to 4 k: sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # of the initialisation, the batches and the noise
-    variant: Literal["topk", "batchtopk", "jumprelu", "stochastic", "relu"] = "topk"  # what makes f sparse
-    objective: Literal["mse", "kl"] = "mse"  # reconstruct the output, or the logits through the rest of the model
+    # units
     F: int = 1024                   # units
     k: int = 32                     # units on per token
+    variant: Literal["topk", "batchtopk", "jumprelu", "relu", "stochastic"] = "topk"  # sparsity
     skip: bool = False              # add the affine map x W_skip
-    sweep: bool = False             # train at k / 4, k / 2, k, 2 k and 4 k: the curve, in sweep.json and sweep.png
+    # training
+    objective: Literal["mse", "kl"] = "mse"  # rebuild the output, or the predictions
     steps: int = 2000               # training steps
     N: int = 2048                   # tokens per step
     T: int = 128                    # positions per sequence
-    optimizer: Literal["adam", "muon"] = "adam"  # of the matrices; Muon turns all directions of a matrix at once
-    lr: float = 4e-3                # warmed up over 5 % of the steps, to 0 over the last 20 %; stochastic, adam: 16e-3
-    lr_rest: float = 4e-3           # muon: of biases and thresholds, which Adam trains; adam: ignored, all are at lr
-    enc: float = 0.5                # norm of the rows of W_enc at the start; at 1 they turn too slowly
+    optimizer: Literal["adam", "muon"] = "adam"  # of the matrices; Muon turns all their directions
+    lr: float = 4e-3                # warmed up over 5 % of the steps, to 0 over the last 20 %
+    lr_rest: float = 4e-3           # muon: of biases and thresholds, by Adam; adam: all are at lr
+    enc: float = 0.5                # first norm of W_enc's rows; at 1 they turn too slowly
     clip: float = 1.0               # gradient norm
+    # loss
     c_aux: float = 1 / 32           # AuxK
-    dead: int = 20_000              # a unit silent for this many tokens is dead (evals.py: on at 2 of 10,000 is alive)
-    beta: float = 0.99              # batchtopk: of the running mean of the smallest activation kept, the threshold
+    dead: int = 20_000              # tokens of silence after which a unit is dead
+    beta: float = 0.99              # batchtopk: of the running mean that is the threshold
     theta: float = 0.5              # jumprelu: first threshold
-    bandwidth: float = 0.2          # jumprelu: width of the kernel that lets thresholds learn
+    bandwidth: float = 0.2          # jumprelu: width of the window in which thresholds learn
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
-    c_first: float = 1e-3           # relu, stochastic: first lambda
-    follow: float = 0.03            # relu, stochastic: a step multiplies lambda by exp(follow (L0 / goal - 1))
-    c_faith: float = 1.0            # stochastic: NMSE with every mask at 1, as SPD's faithfulness
-    noise: bool = True              # stochastic: r ~ U(0, 1); without, r = 0
-    alpha: float = 0.1              # stochastic: slope of the leaky hard sigmoids
-    gamma_end: float = 0.1          # stochastic: gamma falls from 1 to this over the first 90 % of the steps
-    w_freq: float = 0.5             # stochastic: frequency term relative to importance
-    freq_a: float = 1024            # stochastic: a of the frequency term
-    tau: float = 0.1                # stochastic: a unit is on where g > tau, once trained
+    c_first: float = 1e-3           # relu: first lambda
+    follow: float = 0.03            # relu: a step multiplies lambda by exp(follow (L0 / goal - 1))
+    # looking and saving
     log_every: int = 50             # steps between lines of log.jsonl
     save_every: int = 500           # steps between checkpoints
-    eval_tokens: int = 50_000       # tokens of fit (means, choice of concepts) and of test that the summary uses
+    eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
 
-MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every", "eval_tokens"}
 
-class JumpReLU(torch.autograd.Function):
-    """pre 1[pre > theta] (N, F) and its rate E 1[pre > theta] (F). Their slopes by theta, a delta at pre = theta, are
-    smeared over a window of width bw around it. The window is laid on pre: on f, 0 below theta, half would be lost."""
-    @staticmethod
-    def forward(ctx, pre, theta, bw):
-        on = pre > theta
-        ctx.save_for_backward(pre, theta, on)
-        ctx.bw = bw
-        return pre.where(on, 0), fused.count(on) / len(pre)
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every",
+                        "eval_tokens"}
 
-    @staticmethod
-    def backward(ctx, df, drate):
-        pre, theta, on = ctx.saved_tensors
-        near = (pre > theta - ctx.bw / 2) & (pre < theta + ctx.bw / 2)
-        dtheta = -(theta * df.where(near, 0).sum(0) + drate * fused.count(near) / len(pre)) / ctx.bw
-        return df.where(on, 0), dtheta, None
 
+# ---------------------------------------------------------------------------------- the method
 class Transcoder(nn.Module):
-    kind, matrices = "dictionary", ()
+    """W_enc (F, D) and b_enc: what units read; W_dec (F, D): what they write. The buffers are
+    what training remembers and evaluation needs."""
+    kind = "dictionary"
+    matrices = ()
 
     def __init__(self, cfg, D, gen, layer=0):
         super().__init__()
-        self.cfg, self.layers = cfg, [layer]
-        self.params_F = torch.full((cfg.F,), (3 if cfg.variant == "stochastic" else 2) * D)
-        W_FD, W_dec_FD = (F.normalize(torch.randn(cfg.F, D, generator=gen), dim=-1) for _ in range(2))
-        self.W_enc, self.b_enc = nn.Parameter(cfg.enc * W_FD), nn.Parameter(torch.zeros(cfg.F))
-        self.W_dec, self.b_dec = nn.Parameter(W_dec_FD), nn.Parameter(torch.zeros(D))
-        self.W_skip, self.always_params = nn.Parameter(torch.zeros(D, D)) if cfg.skip else None, D * D * cfg.skip
-        self.theta = nn.Parameter(torch.full((cfg.F,), cfg.theta)) if cfg.variant == "jumprelu" else 0
-        if cfg.variant == "stochastic":
-            self.W_gate, self.b_gate = nn.Parameter(W_FD / 4), nn.Parameter(torch.full((cfg.F,), 0.5))
-        state = dict(scale_in=1., scale=1., variance=1., threshold=0., lam=cfg.c_first)
-        for name, value in state.items():
-            self.register_buffer(name, torch.tensor(value))
-        self.register_buffer("idle", torch.zeros(cfg.F, dtype=torch.long))  # tokens since a unit was last on
+        self.cfg = cfg
+        self.layers = [layer]
+        self.params_F = torch.full((cfg.F,), 2 * D)
+        W_FD = F.normalize(torch.randn(cfg.F, D, generator=gen), dim=-1)
+        W_dec_FD = F.normalize(torch.randn(cfg.F, D, generator=gen), dim=-1)
+        self.W_enc = nn.Parameter(cfg.enc * W_FD)
+        self.b_enc = nn.Parameter(torch.zeros(cfg.F))
+        self.W_dec = nn.Parameter(W_dec_FD)
+        self.b_dec = nn.Parameter(torch.zeros(D))
+        self.W_skip = nn.Parameter(torch.zeros(D, D)) if cfg.skip else None
+        self.always_params = D * D if cfg.skip else 0
+        if cfg.variant == "jumprelu":
+            self.theta = nn.Parameter(torch.full((cfg.F,), cfg.theta))
+        else:
+            self.theta = None
+        self.register_buffer("scale_in", torch.tensor(1.))      # of x, until `fold`
+        self.register_buffer("scale", torch.tensor(1.))         # of y, until `fold`
+        self.register_buffer("variance", torch.tensor(1.))      # E|y - E y|^2
+        self.register_buffer("threshold", torch.tensor(0.))     # batchtopk: on above it
+        self.register_buffer("lam", torch.tensor(cfg.c_first))  # relu: lambda
+        self.register_buffer("idle", torch.zeros(cfg.F, dtype=torch.long))  # tokens of silence
 
     @torch.no_grad()
     def start(self, x_ND, y_ND):
-        """Scales, variance and biases from a first batch: pre and y_hat are centred."""
+        """Take scales, variance and biases from a first batch: pre and y_hat are centred."""
         self.scale_in.copy_(x_ND.shape[-1] ** 0.5 / x_ND.norm(dim=-1).mean())
+        self.b_enc.sub_(self.W_enc @ (x_ND * self.scale_in).mean(0))
         self.scale.copy_(y_ND.shape[-1] ** 0.5 / y_ND.norm(dim=-1).mean())
-        mean_D = (x_ND * self.scale_in).mean(0)
         self.b_dec.copy_((y_ND * self.scale).mean(0))
         self.variance.copy_((y_ND * self.scale - self.b_dec).square().sum(-1).mean())
-        self.b_enc.sub_(self.W_enc @ mean_D)
-        if self.cfg.variant == "stochastic":
-            self.b_gate.sub_(self.W_gate @ mean_D)
 
     @torch.no_grad()
     def fold(self):
-        """From now on raw activations: f and all that is measured in its unit, which is y's, shrinks by y's scale."""
-        ratio = self.scale_in / self.scale
-        for t in (self.b_enc, self.b_dec, self.threshold, *[self.theta] * (self.cfg.variant == "jumprelu")):
-            t.div_(self.scale)
-        for W in (self.W_enc, *[self.W_skip] * self.cfg.skip):
-            W.mul_(ratio)
-        if self.cfg.variant == "stochastic":            # gates have no unit: the same from a smaller input
-            self.W_gate.mul_(self.scale_in)
-        self.variance.div_(self.scale.square()), self.scale.fill_(1), self.scale_in.fill_(1)
+        """Move the scales into the weights, so that from now on raw activations are read.
+
+        f and all that is measured in its unit, which is y's, shrinks by the scale of y."""
+        for tensor in (self.b_enc, self.b_dec, self.threshold):
+            tensor.div_(self.scale)
+        if self.theta is not None:
+            self.theta.div_(self.scale)
+        self.W_enc.mul_(self.scale_in / self.scale)
+        if self.W_skip is not None:
+            self.W_skip.mul_(self.scale_in / self.scale)
+        self.variance.div_(self.scale.square())
+        self.scale.fill_(1)
+        self.scale_in.fill_(1)
+
+    def pre(self, x_ND, W_FD, b_F):
+        """W x + b, with nothing subtracted from x: b_dec is the mean of y."""
+        return PreActivations(x_ND, W_FD, b_F)
 
     def codes(self, x):
-        """f once trained: what a token gets does not depend on the others."""
-        cfg, x = self.cfg, x * self.scale_in
-        f = F.linear(x, self.W_enc, self.b_enc).relu()
-        if cfg.variant == "topk":
-            top = f.topk(cfg.k)
-            return torch.zeros_like(f).scatter(-1, top.indices, top.values)
-        if cfg.variant == "stochastic":
-            g = F.linear(x, self.W_gate, self.b_gate).clamp(0, 1)
-            return f * g * (g > cfg.tau)
-        return f * (f > {"batchtopk": self.threshold, "jumprelu": self.theta, "relu": 0}[cfg.variant])
+        """f once trained."""
+        pre = self.pre(x * self.scale_in, self.W_enc, self.b_enc)
+        return keep_once_trained(self, pre)
 
     def affine(self, x):
         """What y_hat has beside the units."""
@@ -164,8 +173,11 @@ class Transcoder(nn.Module):
         (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
         return [x_ND]
 
+    def encoder_input(self, x_BTD, mlp):
+        return x_BTD
+
     def encode(self, layer, x_BTD, mlp):
-        return self.codes(x_BTD)
+        return self.codes(self.encoder_input(x_BTD, mlp))
 
     def decode(self, layer, f_BTF, x_BTD):
         return (f_BTF @ self.W_dec + self.affine(x_BTD * self.scale_in)) / self.scale
@@ -173,144 +185,128 @@ class Transcoder(nn.Module):
     def contrib(self, layer, f_BTF, x_BTD, units):
         return f_BTF[..., units, None] * self.W_dec[units] / self.scale
 
-def stochastic(z_NF, cfg, t, gen):
-    """(g, masks m, importance penalty) of the gate logits z; t in [0, 1]: share of the training done."""
-    g, gamma = LowerLeaky.apply(z_NF, cfg.alpha), 1 + (cfg.gamma_end - 1) * min(1, t / 0.9)
-    r = torch.rand(g.shape, generator=gen, device=g.device) if cfg.noise else torch.zeros_like(g)
-    r[::2] = r[::2, :1]     # one r for all units: independent ones never switch many off together
-    g2 = UpperLeaky.apply(z_NF, cfg.alpha).square()
-    s_F = (g2 / (g2 + gamma**2)).mean(0)
-    return g, torch.lerp(g, g.new_ones(()), r), (s_F * (1 + cfg.w_freq * torch.log2(1 + cfg.freq_a * s_F))).sum()
 
-def loss_fn(tc, x_ND, y_ND, kl, t, gen):
-    """(total, its terms, what `remember` wants to know) on one batch. kl(y_hat_ND): what that output costs the
-    model, or None for the NMSE; t in [0, 1]: share of the training done."""
-    cfg, x_ND, y_ND, W_dec = tc.cfg, x_ND * tc.scale_in, y_ND * tc.scale, tc.W_dec
-    nmse = lambda y_hat_ND: (y_ND - y_hat_ND).square().sum(-1).mean() / tc.variance
-    lam, penalty, faith, aux, lowest = 0, y_ND.new_zeros(()), y_ND.new_zeros(()), y_ND.new_zeros(()), tc.threshold
-    if cfg.variant in ("topk", "batchtopk"):
-        y_hat, _, unit_H, f_H = fused.topk(x_ND, tc.W_enc, tc.b_enc, W_dec, cfg.k, cfg.variant == "batchtopk")
-        unit_H, f_H = unit_H[f_H > 0], f_H[f_H > 0]
-        l0, fired_F, lowest = x_ND.new_tensor(len(f_H) / len(x_ND)), torch.bincount(unit_H, minlength=cfg.F) > 0, f_H
-    else:
-        pre = F.linear(x_ND, tc.W_enc, tc.b_enc)
-        if cfg.variant == "jumprelu":
-            f, rate_F = JumpReLU.apply(pre, tc.theta, cfg.bandwidth)
-            lam, penalty = cfg.c_l0 * min(1, 2 * t), (rate_F.sum() / cfg.k - 1).square()
-        elif cfg.variant == "relu":
-            f = pre.relu()
-            rate_F, lam, penalty = fused.count(f > 0) / len(f), tc.lam, f.sum(-1).mean()
-        else:
-            v = pre.relu()
-            g, m, penalty = stochastic(F.linear(x_ND, tc.W_gate, tc.b_gate), cfg, t, gen)
-            rate_F = fused.count((g > cfg.tau) & (v > 0)) / len(v)
-            f, lam, faith = v * m, tc.lam, nmse(v @ W_dec + tc.affine(x_ND))
-        y_hat, l0, fired_F = f @ W_dec, rate_F.detach().sum(), rate_F > 0
-    y_hat = y_hat + tc.affine(x_ND)
-    rec = kl(y_hat / tc.scale) if kl else nmse(y_hat)
-    dead = (tc.idle >= cfg.dead).nonzero().squeeze(1)
-    if len(dead):
-        e_ND, k_aux = (y_ND - y_hat).detach(), min(y_ND.shape[1] // 2, len(dead))
-        e_hat = fused.topk(x_ND, tc.W_enc[dead], tc.b_enc[dead], W_dec[dead], k_aux, relu=False)[0]
-        aux = (e_ND - e_hat).square().sum() / (e_ND - e_ND.mean(0)).square().sum()
-    total = rec + cfg.c_aux * aux + cfg.c_faith * faith + lam * penalty
-    terms = dict(loss=total, rec=rec, aux=aux, faith=faith, penalty=lam * penalty, l0=l0, dead=torch.tensor(len(dead)))
-    return total, {k: v.detach() for k, v in terms.items()}, (fired_F, l0, lowest)
+def loss_fn(m, x_ND, y_ND, kl, progress):
+    """What one step minimises: (total, its terms, what `remember` wants to know).
 
-def optimizers(tc):
-    """Adam or Muon for the matrices W_enc, W_dec, W_gate and W_skip, Adam for biases and thresholds."""
-    cfg, params = tc.cfg, [p for p in tc.parameters() if p.requires_grad]
-    matrices, rest = [p for p in params if p.dim() == 2], [p for p in params if p.dim() < 2]
-    return common.optimizers(cfg.optimizer, matrices, rest, cfg.lr, cfg.lr_rest if cfg.optimizer == "muon" else cfg.lr)
+    kl(y_hat_ND): what an output costs the model's predictions, or None for the NMSE.
+    progress: share of training done, 0 to 1."""
+    # What do the units write, being as sparse as they have to be?
+    x_ND = x_ND * m.scale_in
+    y_ND = y_ND * m.scale
+    pre = m.pre(x_ND, m.W_enc, m.b_enc)
+    written_ND, penalty, seen = SPARSITIES[m.cfg.variant](m, pre, progress)
 
-def update(tc, opts, loss, t):
-    """One step; the rows of W_dec keep norm 1: no gradient along them, and norm 1 again after the step."""
-    cfg, W = tc.cfg, tc.W_dec
-    common.set_rates(opts, min(1, (t + 1 / cfg.steps) / 0.05, (1 - t) / 0.2))
-    tc.zero_grad()
-    loss.backward()
-    with torch.no_grad():
-        W.grad -= (W.grad * W).sum(-1, keepdim=True) * W
-        norm = nn.utils.clip_grad_norm_(tc.parameters(), cfg.clip)
-        for opt in opts.values():
-            opt.step()
-        W.div_(W.norm(dim=-1, keepdim=True))
-        if cfg.variant == "jumprelu":
-            tc.theta.clamp_(min=0)
-    return norm
+    # It must be the MLP's output, or save the model's predictions.
+    y_hat_ND = written_ND + m.affine(x_ND)
+    rec = kl(y_hat_ND / m.scale) if kl else nmse(m, y_ND, y_hat_ND)
 
-@torch.no_grad()
-def remember(tc, t, fired_F, l0, lowest):
-    """The state beside the weights: silence of each unit, threshold of batchtopk, lambda of relu and stochastic."""
-    cfg = tc.cfg
-    tc.idle.add_(cfg.N).masked_fill_(fired_F, 0)
-    if cfg.variant == "batchtopk" and lowest.numel():
-        tc.threshold.copy_(torch.lerp(lowest.min(), tc.threshold, cfg.beta if tc.threshold > 0 else 0))
-    goal = cfg.k * (cfg.F / cfg.k) ** max(0, 1 - 2 * t)         # from all units to k in the first half of the steps
-    tc.lam.mul_((cfg.follow * (l0 / goal - 1).clamp(-1, 1)).exp())
+    # Dead units get no gradient from that. They learn what it misses.
+    dead = (m.idle >= m.cfg.dead).nonzero().squeeze(1)
+    aux = aux_k(m, pre, (y_ND - y_hat_ND).detach(), dead)
 
-def examples(cfg, gpt, tc, corpus, start):
-    """Training batches from step `start` on: shuffled x_ND, y_ND, None, or all tokens but the first of some rows and
-    kl(y_hat_ND): what replacing the MLP there costs, through the rest of the model alone."""
-    layer, = tc.layers
+    total = rec + m.cfg.c_aux * aux + penalty
+    terms = dict(loss=total, rec=rec, aux=aux, penalty=penalty, l0=seen.l0)
+    terms = {name: term.detach() for name, term in terms.items()}
+    return total, terms | dict(dead=len(dead)), seen
+
+
+# ------------------------------------------------------------------------------------ training
+class CleanRows:
+    """Input and output of the MLP on some rows, and what another output costs the rest of the
+    model. The first token of a row is left as it is."""
+    def __init__(self, gpt, m, idx_BT):
+        layer, = m.layers
+        self.x_BTD, self.y_BTD, _, self.kl_BT = data.clean_pass(gpt, layer, idx_BT)
+
+    def tokens(self):
+        return self.x_BTD[:, 1:].flatten(0, 1), self.y_BTD[:, 1:].flatten(0, 1)
+
+    def kl(self, y_hat_ND):
+        """KL(clean || with y_hat in place of y) in nats, mean over the tokens."""
+        y_hat_BTD = y_hat_ND.view_as(self.y_BTD[:, 1:])
+        y_hat_BTD = torch.cat([self.y_BTD[:, :1], y_hat_BTD], 1)
+        return self.kl_BT(y_hat_BTD)[:, 1:].mean()
+
+
+def examples(cfg, gpt, m, corpus, start):
+    """Yield training batches from step `start` on: shuffled tokens x_ND and y_ND, and None; or
+    those of some rows, and the KL that another output costs there."""
     if cfg.objective == "mse":
-        for x, y in data.batches(gpt, corpus, [layer], cfg.T, cfg.N, cfg.seed, start):
-            yield x[0], y[0], None
+        shuffled = data.batches(gpt, corpus, m.layers, cfg.T, cfg.N, cfg.seed, start)
+        for x_LND, y_LND in shuffled:
+            yield x_LND[0], y_LND[0], None
+    rows_per_step = max(1, cfg.N // (cfg.T - 1))
     for step in range(start, cfg.steps):
-        idx_BT = corpus.batch(step, max(1, cfg.N // (cfg.T - 1)), cfg.T, cfg.seed).to(tc.b_dec.device)
-        x, y, _, kl_BT = data.clean_pass(gpt, layer, idx_BT)
-        def kl(y_hat_ND):
-            y_hat = torch.cat([y[:, :1], y_hat_ND.view_as(y[:, 1:])], 1)
-            return kl_BT(y_hat)[:, 1:].mean()
-        yield x[:, 1:].flatten(0, 1), y[:, 1:].flatten(0, 1), kl
+        idx_BT = corpus.batch(step, rows_per_step, cfg.T, cfg.seed).to(m.b_dec.device)
+        rows = CleanRows(gpt, m, idx_BT)
+        yield *rows.tokens(), rows.kl
+
 
 def build(cfg, gpt):
     """A fresh transcoder of the MLP that cfg names, after checking cfg against the target."""
-    layer, D = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_embd
+    check_variant(cfg)
+    layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
     common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
                   eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
-    return Transcoder(cfg, D, common.generator(cfg.seed, "init"), layer).to(gpt.wte.weight.device)
+    m = Transcoder(cfg, gpt.cfg.n_embd, common.generator(cfg.seed, "init"), layer)
+    return m.to(gpt.wte.weight.device)
+
 
 def load(path, gpt):
     tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
-    tc = build(Config(**meta["config"]), gpt)
-    common.unflat(tensors, tc=tc)
-    return tc.requires_grad_(False)
+    m = build(Config(**meta["config"]), gpt)
+    common.unflat(tensors, m=m)
+    return m.requires_grad_(False)
+
 
 def train(cfg):
-    dev = common.device(cfg.device)
-    gpt = GPT.load(cfg.model, dev)
-    tc = build(cfg, gpt)
+    device = common.device(cfg.device)
+    gpt = GPT.load(cfg.model, device)
+    m = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
-    gen, opts = common.generator(cfg.seed, "noise", dev), optimizers(tc)
-    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), tc=tc, gen=gen, **opts)
-    for step, (x_ND, y_ND, kl) in zip(run.steps(), examples(cfg, gpt, tc, corpus["train"], run.first_step)):
-        t = step / cfg.steps
-        if not step:
-            tc.start(x_ND, y_ND)
-        loss, terms, seen = loss_fn(tc, x_ND, y_ND, kl, t, gen)
-        norm = update(tc, opts, loss, t)
-        remember(tc, t, *seen)
+    gen = common.generator(cfg.seed, "noise", device)       # nothing here draws; a fork may
+    opts = optimizers(m)
+    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), m=m, gen=gen, **opts)
+
+    batches = examples(cfg, gpt, m, corpus["train"], run.first_step)
+    for step, (x_ND, y_ND, kl) in zip(run.steps(), batches):
+        progress = step / cfg.steps
+        if step == 0:
+            m.start(x_ND, y_ND)
+        loss, terms, seen = loss_fn(m, x_ND, y_ND, kl, progress)
+        norm = update(m, opts, loss, progress)
+        remember(m, progress, *seen)
         if run.is_logged:
             run.record(terms, norm)
         if run.is_last:
-            tc.fold()
-    return tc, summarise(cfg, gpt, tc, corpus, run.seconds)
+            m.fold()
+    return m, summarise(cfg, gpt, m, corpus, run.seconds)
 
-def summarise(cfg, gpt, tc, corpus, seconds):
-    """Prints what was found, writes summary.json. Means and the choice of concepts come from fit, figures from test."""
-    fit, test = (corpus[s].labelled(cfg.T, cfg.eval_tokens // cfg.T, tc.b_dec.device) for s in ("fit", "test"))
-    lines, out = evals.replacement(tc, gpt, tc.layers[0], fit, test, corpus["test"].names, "latents")
-    out |= dict(seconds=seconds)
-    print(f"\nlayer {tc.layers[0]}, {cfg.variant}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s", *lines, sep="\n")
-    common.write(Path(cfg.out) / "summary.json", json.dumps(out | common.provenance(cfg, gpt), indent=1).encode())
+
+# ------------------------------------------------------------------------------------- summary
+def summarise(cfg, gpt, m, corpus, seconds):
+    """Print what was found, write summary.json. Means and the choice of concepts come from fit,
+    figures from test."""
+    layer, = m.layers
+    device = m.b_dec.device
+    n_rows = cfg.eval_tokens // cfg.T
+    fit, test = (corpus[split].labelled(cfg.T, n_rows, device) for split in ("fit", "test"))
+    names = corpus["test"].names
+    lines, out = evals.replacement(m, gpt, layer, fit, test, names, "latents")
+    out["seconds"] = seconds
+    print(f"\nlayer {layer}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s", *lines, sep="\n")
+    found = out | common.provenance(cfg, gpt)
+    common.write(Path(cfg.out) / "summary.json", json.dumps(found, indent=1).encode())
     return out
 
+
 def main(cfg):
-    if cfg.sweep and not 4 <= cfg.k <= cfg.F / 4:
-        common.fail(f"--sweep --k {cfg.k}: must be from 4 to a quarter of --F {cfg.F}")
-    return curve.sweep(train, cfg, "k", [int(cfg.k * share) for share in curve.SHARES]) if cfg.sweep else train(cfg)
+    if cfg.sweep:
+        return curve.sweep(train, cfg, "k", curve_of_k(cfg))
+    return train(cfg)
+
 
 if __name__ == "__main__":
     main(common.cli(Config))

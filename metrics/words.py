@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from evals import f1_scores
+from metrics.concepts import auroc
 from tinytales import concepts
 
 CLAUSES, TOKENS, RARE = 3, 8, 20        # most clauses, most tokens in a set, fewest occurrences of a literal in fit
@@ -135,15 +136,6 @@ def balanced(said_WR, active_WU):
     rate = lambda a, b: (a.T @ b) / b.sum(0)
     return (rate(said, active) + rate(1 - said, 1 - active)) / 2
 
-def auroc(score_WU, active_WU):
-    """Area under the ROC curve of each column, ties count half; NaN without both kinds of windows."""
-    s = score_WU.T.contiguous()
-    order = s.sort(-1).values.contiguous()
-    rank = (torch.searchsorted(order, s) + torch.searchsorted(order, s, right=True) + 1) / 2
-    a = active_WU.T.double()
-    n1, n0 = a.sum(-1), (1 - a).sum(-1)
-    return ((rank * a).sum(-1) - n1 * (n1 + 1) / 2) / (n1 * n0)
-
 def active_windows(a, T):
     """(W, F): where each unit of a recording (recording.py) is on, as `windows` cuts rows of T."""
     row, position = a.token_E // (T - 1), a.token_E % (T - 1) + 1
@@ -187,7 +179,8 @@ def rule_scores(said_NU, guess_NU, value_NU, active_WF, units, near_UK, T, gen):
     n_marks = (on.sum((0, 1)) / active.sum(0).clamp(min=1)).ceil()
     dice = torch.rand(on.shape[:2], generator=gen).argsort(1).argsort(1).to(on.device)
     marks = torch.where(active.unsqueeze(1), on, dice.unsqueeze(-1) < n_marks)
-    out["fuzz"] = auroc((marks & said).sum(1) / marks.sum(1).clamp(min=1), active)
+    share_WU = (marks & said).sum(1) / marks.sum(1).clamp(min=1)
+    out["fuzz"] = auroc(share_WU.T, active.T)
     near_RU = (near_UK.unsqueeze(-1) == units).any(1).T
     out["discr"] = (((own > table_RU) + 0.5 * (own == table_RU)) * near_RU).sum(0) / near_RU.sum(0)
     g, v = (v.float() - v.float().mean(0) for v in (guess_NU, value_NU))

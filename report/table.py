@@ -1,34 +1,35 @@
-"""What compare.py found: the meaning of each column, means and intervals over seeds, text, Markdown, CSV.
+"""What did compare.py find? Numbers of jobs become rows with intervals and nulls, then text,
+Markdown and CSV.
 
-A column's null is what its number has to be held against: a constant, or the same number of a floor (baselines.py), at
-the floor's sparsity that is nearest: in L0 for what is written, in the share of units on for what units mean.
+    results = table.assemble(found, provenance)     # what results.json holds
+    table.write(results, "results")                 # results.json, table.md, table.csv, pictures
+
+A null is what a number has to be held against: a constant, or what a floor (baselines.py) has, at
+the floor's sparsity that is nearest to the row's. Nearest in L0 where units are judged by what
+they write, in the share of units on where they are judged by what they mean.
 """
 import csv
 import io
+import itertools
 import json
 import math
 import re
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 import common
+from metrics.columns import Column
 from report import noise, pictures
 
-class Column(NamedTuple):
-    head: str
-    better: str                     # "up", "down", "" neither
-    null: Any                       # a number, the floor that has to be beaten, or None
-    digits: int
-    text: str
-
 ROWS = {
-    "spd": "parameter components of both matrices, masks rounded at 0.1: what is not on is not written",
+    "spd": "parameter components of both matrices, masks rounded at 0.1: what is not on is not "
+           "written",
     "transcoder": "from the MLP's input to its output, TopK",
     "transcoder-skip": "the same beside an affine map, which is always on",
-    "transcoder-kl": "trained on the KL through the rest of the model, as SPD is, instead of on the output",
+    "transcoder-kl": "trained on the KL through the rest of the model, as SPD is, instead of on "
+                     "the output",
     "transcoder-stochastic": "with SPD's stochastic masks and penalty instead of TopK",
     "transcoder-noiseless": "its control: the same penalty, no noise in its masks",
     "transcoder-nofreq": "no noise, and of the penalty only how often each unit is on",
@@ -36,287 +37,605 @@ ROWS = {
     "clt": "cross-layer transcoder, BatchTopK: its features of this layer and of all before",
     "molt": "mixture of linear transforms, JumpReLU gates",
     "molt-sum": "the same, the transforms' sum tied to the weights",
-    "sae": "reads the output that it explains: it can't replace the MLP", "sae-stochastic": "with SPD's masks",
+    "sae": "reads the output that it explains: it can't replace the MLP",
+    "sae-stochastic": "with SPD's masks",
     "sae:frozen": "floor: directions that it writes stay random, only what reads is trained",
     "sae:untrained": "floor: an SAE of a target with random weights",
-    "neurons": "floor: the neurons that write most", "pca": "floor: principal components of the output",
-    "random": "floor: random directions", "svd": "floor: singular vectors of both matrices, those that write most"}
-
-AT = 16                             # an L0 that all rows of the full table reach
-
-COLUMNS = {
-    "faithful": dict(
-        ce_recovered=Column("CE rec", "up", 0, 3, "share of the cross-entropy that mean-ablating the MLP costs which "
-                            "the units on win back alone; 1 is all, n/a where it costs under 0.05 nats"),
-        kl_recovered=Column("KL rec", "up", 0, 3, "the same of the divergence from the original predictions"),
-        kl=Column("KL", "down", "mean ablation", 4, "divergence from the original predictions, nats per token"),
-        fve=Column("FVE", "up", "pca", 3, "1 - E|y - y_hat|^2 / E|y - E y|^2 of the MLP's output y"),
-        completeness=Column("complete", "up", 0, 3, "1 - CE recovered by what is left out alone; read beside CE rec"),
-        error_pathology=Column("err path", "down", 1, 2, "KL over the KL of random errors of the same size"),
-        faith_auc=Column("faith k", "up", "random", 3, "CE recovered by the 1 to 20 units (spd, svd: of each matrix) "
-                         "that matter most at each token, area over log k"),
-        comp_auc=Column("all but k", "down", "random", 3, "CE recovered by all but those units, errors kept")),
-    f"at L0 {AT}": dict(
-        ce_recovered_at=Column(f"CE @{AT}", "up", 0, 3, f"CE rec at L0 {AT}, read off each seed's curve: linear in log "
-                               "L0 between its sparsities"),
-        kl_recovered_at=Column(f"KL @{AT}", "up", 0, 3, "KL rec, read likewise"),
-        fve_at=Column(f"FVE @{AT}", "up", "pca", 3, "FVE, likewise"),
-        active_params_at=Column(f"params @{AT}", "down", None, 0, "params, likewise"),
-        index_bits_at=Column(f"bits @{AT}", "down", None, 1, "bits, likewise")),
-    "sparse": dict(
-        l0=Column("L0", "down", None, 1, "units on per token (SPD: of both matrices)"),
-        active_params=Column("params", "down", None, 0, "parameters of the units on, per token, and of a skip"),
-        index_bits=Column("bits", "down", None, 1, "log2(alive choose L0): what naming the units on costs, per token"),
-        alive_units=Column("alive", "", None, 0, "units on at 10 tokens of fit or more"),
-        dead_fraction=Column("dead", "down", None, 3, "share of the units that are not alive"),
-        tokens=Column("tokens", "", None, 0, "that the model was trained on"),
-        steps=Column("steps", "", None, 0, "of training"),
-        seconds=Column("seconds", "", None, 0, "of training, on a machine that did other things too; clt: all MLPs")),
-    "concepts": dict(
-        coverage=Column("coverage", "up", "neurons", 3, "F1 of the best unit for each true concept, mean"),
-        board=Column("board", "up", "neurons", 3, "F1 of all concepts said by units of precision 0.95"),
-        concept_matched_fraction=Column("matched", "up", "random", 3, "share of the alive units that match a "
-                                        "concept, F1 0.5 or more"),
-        splits=Column("splits", "down", "random", 2, "units that a parent concept is split into; see parent F1"),
-        parent_f1=Column("parent F1", "up", "random", 3, "F1 of the best unit for the parent concepts"),
-        absorption_fraction=Column("absorb", "down", "random", 3, "share of a parent concept's effect taken over by "
-                                   "other units; n/a where it means nothing: parent F1 under 0.6, spd, svd")),
-    "probes": dict(
-        probe_auroc_1=Column("probe 1", "up", "plain neurons", 3, "AUROC of a probe on the best unit for each concept"),
-        probe_auroc_2=Column("probe 2", "up", "plain neurons", 3, "the same on two units"),
-        probe_auroc_5=Column("probe 5", "up", "plain neurons", 3, "the same on five units"),
-        probe_dense=Column("dense", "", None, 3, "the same on all of y: the ceiling")),
-    "atoms": dict(
-        units_atomic=Column("atomic", "up", "neurons", 3, "share of the alive units that one concept explains"),
-        units_polysemantic=Column("either", "", None, 3, "share that 'a or b' explains better"),
-        units_composite=Column("both", "", None, 3, "share that 'a and b' explains better"),
-        units_unexplained=Column("neither", "down", "neurons", 3, "share whose best concept has F1 under 0.5"),
-        effective_rank=Column("rank", "", None, 2, "directions that a unit writes; 1 by construction for dictionaries"),
-        fragmentation=Column("pieces", "down", None, 2, "units that are on at the same tokens as one; 1 is best"),
-        meta_excess=Column("meta", "down", 0, 3, "how far writes are sums of few atoms, in excess of Gaussian writes")),
-    "words": dict(
-        rule_det_hard=Column("det hard", "up", "random", 3, "does a rule in words tell where its unit is on from where "
-                             "the units most like it are; balanced accuracy, 0.5 is chance and for rare units; no LLM"),
-        rule_det=Column("detect", "up", "random", 3, "the same against any other windows"),
-        rule_fuzz=Column("fuzz", "up", "random", 3, "AUROC of marked tokens that satisfy the rule"),
-        rule_sim=Column("simulate", "up", "random", 3, "correlation of the rule's guess with the unit's value"),
-        rule_discr=Column("discrim", "up", 0.5, 3, "how often its own rule beats that of a neighbour"),
-        rule_f1=Column("token F1", "up", "random", 3, "F1 of the rule over tokens as they come"),
-        rule_lookup_f1=Column("lookup F1", "", None, 3, "the same of the best table of tokens, of any size"),
-        rule_scorable=Column("scorable", "up", None, 3, "share of the alive units on often enough to be explained")),
-    "by LLM": dict(
-        judge_det=Column("LLM det", "up", "random", 3, "balanced accuracy of an LLM that tells windows where the unit "
-                         "is on from others by its own explanation; never mixed with the rules'"),
-        judge_fuzz=Column("LLM fuzz", "up", "random", 3, "the same of right and wrong marks in a window"),
-        judge_failures=Column("no answer", "down", None, 3, "share of its answers that could not be used")),
-    "effects": dict(
-        ablation=Column("ablate", "up", 0, 3, "nats that switching off the five units of 'the next token is a noun, a "
-                        "verb, ..' costs there, less elsewhere, less the same of fifteen units on as often"),
-        ablation_at=Column("there", "", None, 3, "nats that it costs there"),
-        ablation_elsewhere=Column("elsewhere", "", None, 3, "nats that it costs elsewhere"),
-        steering=Column("steer", "up", "random", 3, "harmonic mean of success, fluency and harmlessness when the best "
-                        "unit's writes push towards a set of next tokens"),
-        steering_means=Column("s. means", "", None, 3, "the same of the difference of means of y: what to beat"),
-        steering_random=Column("s. random", "", None, 3, "the same of random directions")),
-    "stability": {
-        "weights_similarity_corrected": Column("weights", "up", 0, 3, "similarity in weights of units of two seeds, "
-                                               "matched one to one, in excess of random units: mean of two cosines, "
-                                               "spd and molt their product, which is lower"),
-        "weights_shared_0.7": Column("same w", "up", None, 3, "share of the alive units with a mate in another seed "
-                                     "that reads and writes the same, cosines of 0.7 or more (molt: their product)"),
-        "inputs_shared_0.7": Column("same i", "up", None, 3, "as same w, but with the cosine of what two units read "
-                                    "taken over the inputs: do they get the same from each token"),
-        "activations_similarity_corrected": Column("values", "up", 0, 3, "similarity of their values over tokens, in "
-                                                   "excess of shifted tokens"),
-        "activations_shared_0.7": Column("same v", "up", None, 3, "share with a mate of correlation 0.7 or more"),
-        "activations_survival": Column("in all", "up", None, 3, "share with such a mate in every other seed"),
-        "function_fve": Column("output", "up", None, 3, "FVE of one seed's output by another's"),
-        "function_fve_independent": Column("by chance", "", None, 3, "the same if seeds erred independently")},
-    "masks": dict(
-        ce_recovered_causal_importance=Column("CE soft", "up", 0, 3, "CE rec under the causal importances as masks"),
-        ce_recovered_stochastic=Column("CE stoch", "up", 0, 3, "CE rec when the rest is ablated at random"),
-        kl_attack=Column("KL attack", "down", None, 4, "KL when the rest is ablated by attack: 20 sign steps of 0.1, "
-                         "one source for all positions of 32 rows"),
-        attack_ratio=Column("x soft", "", None, 2, "the same over the KL of the causal importances; small also where "
-                            "those are bad"),
-        kl_joint=Column("KL joint", "", None, 4, "KL added by forcing on what is on at 8 random other tokens; 0 if "
-                        "importances hold jointly, below 0 where they are bad")),
+    "neurons": "floor: the neurons that write most",
+    "pca": "floor: principal components of the output",
+    "random": "floor: random directions",
+    "svd": "floor: singular vectors of both matrices, those that write most",
 }
-BASE = "spd"                        # that the others are held against, in one number of each axis:
+
+# ------------------------------------------------------------------------------------ the columns
+AT = 16                             # an L0 that all rows of the full table reach
+AT_L0 = f"at L0 {AT}"
+READ_OFF = ("ce_recovered", "kl_recovered", "fve", "active_params", "index_bits")   # each KEY_at
+TABLES = ("faithful", AT_L0, "sparse", "concepts", "probes", "atoms", "words", "by LLM", "effects",
+          "stability", "masks")         # the headings of columns, in the order of the page
+
+MEASURED = {
+    "ce_recovered": Column(
+        "CE rec", "up", beat=0, digits=3, table="faithful",
+        text="share of the cross-entropy that mean-ablating the MLP costs which the units on win "
+             "back alone; 1 is all, n/a where it costs under 0.05 nats"),
+    "kl_recovered": Column(
+        "KL rec", "up", beat=0, digits=3, table="faithful",
+        text="the same of the divergence from the original predictions"),
+    "kl": Column(
+        "KL", "down", beat="mean ablation", digits=4, table="faithful",
+        text="divergence from the original predictions, nats per token"),
+    "fve": Column(
+        "FVE", "up", beat="pca", digits=3, table="faithful",
+        text="1 - E|y - y_hat|^2 / E|y - E y|^2 of the MLP's output y"),
+    "completeness": Column(
+        "complete", "up", beat=0, digits=3, table="faithful",
+        text="1 - CE recovered by what is left out alone; read beside CE rec"),
+    "error_pathology": Column(
+        "err path", "down", beat=1, digits=2, table="faithful",
+        text="KL over the KL of random errors of the same size"),
+    "faith_auc": Column(
+        "faith k", "up", beat="random", digits=3, table="faithful",
+        text="CE recovered by the 1 to 20 units (spd, svd: of each matrix) that matter most at "
+             "each token, area over log k"),
+    "comp_auc": Column(
+        "all but k", "down", beat="random", digits=3, table="faithful",
+        text="CE recovered by all but those units, errors kept"),
+    "l0": Column(
+        "L0", "down", beat=None, digits=1, table="sparse",
+        text="units on per token (SPD: of both matrices)"),
+    "active_params": Column(
+        "params", "down", beat=None, digits=0, table="sparse",
+        text="parameters of the units on, per token, and of a skip"),
+    "index_bits": Column(
+        "bits", "down", beat=None, digits=1, table="sparse",
+        text="log2(alive choose L0): what naming the units on costs, per token"),
+    "alive_units": Column(
+        "alive", "", beat=None, digits=0, table="sparse",
+        text="units on at 10 tokens of fit or more"),
+    "dead_fraction": Column(
+        "dead", "down", beat=None, digits=3, table="sparse",
+        text="share of the units that are not alive"),
+    "coverage": Column(
+        "coverage", "up", beat="neurons", digits=3, table="concepts",
+        text="F1 of the best unit for each true concept, mean"),
+    "board": Column(
+        "board", "up", beat="neurons", digits=3, table="concepts",
+        text="F1 of all concepts said by units of precision 0.95"),
+    "concept_matched_fraction": Column(
+        "matched", "up", beat="random", digits=3, table="concepts",
+        text="share of the alive units that match a concept, F1 0.5 or more"),
+    "splits": Column(
+        "splits", "down", beat="random", digits=2, table="concepts",
+        text="units that a parent concept is split into; see parent F1"),
+    "parent_f1": Column(
+        "parent F1", "up", beat="random", digits=3, table="concepts",
+        text="F1 of the best unit for the parent concepts"),
+    "absorption_fraction": Column(
+        "absorb", "down", beat="random", digits=3, table="concepts",
+        text="share of a parent concept's effect taken over by other units; n/a where it means "
+             "nothing: parent F1 under 0.6, spd, svd"),
+    "probe_auroc_1": Column(
+        "probe 1", "up", beat="plain neurons", digits=3, table="probes",
+        text="AUROC of a probe on the best unit for each concept"),
+    "probe_auroc_2": Column(
+        "probe 2", "up", beat="plain neurons", digits=3, table="probes",
+        text="the same on two units"),
+    "probe_auroc_5": Column(
+        "probe 5", "up", beat="plain neurons", digits=3, table="probes",
+        text="the same on five units"),
+    "probe_dense": Column(
+        "dense", "", beat=None, digits=3, table="probes",
+        text="the same on all of y: the ceiling"),
+    "units_atomic": Column(
+        "atomic", "up", beat="neurons", digits=3, table="atoms",
+        text="share of the alive units that one concept explains"),
+    "units_polysemantic": Column(
+        "either", "", beat=None, digits=3, table="atoms",
+        text="share that 'a or b' explains better"),
+    "units_composite": Column(
+        "both", "", beat=None, digits=3, table="atoms",
+        text="share that 'a and b' explains better"),
+    "units_unexplained": Column(
+        "neither", "down", beat="neurons", digits=3, table="atoms",
+        text="share whose best concept has F1 under 0.5"),
+    "effective_rank": Column(
+        "rank", "", beat=None, digits=2, table="atoms",
+        text="directions that a unit writes; 1 by construction for dictionaries"),
+    "fragmentation": Column(
+        "pieces", "down", beat=None, digits=2, table="atoms",
+        text="units that are on at the same tokens as one; 1 is best"),
+    "meta_excess": Column(
+        "meta", "down", beat=0, digits=3, table="atoms",
+        text="how far writes are sums of few atoms, in excess of Gaussian writes"),
+    "rule_det_hard": Column(
+        "det hard", "up", beat="random", digits=3, table="words",
+        text="does a rule in words tell where its unit is on from where the units most like it "
+             "are; balanced accuracy, 0.5 is chance and for rare units; no LLM"),
+    "rule_det": Column(
+        "detect", "up", beat="random", digits=3, table="words",
+        text="the same against any other windows"),
+    "rule_fuzz": Column(
+        "fuzz", "up", beat="random", digits=3, table="words",
+        text="AUROC of marked tokens that satisfy the rule"),
+    "rule_sim": Column(
+        "simulate", "up", beat="random", digits=3, table="words",
+        text="correlation of the rule's guess with the unit's value"),
+    "rule_discr": Column(
+        "discrim", "up", beat=0.5, digits=3, table="words",
+        text="how often its own rule beats that of a neighbour"),
+    "rule_f1": Column(
+        "token F1", "up", beat="random", digits=3, table="words",
+        text="F1 of the rule over tokens as they come"),
+    "rule_lookup_f1": Column(
+        "lookup F1", "", beat=None, digits=3, table="words",
+        text="the same of the best table of tokens, of any size"),
+    "rule_scorable": Column(
+        "scorable", "up", beat=None, digits=3, table="words",
+        text="share of the alive units on often enough to be explained"),
+    "judge_det": Column(
+        "LLM det", "up", beat="random", digits=3, table="by LLM",
+        text="balanced accuracy of an LLM that tells windows where the unit is on from others by "
+             "its own explanation; never mixed with the rules'"),
+    "judge_fuzz": Column(
+        "LLM fuzz", "up", beat="random", digits=3, table="by LLM",
+        text="the same of right and wrong marks in a window"),
+    "judge_failures": Column(
+        "no answer", "down", beat=None, digits=3, table="by LLM",
+        text="share of its answers that could not be used"),
+    "ablation": Column(
+        "ablate", "up", beat=0, digits=3, table="effects",
+        text="nats that switching off the five units of 'the next token is a noun, a verb, ..' "
+             "costs there, less elsewhere, less the same of fifteen units on as often"),
+    "ablation_at": Column(
+        "there", "", beat=None, digits=3, table="effects",
+        text="nats that it costs there"),
+    "ablation_elsewhere": Column(
+        "elsewhere", "", beat=None, digits=3, table="effects",
+        text="nats that it costs elsewhere"),
+    "steering": Column(
+        "steer", "up", beat="random", digits=3, table="effects",
+        text="harmonic mean of success, fluency and harmlessness when the best unit's writes "
+             "push towards a set of next tokens"),
+    "steering_means": Column(
+        "s. means", "", beat=None, digits=3, table="effects",
+        text="the same of the difference of means of y: what to beat"),
+    "steering_random": Column(
+        "s. random", "", beat=None, digits=3, table="effects",
+        text="the same of random directions"),
+    "weights_similarity_corrected": Column(
+        "weights", "up", beat=0, digits=3, table="stability",
+        text="similarity in weights of units of two seeds, matched one to one, in excess of "
+             "random units: mean of two cosines, spd and molt their product, which is lower"),
+    "weights_shared_0.7": Column(
+        "same w", "up", beat=None, digits=3, table="stability",
+        text="share of the alive units with a mate in another seed that reads and writes the "
+             "same, cosines of 0.7 or more (molt: their product)"),
+    "inputs_shared_0.7": Column(
+        "same i", "up", beat=None, digits=3, table="stability",
+        text="as same w, but with the cosine of what two units read taken over the inputs: do "
+             "they get the same from each token"),
+    "activations_similarity_corrected": Column(
+        "values", "up", beat=0, digits=3, table="stability",
+        text="similarity of their values over tokens, in excess of shifted tokens"),
+    "activations_shared_0.7": Column(
+        "same v", "up", beat=None, digits=3, table="stability",
+        text="share with a mate of correlation 0.7 or more"),
+    "activations_survival": Column(
+        "in all", "up", beat=None, digits=3, table="stability",
+        text="share with such a mate in every other seed"),
+    "function_fve": Column(
+        "output", "up", beat=None, digits=3, table="stability",
+        text="FVE of one seed's output by another's"),
+    "function_fve_independent": Column(
+        "by chance", "", beat=None, digits=3, table="stability",
+        text="the same if seeds erred independently"),
+    "ce_recovered_causal_importance": Column(
+        "CE soft", "up", beat=0, digits=3, table="masks",
+        text="CE rec under the causal importances as masks"),
+    "ce_recovered_stochastic": Column(
+        "CE stoch", "up", beat=0, digits=3, table="masks",
+        text="CE rec when the rest is ablated at random"),
+    "kl_attack": Column(
+        "KL attack", "down", beat=None, digits=4, table="masks",
+        text="KL when the rest is ablated by attack: 20 sign steps of 0.1, one source for all "
+             "positions of 32 rows"),
+    "attack_ratio": Column(
+        "x soft", "", beat=None, digits=2, table="masks",
+        text="the same over the KL of the causal importances; small also where those are bad"),
+    "kl_joint": Column(
+        "KL joint", "", beat=None, digits=4, table="masks",
+        text="KL added by forcing on what is on at 8 random other tokens; 0 if importances hold "
+             "jointly, below 0 where they are bad"),
+}
+READ = f"{AT_L0}, read off each seed's curve: linear in log L0 between its sparsities"
+OWN = {
+    "ce_recovered_at": Column(
+        f"CE @{AT}", "up", beat=0, digits=3, table=AT_L0, text=f"CE rec {READ}"),
+    "kl_recovered_at": Column(
+        f"KL @{AT}", "up", beat=0, digits=3, table=AT_L0, text=f"KL rec {READ}"),
+    "fve_at": Column(
+        f"FVE @{AT}", "up", beat="pca", digits=3, table=AT_L0, text=f"FVE {READ}"),
+    "active_params_at": Column(
+        f"params @{AT}", "down", beat=None, digits=0, table=AT_L0, text=f"params {READ}"),
+    "index_bits_at": Column(
+        f"bits @{AT}", "down", beat=None, digits=1, table=AT_L0, text=f"bits {READ}"),
+    "tokens": Column(
+        "tokens", "", beat=None, digits=0, table="sparse", text="that the model was trained on"),
+    "steps": Column("steps", "", beat=None, digits=0, table="sparse", text="of training"),
+    "seconds": Column(
+        "seconds", "", beat=None, digits=0, table="sparse",
+        text="of training, on a machine that did other things too; clt: all MLPs"),
+}
+COLUMNS = MEASURED | OWN
+
+BASE = "spd"                # the row that all methods are held against, in one number of each kind:
 HEADLINES = (("ce_recovered_at", "error_pathology", "completeness", "coverage", "probe_auroc_1"),
              ("rule_det_hard", "ablation", "steering", "units_atomic", "activations_shared_0.7"))
-EVERY = {key: column for group in COLUMNS.values() for key, column in group.items()}
-ARROWS = dict(up="↑", down="↓") | {"": ""}
+ARROWS = {"up": "↑", "down": "↓", "": ""}               # which way is better
+DRAWN = ("attack", "alive_curve", "spectrum")           # curves of each seed, for the pictures
+OF_TARGET = ("ce_original", "ce_mean_ablation", "ce_zero_ablation", "kl_mean_ablation")
+
+
+def keys_under(heading):
+    return [key for key, column in COLUMNS.items() if column.table == heading]
+
+
+# ------------------------------------------------------------------------------ from jobs to rows
+def assemble(found, provenance):
+    """Collect what the jobs found into what results.json holds.
+
+    found: [(job, its numbers, error text or None)]; a job is a method at one sparsity and one seed,
+    or at all seeds at once (seed None). A row is a method at one sparsity."""
+    n_seeds = provenance["config"]["seeds"]
+    rows = collect_rows(found, n_seeds)
+    for row in rows:
+        for key in COLUMNS:
+            if key in row["metrics"]:
+                row["metrics"][key]["null"] = null(row, rows, key)
+
+    middle = [row for row in rows if row["middle"]]
+    apart = noise.differences(middle, BASE, sum(HEADLINES, ()), n_seeds)
+    differences = [dict(name=name, metric=key, by=by, p=p)
+                   for (name, key), (by, p) in apart.items()]
+    return dict(provenance=provenance, rows=rows, differences=differences, target=target_of(found),
+                columns={key: column._asdict() for key, column in COLUMNS.items()})
+
+
+def collect_rows(found, n_seeds):
+    """Sort the jobs by row, and turn each row's jobs into one dict."""
+    by_row = {}
+    curves = {}                     # of each method and seed: the numbers at all sparsities
+    for job, numbers, error in found:
+        by_row.setdefault((job.name, job.value), []).append((job, numbers, error))
+        curves.setdefault((job.name, job.seed), []).append(numbers)
+    return [make_row(jobs, curves, n_seeds) for jobs in by_row.values()]
+
+
+def make_row(jobs, curves, n_seeds):
+    """What is known of a method at one sparsity: its metrics over seeds, and what failed."""
+    first = jobs[0][0]
+    row = dict(name=first.name, knob=first.knob, value=first.value, floor=first.floor,
+               middle=first.middle, seeds=[], failed=[])
+
+    # numbers of single seeds, and those that are found from all seeds at once
+    per_seed = []
+    at_once = {}
+    for job, numbers, error in jobs:
+        if job.seed is None:
+            at_once = numbers
+        else:
+            row["seeds"].append(job.seed)
+            at_one = at_one_l0(curves[job.name, job.seed]) if job.middle else {}
+            per_seed.append(numbers | at_one)
+        if error:
+            who = "all seeds" if job.seed is None else f"seed {job.seed}"
+            row["failed"].append(f"{who}: {error}")
+
+    # where something failed, a mean over the seeds that are left would hide it
+    metrics = average_over_seeds(per_seed, of_all=bool(row["failed"]))
+    row["metrics"] = metrics | noise.of_seeds(at_once, n_seeds)
+    for key in DRAWN:
+        row[key] = [numbers[key] for numbers in per_seed if key in numbers]
+    return row
+
 
 def at_one_l0(points):
-    """{KEY_at: number at L0 = AT} of one seed of a row, from what is known of it at each sparsity: linear in log L0 in
-    between; what lies outside by more than 5 % has none."""
-    points, out = sorted((p for p in points if p.get("l0")), key=lambda p: p["l0"]), {}
-    if points and points[0]["l0"] / 1.05 <= AT <= points[-1]["l0"] * 1.05:
-        logs = [math.log(p["l0"]) for p in points]
-        for key in ("ce_recovered", "kl_recovered", "fve", "active_params", "index_bits"):
-            if all(isinstance(p.get(key), (int, float)) for p in points):
-                out[f"{key}_at"] = float(np.interp(math.log(AT), logs, [p[key] for p in points]))
-    return out
+    """What would one seed of a method have at an L0 of AT? {KEY_at: number}, for KEY in READ_OFF.
 
-def assemble(found, provenance):
-    """What results.json holds. A row is a method at one sparsity. What one of its seeds failed to give, it has not."""
-    rows, curves, S = {}, {}, provenance["config"]["seeds"]
-    for job, known, failed in found:
-        curves.setdefault((job.name, job.seed), []).append(known)
-        row = rows.setdefault((job.name, job.value), dict(
-            name=job.name, knob=job.knob, value=job.value, floor=job.floor, middle=job.middle, seeds=[], known=[],
-            together={}, failed=[]))
-        if job.seed is None:
-            row["together"] = known
-        else:
-            row["seeds"].append(job.seed), row["known"].append(known)
-        row["failed"] += [f"{'all seeds' if job.seed is None else f'seed {job.seed}'}: {failed}"] if failed else []
-    for row in rows.values():
-        known, together = row.pop("known"), row.pop("together")
-        if row["middle"]:
-            known = [k | at_one_l0(curves[row["name"], seed]) for k, seed in zip(known, row["seeds"])]
-        whole = lambda key: not row["failed"] or all(key in k for k in known)
-        keys = dict.fromkeys(key for k in known for key in k if not key.endswith("_within"))
-        number = {key: noise.over_seeds([k.get(key) for k in known], known[0].get(f"{key}_within")) for key in keys}
-        row["metrics"] = {key: v for key, v in number.items() if v and whole(key)} | noise.of_seeds(together, S)
-        row |= {key: [k[key] for k in known if key in k] for key in ("attack", "alive_curve", "spectrum")}  # pictures
-    target = next((k for job, k, _ in found if "ce_original" in k and not job.name.endswith(":untrained")), {})
-    for group, columns in COLUMNS.items():          # each number gets its null
-        for key, column in columns.items():
-            for row in rows.values():
-                if key in row["metrics"]:
-                    row["metrics"][key]["null"] = null(row, rows.values(), group, key, column)
-    apart = noise.differences([row for row in rows.values() if row["middle"]], BASE, sum(HEADLINES, ()), S)
-    return dict(provenance=provenance, rows=list(rows.values()),
-                differences=[dict(name=name, metric=key, by=by, p=p) for (name, key), (by, p) in apart.items()],
-                target={k: target.get(k) for k in ("ce_original", "ce_mean_ablation", "ce_zero_ablation",
-                                                   "kl_mean_ablation")},
-                columns={key: column._asdict() for key, column in EVERY.items()})
+    points: its numbers at each sparsity, one dict each. Linear in log L0 between them. Empty where
+    AT lies outside of them by more than 5 %; without a KEY that one of them has no number for."""
+    points = sorted((point for point in points if point.get("l0")), key=lambda point: point["l0"])
+    if not points or not points[0]["l0"] / 1.05 <= AT <= points[-1]["l0"] * 1.05:
+        return {}
+    log_l0s = [math.log(point["l0"]) for point in points]
+    read = {}
+    for key in READ_OFF:
+        values = [point.get(key) for point in points]
+        if all(isinstance(value, (int, float)) for value in values):
+            read[f"{key}_at"] = float(np.interp(math.log(AT), log_l0s, values))
+    return read
 
-def null(row, rows, group, key, column):
-    """What one number has to be held against: its own null, a constant, the target's, or a floor's nearest."""
-    if (own := row["metrics"].get(f"null_{key}")) or not isinstance(column.null, str):
-        return own["mean"] if own else column.null
-    if column.null == "mean ablation":
-        return row["metrics"].get("kl_mean_ablation", dict(mean=None))["mean"]
-    def size(row):
-        of = lambda key: max(row["metrics"].get(key, {}).get("mean", 0), 1e-9)
-        return math.log(of("l0") / (1 if group == "faithful" else of("alive_units")))
-    some = [other for other in rows if other["name"] == column.null and key in other["metrics"]]
-    return min(some, key=lambda other: abs(size(other) - size(row)))["metrics"][key]["mean"] if some else None
+
+def average_over_seeds(per_seed, of_all):
+    """Average each number of a row over its seeds: {key: {mean, half, values}}.
+
+    per_seed: one flat dict for each seed. KEY_within is not a number of its own: it is KEY's
+    interval over stories. of_all: leave out what a seed does not have, even as None."""
+    metrics = {}
+    for key in dict.fromkeys(itertools.chain.from_iterable(per_seed)):
+        is_missing = of_all and not all(key in numbers for numbers in per_seed)
+        if is_missing or key.endswith("_within"):
+            continue
+        values = [numbers.get(key) for numbers in per_seed]
+        metric = noise.over_seeds(values, per_seed[0].get(f"{key}_within"))
+        if metric:
+            metrics[key] = metric
+    return metrics
+
+
+def target_of(found):
+    """What the intact and the ablated target lose, as the first job found that looked at it."""
+    for job, numbers, _ in found:
+        if "ce_original" in numbers and not job.name.endswith(":untrained"):
+            return {key: numbers.get(key) for key in OF_TARGET}
+    return dict.fromkeys(OF_TARGET)
+
+
+# --------------------------------------------------------------------------------------- the nulls
+def null(row, rows, key):
+    """What does one number of a row have to be held against? A number, or None for nothing.
+
+    The first that there is: the null measured beside it (null_KEY); what its column says has to be
+    beaten: a constant, the target's mean ablation, or a floor at its nearest sparsity."""
+    measured = row["metrics"].get(f"null_{key}")
+    if measured:
+        return measured["mean"]
+    beat = COLUMNS[key].beat
+    if not isinstance(beat, str):
+        return beat
+    if beat == "mean ablation":
+        ablated = row["metrics"].get("kl_mean_ablation")
+        return ablated["mean"] if ablated else None
+
+    floors = [floor for floor in rows if floor["name"] == beat and key in floor["metrics"]]
+    if not floors:
+        return None
+    here = log_density(row, key)
+    nearest = min(floors, key=lambda floor: abs(log_density(floor, key) - here))
+    return nearest["metrics"][key]["mean"]
+
+
+def log_density(row, key):
+    """How dense is a row, for finding a floor that is as dense? The log of its L0 for what is
+    faithful, of the share of the alive units that are on for what units mean."""
+    l0 = mean_or_tiny(row, "l0")
+    if COLUMNS[key].table == "faithful":
+        return math.log(l0)
+    return math.log(l0 / mean_or_tiny(row, "alive_units"))
+
+
+def mean_or_tiny(row, key):
+    return max(row["metrics"].get(key, {}).get("mean", 0), 1e-9)
+
 
 def beaten(row, key):
-    """Whether a number is better than its null by more than its interval; True where there is nothing to beat."""
-    found, sign = row["metrics"][key], dict(up=1, down=-1).get(EVERY[key].better)
-    if row["floor"] or found.get("null") is None or not sign:
+    """Is a number better than its null by more than its interval? True where nothing is to beat."""
+    metric = row["metrics"][key]
+    better = COLUMNS[key].better
+    if row["floor"] or not better or metric.get("null") is None:
         return True
-    return sign * (found["mean"] - found["null"]) > (found["half"] or 0)
+    gain = metric["mean"] - metric["null"]
+    if better == "down":
+        gain = -gain
+    return gain > (metric["half"] or 0)
+
+
+# --------------------------------------------------------------------------- from rows to the page
+def shorten(value, key):
+    """Write a number as its column has it; large ones with k or M."""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.2g}M"
+    if abs(value) >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    return f"{value:.{COLUMNS[key].digits}f}"
+
 
 def cell(row, key):
-    """A number as the table shows it."""
-    if not (found := row["metrics"].get(key)):
+    """Write a row's number with its interval. * if not all seeds have it, ° if its null may be as
+    good."""
+    metric = row["metrics"].get(key)
+    if not metric:
         return "FAILED" if row["failed"] else "n/a"
-    half = f"±{short(found['half'], key)}".replace("±0.", "±.") if found["half"] else ""
-    marks = "*" * (0 < len(found["values"]) < len(row["seeds"])) + "°" * (not beaten(row, key))
-    return short(found["mean"], key) + half + marks
+    written = shorten(metric["mean"], key)
+    if metric["half"]:
+        written += f"±{shorten(metric['half'], key)}".replace("±0.", "±.")
+    if 0 < len(metric["values"]) < len(row["seeds"]):       # none: from all seeds at once
+        written += "*"
+    if not beaten(row, key):
+        written += "°"
+    return written
 
-def short(v, key):
-    return (f"{v / 1e6:.2g}M" if abs(v) >= 1e6 else f"{v / 1e3:.3g}k" if abs(v) >= 1e4 else
-            f"{v:.{EVERY[key].digits}f}")
 
-def to_beat(rows, key):
-    """The null of a column as the table shows it: from the least to the largest that rows have."""
-    nulls = [found["null"] for row in rows if ":" not in row["name"] and (found := row["metrics"].get(key))]
-    nulls = sorted(v for v in nulls if v is not None)
-    return "-".join(dict.fromkeys(short(v, key) for v in nulls[:1] + nulls[-1:]))
+def null_cell(rows, key):
+    """Write the nulls of a column: the least and the largest that rows have, but controls' (with a
+    colon in their names) are left out."""
+    metrics = [row["metrics"].get(key) for row in rows if ":" not in row["name"]]
+    nulls = sorted(metric["null"] for metric in metrics if metric and metric["null"] is not None)
+    ends = [shorten(value, key) for value in nulls[:1] + nulls[-1:]]
+    return "-".join(dict.fromkeys(ends))                    # one if they are written alike
 
-def tables(results):
-    """[(group, heads, [cells of a row])] of the middle sparsities: groups and columns with a number in them; then what
-    the methods have more than BASE."""
-    rows, out = [row for row in results["rows"] if row["middle"]], []
-    for group, columns in COLUMNS.items():
-        some = [key for key in columns if any(key in row["metrics"] for row in rows)]
-        shown = [row for row in rows if row["failed"] or any(key in row["metrics"] for key in some)]
-        if some:
-            cells = [[row["name"], *(cell(row, key) for key in some)] for row in shown]
-            out.append((group, heads_of(some), [*cells, ["null", *(to_beat(rows, key) for key in some)]]))
-    by = {(d["name"], d["metric"]): f"{'+' * (d['by'] > 0)}{short(d['by'], d['metric'])}{'°' * (d['p'] > 0.05)}"
-          for d in results["differences"]}
-    names = dict.fromkeys(name for name, _ in by)
-    return out + [(f"minus {BASE}", heads_of(keys), [[name, *(by.get((name, key), "n/a") for key in keys)]
-                                                     for name in names]) for keys in HEADLINES if by]
 
 def heads_of(keys):
-    return [f"{EVERY[key].head} {ARROWS[EVERY[key].better]}".strip() for key in keys]
+    return [f"{COLUMNS[key].head} {ARROWS[COLUMNS[key].better]}".strip() for key in keys]
+
+
+def tables(results):
+    """[(heading, heads of columns, lines of cells)] of all that is shown: the middle sparsities
+    under each heading that has a number, then how far the methods are from BASE.
+
+    The first cell of a line is the row's name; the last line of a heading holds the nulls."""
+    rows = [row for row in results["rows"] if row["middle"]]
+    found = set().union(*(row["metrics"] for row in rows))
+    shown = []
+    for heading in TABLES:
+        keys = [key for key in keys_under(heading) if key in found]
+        lines = []
+        for row in rows:
+            if row["failed"] or not row["metrics"].keys().isdisjoint(keys):
+                lines.append([row["name"], *(cell(row, key) for key in keys)])
+        if keys:
+            lines.append(["null", *(null_cell(rows, key) for key in keys)])
+            shown.append((heading, heads_of(keys), lines))
+    return shown + difference_tables(results["differences"])
+
+
+def difference_tables(differences):
+    """As `tables`, of how much each method has more than BASE; ° where that may be noise."""
+    cells = {}
+    for difference in differences:
+        key = difference["metric"]
+        sign = "+" if difference["by"] > 0 else ""
+        mark = "°" if difference["p"] > 0.05 else ""
+        cells[difference["name"], key] = f"{sign}{shorten(difference['by'], key)}{mark}"
+    if not cells:
+        return []
+
+    shown = []
+    for keys in HEADLINES:
+        lines = []
+        for name in dict.fromkeys(name for name, _ in cells):
+            lines.append([name, *(cells.get((name, key), "n/a") for key in keys)])
+        shown.append((f"minus {BASE}", heads_of(keys), lines))
+    return shown
+
+
+def markdown_table(heads, lines):
+    """Write cells as the lines of a Markdown table."""
+    written = ["| " + " | ".join(line) + " |" for line in (heads, *lines)]
+    return [written[0], "|---" * len(heads) + "|", *written[1:]]
+
+
+def text_line(cells):
+    return f"{cells[0]:<22}" + "".join(f" {cell:>11}" for cell in cells[1:])
+
 
 def render(results, markdown=False):
-    """The tables as text, 120 columns wide, or as Markdown."""
-    target, p = results["target"], results["provenance"]
-    floors = dict.fromkeys(row["name"] for row in results["rows"] if row["floor"])
-    show = lambda v: "n/a" if v is None else f"{v:.4f}"
-    lines = [f"MLP of layer {p['layer']}: cross-entropy {show(target['ce_original'])} nats, mean-ablated "
-             f"{show(target['ce_mean_ablation'])}, zero-ablated {show(target['ce_zero_ablation'])}.",
-             f"Middle sparsity, on {p['config']['eval_tokens']:,} tokens; mean ± half of the 95 % interval over "
-             f"{p['config']['seeds']} seed(s), or over stories; * not of all seeds.",
-             "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than its interval.",
-             "`compare.py --explain` says what it all means.",
-             f"Floors: {', '.join(floors)}.",
-             "Rows differ in L0, and most numbers move with it: see also those at one L0 and the curves (curves.png)."]
-    if results["differences"]:
-        lines += [f"Minus {BASE}: ° where that may be noise, p > 0.05 (Welch's t over seeds; Holm over both tables)."]
-    if p["config"]["quick"]:
-        lines += ["A quick run: all are under-trained, SPD most. It shows what is measured, not how they compare."]
-    for group, heads, rows in tables(results):
+    """Write what is to be known before reading, and all tables: as text of 120 columns, or as
+    Markdown."""
+    page = preface(results)
+    for heading, heads, lines in tables(results):
+        page.append("")
         if markdown:
-            lines += ["", "| ".join([f"| {group} ", *(f"{h} " for h in heads)]) + "|", "|---" * (1 + len(heads)) + "|",
-                      *("| " + " | ".join(row) + " |" for row in rows)]
+            page += markdown_table([heading, *heads], lines)
         else:
-            line = lambda first, rest: f"{first:<22}" + "".join(f" {c:>11}" for c in rest)
-            lines += ["", line(group, heads), *(line(row[0], row[1:]) for row in rows)]
-    return "\n".join(lines + [""])
+            page += map(text_line, [[heading, *heads], *lines])
+    return "\n".join([*page, ""])
+
+
+def preface(results):
+    """What a reader has to know before the tables, as lines."""
+    config = results["provenance"]["config"]
+    nats = {key: "n/a" if value is None else f"{value:.4f}"
+            for key, value in results["target"].items()}
+    floors = dict.fromkeys(row["name"] for row in results["rows"] if row["floor"])
+    lines = [
+        f"MLP of layer {results['provenance']['layer']}: cross-entropy {nats['ce_original']} nats, "
+        f"mean-ablated {nats['ce_mean_ablation']}, zero-ablated {nats['ce_zero_ablation']}.",
+        f"Middle sparsity, on {config['eval_tokens']:,} tokens; mean ± half of the 95 % interval "
+        f"over {config['seeds']} seed(s), or over stories; * not of all seeds.",
+        "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than its "
+        "interval.",
+        "`compare.py --explain` says what it all means.",
+        f"Floors: {', '.join(floors)}.",
+        "Rows differ in L0, and most numbers move with it: see also those at one L0 and the curves "
+        "(curves.png)."]
+    if results["differences"]:
+        lines.append(f"Minus {BASE}: ° where that may be noise, p > 0.05 (Welch's t over seeds; "
+                     "Holm over both tables).")
+    if config["quick"]:
+        lines.append("A quick run: all are under-trained, SPD most. It shows what is measured, not "
+                     "how they compare.")
+    return lines
+
+
+INTRODUCTION = """
+Each row is one way to take an MLP apart into units, trained with several seeds. Its numbers are
+those of its middle sparsity: the mean over seeds ± half of the 95 % interval; the interval of a
+single seed is over stories, where it is known. A unit is on at a token where its value is above 0,
+and alive when it is on at 10 tokens or more. Whatever is chosen is chosen on some stories, and
+every number is from other stories. A concept is something that the generator of the stories knows
+to be true at a token; a parent concept has other concepts below it (animal > cow).
+↑ higher is better, ↓ lower is better, no arrow: neither. Null: what chance or nothing gives; to
+beat: the floor that has to be beaten. The last two tables hold differences: what a row has more
+than spd, with ° where that may be noise, p > 0.05, of Welch's t over seeds, after Holm's correction
+for having asked about all of them.
+"""
+
 
 def describe():
-    lines = ["Each row is one way to take an MLP apart into units, trained with several seeds and asked at its middle",
-             "sparsity: mean ± half of the 95 % interval over seeds or, of one seed, over stories where it is known. A",
-             "unit is on at a token where what it says is above 0, alive when on at 10 tokens or more. What is chosen",
-             "is chosen on some stories, every number is from others. A concept is something that the generator of the",
-             "stories knows to be true at a token; a parent concept has others below it (animal > cow). ↑ higher is",
-             "better, ↓ lower is better, no arrow: neither. Null: what chance or nothing gives; to beat: the floor",
-             "whose number it is. Last come differences, what a row has more than spd, with ° where that may be noise:",
-             "p > 0.05, of Welch's t over seeds, after Holm's correction for having asked all of them.",
-             "", "rows", *(f"  {name:<23}{text}" for name, text in ROWS.items())]
-    for group, columns in COLUMNS.items():
-        lines += ["", group]
-        for c in columns.values():
-            null = "" if c.null is None else f"; to beat: {c.null}" if isinstance(c.null, str) else f"; null: {c.null}"
-            line = f"  {c.head + ' ' + ARROWS[c.better]:<13}{c.text}{null}"
+    """Say what each row and each column means: the text of compare.py --explain."""
+    lines = [INTRODUCTION.strip(), "", "rows"]
+    lines += [f"  {name:<23}{text}" for name, text in ROWS.items()]
+    for heading in TABLES:
+        lines += ["", heading]
+        for key in keys_under(heading):
+            head, = heads_of([key])
+            line = f"  {head:<13}{COLUMNS[key].text}{describe_null(COLUMNS[key].beat)}"
             lines += textwrap.wrap(line, 118, subsequent_indent=" " * 15)
     return "\n".join(lines)
 
-def write(results, out):
-    out, sheet = Path(out), io.StringIO(newline="")
-    lines = csv.writer(sheet, lineterminator="\n")
-    lines.writerow(["name", "knob", "value", "seeds", "metric", "better", "mean", "half_interval", "null", "status"])
+
+def describe_null(beat):
+    if beat is None:
+        return ""
+    return f"; to beat: {beat}" if isinstance(beat, str) else f"; null: {beat}"
+
+
+# ---------------------------------------------------------------------------------------- the files
+def files(results):
+    """The files that hold the results, {name: text}."""
+    return {"results.json": json.dumps(results, indent=1),
+            "table.md": render(results, markdown=True),
+            "table.csv": write_csv(results)}
+
+
+def write_csv(results):
+    """All numbers of all rows as CSV, one number a line; a line of its own for what failed."""
+    text = io.StringIO(newline="")
+    sheet = csv.writer(text, lineterminator="\n")
+    sheet.writerow(["name", "knob", "value", "seeds", "metric", "better", "mean", "half_interval",
+                    "null", "status"])
     for row in results["rows"]:
-        head = [row["name"], row["knob"], row["value"], len(row["seeds"]) or results["provenance"]["config"]["seeds"]]
-        for key, found in row["metrics"].items():
-            better = EVERY[key].better if key in EVERY else ""
-            lines.writerow([*head, key, better, found["mean"], found["half"], found.get("null"), "ok"])
+        # a row without a seed of its own was asked of all seeds at once
+        n_seeds = len(row["seeds"]) or results["provenance"]["config"]["seeds"]
+        first = [row["name"], row["knob"], row["value"], n_seeds]
+        for key, metric in row["metrics"].items():
+            better = COLUMNS[key].better if key in COLUMNS else ""
+            sheet.writerow([*first, key, better, metric["mean"], metric["half"],
+                            metric.get("null"), "ok"])
         if row["failed"]:
-            lines.writerow([*head, "", "", "", "", "", "FAILED"])
-    common.write(out / "results.json", json.dumps(results, indent=1).encode())
-    common.write(out / "table.md", render(results, markdown=True).encode())
-    common.write(out / "table.csv", sheet.getvalue().encode())
+            sheet.writerow([*first, "", "", "", "", "", "FAILED"])
+    return text.getvalue()
+
+
+def write(results, out):
+    """Write results.json, table.md, table.csv and the pictures into the folder `out`."""
+    for name, text in files(results).items():
+        common.write(Path(out) / name, text.encode())
     pictures.draw(results, out)
 
-MARKERS = "<!-- results: compare.py --readme -->", "<!-- end of results -->"
 
-def embed(results, path):
-    """Puts the Markdown between the markers of a README."""
-    first, last = map(re.escape, MARKERS)
-    old, new = Path(path).read_text(), render(results, markdown=True)
-    if not re.search(f"{first}.*{last}", old, re.S):
+MARKERS = ("<!-- results: compare.py --readme -->", "<!-- end of results -->")
+
+
+def embed(markdown, path):
+    """Put a Markdown text between the markers of a README, in place of what stands there."""
+    first, last = MARKERS
+    old = Path(path).read_text(encoding="utf-8")
+    between = re.compile(f"{re.escape(first)}.*{re.escape(last)}", re.DOTALL)
+    if not between.search(old):
         common.fail(f"{path}: has no markers {' .. '.join(MARKERS)}")
-    text = re.sub(f"{first}.*{last}", lambda _: f"{MARKERS[0]}\n{new}{MARKERS[1]}", old, flags=re.S)
+    block = f"{first}\n{markdown}{last}"
+    text = between.sub(lambda _: block, old)            # a function, so that \1 in it stays \1
     common.write(path, text.encode())

@@ -1,18 +1,21 @@
-"""How far SPD has come: its loss, masks and components as training grows longer, and whether random starts end alike.
+"""Has SPD's training come to its end, and do its random starts end at the same components?
 
-    settled(n) = loss of random starts after n steps / loss of a run that starts at the neurons, after 4 n steps
-is 1 where longer training, or a start at a solution that is known to be good, has nothing left to give. The loss is
-SPD's own, at the end of its schedules, on text that it was not trained on, under the one-step adversary, without
-faithfulness, which the final projection makes exact. Stability is that of the table (stability.py): of all seeds of one
-length, and of the first random start with the run from the neurons.
+    settled(n) = loss of random starts after n steps / loss of the neurons' start after 4 n steps
 
-    python -m studies.length    # 1,000 to 9,000 steps: 8 core hours; goes on after a kill, a second run only prints
-    python -m studies.length --steps 300 --seeds 2 --neurons 1200 --out results-quick       # one length, for a look
+is 1 where neither longer training nor a start at a known good solution has anything left to give.
+The loss is SPD's own at the end of its schedules, on text that it was not trained on, under the
+one-step adversary. Faithfulness is left out: the final projection makes it exact. Stability is the
+table's (metrics/stability.py), of all seeds of one length, and of the first random start with the
+run from the neurons.
+
+    python -m studies.length    # 1,000 to 9,000 steps: 8 core hours; goes on after a kill
+    python -m studies.length --steps 300 --seeds 2 --neurons 1200 --out results-quick    # a look
 """
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -25,11 +28,12 @@ from metrics import concepts, recording, stability
 from model import GPT
 from report import curve
 
+
 @dataclass
 class Config:
     model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
+    layer: int = -1                 # whose MLP; -1: as the target's config.json says, or the middle
     steps: str = "1000,3000,9000"   # lengths of the runs from random starts, comma-separated
     seeds: str = "3,3,2"            # how many of each length; one number holds for all
     neurons: str = "4000,12000"     # lengths of the runs from the neurons' start; empty: none
@@ -38,24 +42,58 @@ class Config:
     runs: str = "runs/length"       # folder for the models
     device: str = "auto"            # auto, cpu, cuda
 
+
 TABLE = compare.METHODS["spd"]      # what is varied in length is the table's SPD
 BATCHES = 24                        # of fit, whose mean the loss is
-PAIRS = {"activations_shared_0.7": "same v", "inputs_shared_0.7": "same i", "weights_shared_0.7": "same w",
-         "function_fve": "output", "weights_most": "rank-one cos", "inputs_most": "over inputs"}
-ROWS = {"loss": ("loss", 4), "l0": ("L0", 1), "ce_recovered": ("CE rec", 3), "ce_stochastic": ("stochastic", 3),
-        "kl_attack": ("KL attack", 3), "alive_in": ("alive in", 0), "alive_out": ("alive out", 0),
-        "coverage": ("coverage", 3), "board": ("board", 3), "concept_matched_fraction": ("matched", 3)}
+PAIRS = {
+    "activations_shared_0.7": "same v",
+    "inputs_shared_0.7": "same i",
+    "weights_shared_0.7": "same w",
+    "function_fve": "output",
+    "weights_most": "rank-one cos",
+    "inputs_most": "over inputs",
+}
+ROWS = {                            # key: (head, digits)
+    "loss": ("loss", 4),
+    "l0": ("L0", 1),
+    "ce_recovered": ("CE rec", 3),
+    "ce_stochastic": ("stochastic", 3),
+    "kl_attack": ("KL attack", 3),
+    "alive_in": ("alive in", 0),
+    "alive_out": ("alive out", 0),
+    "coverage": ("coverage", 3),
+    "board": ("board", 3),
+    "concept_matched_fraction": ("matched", 3),
+}
+KEPT = ("l0", "ce_recovered", "kl", "fve", "concept_matched_fraction", "kl_attack", "attack",
+        "spectrum", "kl_joint")     # of what compare.py's evaluations say
+
+
+# ------------------------------------------------------------------------------------- the runs
+class Job(NamedTuple):
+    """One training."""
+    start: str                      # "random" or "neurons"
+    steps: int
+    seed: int
+
 
 def jobs(cfg):
-    """The runs, shortest first: (start, steps, seed)."""
-    lengths, seeds = numbers(cfg, "steps"), numbers(cfg, "seeds")
+    """List the trainings, shortest first."""
+    lengths = numbers(cfg, "steps")
+    seeds = numbers(cfg, "seeds")
     if len(seeds) not in (1, len(lengths)):
         common.fail(f"--seeds {cfg.seeds}: one number, or one for each of --steps {cfg.steps}")
-    seeds = seeds * (len(lengths) if len(seeds) == 1 else 1)
-    random = [("random", steps, seed) for steps, n in zip(lengths, seeds) for seed in range(n)]
-    return sorted(random + [("neurons", steps, 0) for steps in numbers(cfg, "neurons")], key=lambda job: job[1])
+    if len(seeds) == 1:
+        seeds = seeds * len(lengths)
+    todo = []
+    for steps, n in zip(lengths, seeds):
+        todo += [Job("random", steps, seed) for seed in range(n)]
+    todo += [Job("neurons", steps, 0) for steps in numbers(cfg, "neurons")]
+    return sorted(todo, key=lambda job: job.steps)
+
 
 def numbers(cfg, flag):
+    """Read a flag that holds whole numbers, separated by commas."""
     text = getattr(cfg, flag)
     try:
         values = [int(v) for v in text.split(",") if v]
@@ -65,162 +103,273 @@ def numbers(cfg, flag):
         common.fail(f"--{flag} {text}: whole numbers from 1 on, separated by commas")
     return values
 
+
 def configured(cfg, gpt, layer, start, steps, seed):
-    """The spd.Config of one run."""
-    run = spd.Config(**TABLE.change, model=cfg.model, data=cfg.data, layer=layer, device=cfg.device, seed=seed,
-                     start=start, steps=steps, eval_tokens=min(cfg.eval_tokens, 6_400), eval_every=0)
+    """The spd.Config of one training."""
+    run = spd.Config(
+        **TABLE.change, model=cfg.model, data=cfg.data, layer=layer, device=cfg.device, seed=seed,
+        start=start, steps=steps, eval_tokens=min(cfg.eval_tokens, 6_400), eval_every=0)
     run.T = min(run.T, gpt.cfg.n_positions)
     run.out = str(Path(cfg.runs) / f"{start}-{steps}-seed{seed}")
     return run
 
+
 def model(run, gpt, dev):
-    """The trained model; trains it, or goes on training it, if it is not there yet."""
+    """The trained model. Trains it, or goes on training it, if it is not there yet."""
     job = compare.Job("spd", "steps", run.steps, run.seed, True, TABLE)
     return compare.trained(job, run, gpt, dev)[0]
 
+
+# ------------------------------------------------------------------------- what is asked of them
 def settled_loss(m, gpt, corpus, run, gen):
-    """The loss of an SPD at the end of its schedules, without faithfulness: (the loss, its terms), over BATCHES."""
-    run, found = dataclasses.replace(run, adversary="step", c_faith=0.), []
+    """How large is an SPD's loss at the end of its schedules, without faithfulness?
+
+    Returns (the loss, {its terms}), means over BATCHES batches of the corpus."""
+    run = dataclasses.replace(run, adversary="step", c_faith=0.)
+    values = []
     for step in range(BATCHES):
         idx_BT = corpus.batch(step, run.B, run.T, seed=0).to(m.bs[0].device)
         loss, terms, _ = spd.loss_fn(m, spd.CleanPass(gpt, m, idx_BT), run, 1., gen)
-        found.append(torch.stack([loss, *terms.values()]).detach())
-    mean = torch.stack(found).mean(0).tolist()
-    return mean[0], {f"loss_{name}": v for name, v in zip(terms, mean[1:])}
+        values.append(torch.stack([loss, *terms.values()]).detach())
+    total, *parts = torch.stack(values).mean(0).tolist()
+    return total, {f"loss_{name}": value for name, value in zip(terms, parts)}
 
-def measured(m, run, bench, corpus):
-    """What is known of one run, a flat dict."""
+
+def measured(m, run, arena, corpus):
+    """What is known of one training, as a flat dict."""
     device = m.bs[0].device
-    gen = lambda name: common.generator(run.seed, name)
-    loss, terms = settled_loss(m.raw, bench.gpt, corpus, run, common.generator(0, "settled", device))
-    found = compare.faithfulness(m, bench, gen("faithfulness")) | compare.robustness(m, bench, gen("robustness"))
-    fit, test = recording.split_by_sign(*(recording.record(m, bench.gpt, *split) for split in (bench.fit, bench.test)))
-    alive_F = evals.counts(m, bench.gpt, *bench.fit, (0,))["on"][0] >= evals.ALIVE
-    alive = dict(zip(("alive_in", "alive_out"), alive_F.view(2, -1).sum(1).tolist()))
-    weights = {f"weight_error_{n}": evals.relative_error(V @ U, W)
-               for n, V, U, W in zip(spd.SITES, m.raw.V, m.raw.U, m.raw.Ws)}
-    keys = ("l0", "ce_recovered", "kl", "fve", "concept_matched_fraction", "kl_attack", "attack", "spectrum",
-            "kl_joint")
-    return dict(loss=loss, **terms, **alive, **weights, **{key: found[key] for key in keys},
-                ce_stochastic=found["ce_recovered_stochastic"],
-                coverage=concepts.coverage(fit, test)["coverage"], board=concepts.concepts_from_precise_units(fit, test))
 
-def together(ms, bench):
-    """What metrics/stability.py says of several runs."""
-    found = stability.stability(ms, bench.gpt, bench.fit[0], bench.test[0], common.generator(0, "stability"))
-    return {key: found[key] for key in found if key.removeprefix("null_").removesuffix("_se") in PAIRS}
+    # its loss
+    gen = common.generator(0, "settled", device)
+    loss, terms = settled_loss(m.raw, arena.gpt, corpus, run, gen)
+    row = dict(loss=loss, **terms)
+
+    # how many components of each matrix are alive, and how well they add up to it
+    counts = evals.counts(m, arena.gpt, *arena.fit, (0,))
+    alive_F = counts["on"][0] >= evals.ALIVE
+    row["alive_in"], row["alive_out"] = alive_F.view(2, -1).sum(1).tolist()
+    for site, V, U, W in zip(spd.SITES, m.raw.V, m.raw.U, m.raw.Ws):
+        row[f"weight_error_{site}"] = evals.relative_error(V @ U, W)
+
+    # the table's own evaluations
+    answers = compare.faithfulness(m, arena, common.generator(run.seed, "faithfulness"))
+    answers |= compare.robustness(m, arena, common.generator(run.seed, "robustness"))
+    row |= {key: answers[key] for key in KEPT}
+    row["ce_stochastic"] = answers["ce_recovered_stochastic"]
+
+    # what the components mean
+    both = [recording.record(m, arena.gpt, *split) for split in (arena.fit, arena.test)]
+    fit, test = recording.split_by_sign(*both)
+    row["coverage"] = concepts.coverage(fit, test)["coverage"]
+    row["board"] = concepts.concepts_from_precise_units(fit, test)
+    return row
+
+
+def together(ms, arena):
+    """What several models share: of metrics/stability.py what PAIRS names, nulls and errors."""
+    gen = common.generator(0, "stability")
+    answers = stability.stability(ms, arena.gpt, arena.fit[0], arena.test[0], gen)
+
+    def is_wanted(key):
+        return key.removeprefix("null_").removesuffix("_se") in PAIRS
+
+    return {key: value for key, value in answers.items() if is_wanted(key)}
+
+
+def mean_by(rows, names, key):
+    """{values of names: mean of key} over rows."""
+    values = {}
+    for row in rows:
+        group = tuple(row[name] for name in names)
+        values.setdefault(group, []).append(row[key])
+    return {group: sum(some) / len(some) for group, some in values.items()}
+
 
 def settled(rows):
-    """[(n, loss of random starts after n steps, loss from the neurons' start after 4 n, their ratio)]."""
-    loss = {}
-    for row in rows:
-        loss.setdefault((row["start"], row["steps"]), []).append(row["loss"])
-    mean = {key: sum(values) / len(values) for key, values in loss.items()}
-    return [(n, mean["random", n], mean["neurons", 4 * n], mean["random", n] / mean["neurons", 4 * n])
-            for start, n in sorted(mean) if start == "random" and ("neurons", 4 * n) in mean]
+    """[(n, loss of random starts after n steps, of the neurons' start after 4 n, their ratio)]."""
+    loss = mean_by(rows, ("start", "steps"), "loss")
+    out = []
+    for start, steps in sorted(loss):
+        if start == "random" and ("neurons", 4 * steps) in loss:
+            reached = loss["random", steps]
+            reachable = loss["neurons", 4 * steps]
+            out.append((steps, reached, reachable, reached / reachable))
+    return out
+
+
+# ---------------------------------------------------------------------------------- what it shows
+def cell(value, digits):
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
 
 def render(found):
-    """The runs, what they have in common, and how settled they are, as Markdown."""
-    def cell(v, digits):
-        return "n/a" if v is None else f"{v:.{digits}f}"
-    lines = ["| start | steps | seed | " + " | ".join(head for head, _ in ROWS.values()) + " |",
+    """The trainings, what they share, and how settled they are, as Markdown."""
+    heads = [head for head, _ in ROWS.values()]
+    lines = ["| start | steps | seed | " + " | ".join(heads) + " |",
              "|---" * (3 + len(ROWS)) + "|"]
     for row in found["rows"]:
-        cells = [cell(row[key], digits) for key, (_, digits) in ROWS.items()]
-        lines.append("| " + " | ".join([row["start"], f"{row['steps']:,}", str(row["seed"]), *cells]) + " |")
+        cells = [row["start"], f"{row['steps']:,}", str(row["seed"])]
+        cells += [cell(row[key], digits) for key, (_, digits) in ROWS.items()]
+        lines.append("| " + " | ".join(cells) + " |")
+
     lines += ["", "| runs | " + " | ".join(PAIRS.values()) + " |", "|---" * (1 + len(PAIRS)) + "|"]
     for pair in found["pairs"]:
-        cells = [f"{cell(pair.get(key), 3)} ({cell(pair.get(f'null_{key}'), 3)})" for key in PAIRS]
-        lines.append(f"| {pair['name']} | " + " | ".join(cells) + " |")
-    lines += ["", "In brackets what as many random units give."] if found["pairs"] else []
-    lines += [f"settled({n:,}) = {a:.4f} / {b:.4f} = {ratio:.2f}" for n, a, b, ratio in settled(found["rows"])]
+        cells = [pair["name"]]
+        for key in PAIRS:
+            cells.append(f"{cell(pair.get(key), 3)} ({cell(pair.get(f'null_{key}'), 3)})")
+        lines.append("| " + " | ".join(cells) + " |")
+    if found["pairs"]:
+        lines += ["", "In brackets what as many random units give."]
+
+    for steps, reached, reachable, ratio in settled(found["rows"]):
+        lines.append(f"settled({steps:,}) = {reached:.4f} / {reachable:.4f} = {ratio:.2f}")
     return "\n".join(lines + [""])
 
+
+PANELS = {                          # label: the numbers that are drawn over the length
+    "loss": ("loss",),
+    "units on per token (L0)": ("l0",),
+    "KL under attack, 20 steps": ("kl_attack",),
+    "alive components of a matrix": ("alive_in", "alive_out"),
+    "CE recovered": ("ce_recovered",),
+    "shared by seeds": ("activations_shared_0.7", "inputs_shared_0.7", "weights_shared_0.7"),
+}
+
+
 def picture(found):
-    """Over the length: loss, L0, attack, alive, CE recovered, what runs share; and the spectra of importance."""
+    """Draw everything over the length of training, and the spectra of importance beside it."""
     from matplotlib.figure import Figure
     figure = Figure((15, 6.4), layout="constrained")
-    panels = {"loss": ("loss",), "units on per token (L0)": ("l0",), "KL under attack, 20 steps": ("kl_attack",),
-              "alive components of a matrix": ("alive_in", "alive_out"), "CE recovered": ("ce_recovered",),
-              "shared by seeds": ("activations_shared_0.7", "inputs_shared_0.7", "weights_shared_0.7")}
     axes = figure.subplots(2, 4)
-    for ax, (label, keys) in zip(axes[:, :3].flat, panels.items()):
+    for ax, (label, keys) in zip(axes[:, :3].flat, PANELS.items()):
         for i, key in enumerate(keys):
-            for start, style in (("random", "o-"), ("neurons", "s:")):
-                rows = found["pairs"] if key in PAIRS else found["rows"]
-                rows = [row for row in rows if row["start"] == start and row.get(key) is not None]
-                steps = sorted({row["steps"] for row in rows})
-                mean = [sum(values) / len(values) for values in (
-                    [row[key] for row in rows if row["steps"] == n] for n in steps)]
-                name = PAIRS.get(key, key.removeprefix("alive_") if len(keys) > 1 else "")
-                if steps:
-                    line, = ax.plot(steps, mean, style, color=f"C{i}", mfc="w", label=" ".join((start, name)).strip())
-                    ax.plot([row["steps"] for row in rows], [row[key] for row in rows], ".", color=line.get_color())
+            rows = found["pairs"] if key in PAIRS else found["rows"]
+            name = PAIRS.get(key, "")
+            if key.startswith("alive_"):
+                name = key.removeprefix("alive_")
+            draw_over_length(ax, rows, key, name, f"C{i}")
         ax.set(xlabel="steps of 2,048 tokens", ylabel=label, xscale="log")
         ax.grid(alpha=0.3)
         if ax.lines:
             ax.legend(fontsize=8)
-    for ax, site in zip(axes[:, 3], spd.SITES):             # of each length the first seed: a cliff where C is enough
-        for row in (row for row in found["rows"] if row["seed"] == 0):
-            mean = sorted(row["spectrum"][site], reverse=True)
-            ax.plot(range(1, len(mean) + 1), [max(v, 1e-6) for v in mean], ls=":" if row["start"] == "neurons" else "-",
-                    label=f"{row['start']} {row['steps']:,}")
-        ax.set(xlabel=f"component of W_{site}, sorted", ylabel="mean causal importance", yscale="log")
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+    for ax, site in zip(axes[:, 3], spd.SITES):
+        draw_spectra(ax, found["rows"], site)
     return figure
 
+
+def draw_over_length(ax, rows, key, name, color):
+    """A line through the means of each start, and a dot for each run."""
+    for start, style in (("random", "o-"), ("neurons", "s:")):
+        some = [row for row in rows if row["start"] == start and row.get(key) is not None]
+        if some:
+            mean = mean_by(some, ("steps",), key)
+            lengths = sorted(steps for (steps,) in mean)
+            ax.plot(lengths, [mean[(steps,)] for steps in lengths], style, color=color, mfc="w",
+                    label=f"{start} {name}".strip())
+            ax.plot([row["steps"] for row in some], [row[key] for row in some], ".", color=color)
+
+
+def draw_spectra(ax, rows, site):
+    """Mean importance of the sorted components, one seed a length: a cliff where C is enough."""
+    for row in rows:
+        if row["seed"] == 0:
+            mean = sorted(row["spectrum"][site], reverse=True)
+            ax.plot(range(1, len(mean) + 1), [max(v, 1e-6) for v in mean],
+                    ls=":" if row["start"] == "neurons" else "-",
+                    label=f"{row['start']} {row['steps']:,}")
+    ax.set(xlabel=f"component of W_{site}, sorted", ylabel="mean causal importance", yscale="log")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+
+
+# ------------------------------------------------------------------------------------------- main
+class Found:
+    """What is known already, kept in one file.
+
+    A row is not found again while everything that it depends on stays as it was."""
+
+    def __init__(self, path):
+        self.path = path
+        self.found = dict(rows=[], pairs=[])
+        if path.exists():
+            self.found = json.loads(path.read_text())
+
+    def row(self, table, depends_on, names, find):
+        """Add a row to a table, with what find() returns, unless it is there. Older ones go."""
+        key = compare.digest(depends_on)
+        rows = self.found[table]
+        if any(row["key"] == key for row in rows):
+            return
+        rows[:] = [row for row in rows if not names.items() <= row.items()]
+        rows.append(names | dict(key=key) | compare.finite(find()))
+        rows.sort(key=lambda row: (row["start"] != "random", row["steps"], row.get("seed", 0)))
+        common.write(self.path, json.dumps(self.found, indent=1).encode())
+
+
+class Models:
+    """Models by their job, each trained or loaded at most once."""
+
+    def __init__(self, cfg, gpt, layer, dev):
+        self.how = (cfg, gpt, layer)
+        self.gpt = gpt
+        self.dev = dev
+        self.known = {}
+
+    def __getitem__(self, job):
+        if job not in self.known:
+            self.known[job] = model(configured(*self.how, *job), self.gpt, self.dev)
+        return self.known[job]
+
+
+def groups(todo):
+    """[(start, steps, name, jobs)] of the runs that are held against each other."""
+    out = []
+    lengths = {job.steps for job in todo if job.start == "random"}
+    for steps in sorted(lengths):
+        seeds = [job for job in todo if job[:2] == ("random", steps)]
+        if len(seeds) > 1:
+            out.append(("random", steps, f"{len(seeds)} random starts, {steps:,} steps", seeds))
+        neurons = [job for job in todo if job[:2] == ("neurons", 4 * steps)]
+        if neurons:
+            name = f"random start, {steps:,} steps, and neurons' start, {4 * steps:,}"
+            out.append(("neurons", steps, name, [seeds[0], *neurons]))
+    return out
+
+
 def main(cfg):
-    gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
-    base = compare.Config(cfg.model, cfg.data, cfg.layer, "spd", eval_tokens=cfg.eval_tokens, device=cfg.device)
+    dev = common.device(cfg.device)
+    gpt = GPT.load(cfg.model, dev)
+    base = compare.Config(cfg.model, cfg.data, cfg.layer, "spd", eval_tokens=cfg.eval_tokens,
+                          device=cfg.device)
     layer, _ = compare.check(base, gpt)
     todo = jobs(cfg)
-    bench, corpus = compare.prepared(base, gpt, layer, dev), data.load_all(cfg.data, gpt.vocab, gpt.cfg.n_positions)
-    known, ms = Found(Path(cfg.out) / "spd-length.json"), {}
+    arena = compare.prepared(base, gpt, layer, dev)
+    corpus = data.load_all(cfg.data, gpt.vocab, gpt.cfg.n_positions)["fit"]
+    known = Found(Path(cfg.out) / "spd-length.json")
+    models = Models(cfg, gpt, layer, dev)
 
-    def get(job):
-        """The model of a job, at most once."""
-        if job not in ms:
-            ms[job] = model(configured(cfg, gpt, layer, *job), gpt, dev)
-        return ms[job]
+    # each run by itself
+    for i, job in enumerate(todo):
+        print(f"[{i + 1}/{len(todo)}] {job.start}, {job.steps} steps, seed {job.seed}", flush=True)
+        run = configured(cfg, gpt, layer, *job)
+        how = {k: v for k, v in vars(run).items() if k not in spd.MAY_CHANGE_ON_RESUME}
+        known.row("rows", [gpt.hash, how, cfg.eval_tokens], job._asdict(),
+                  lambda: measured(models[job], run, arena, corpus))
 
-    for i, (start, steps, seed) in enumerate(todo):
-        run = configured(cfg, gpt, layer, start, steps, seed)
-        fixed = [gpt.hash, {k: v for k, v in vars(run).items() if k not in spd.MAY_CHANGE_ON_RESUME}, cfg.eval_tokens]
-        print(f"[{i + 1}/{len(todo)}] {start}, {steps} steps, seed {seed}", flush=True)
-        known.row("rows", fixed, dict(start=start, steps=steps, seed=seed),
-                  lambda: measured(get((start, steps, seed)), run, bench, corpus["fit"]))
-    for steps in sorted({job[1] for job in todo if job[0] == "random"}):
-        seeds = [job for job in todo if job[:2] == ("random", steps)]
-        neurons = [job for job in todo if job[:2] == ("neurons", 4 * steps)]
-        groups = dict(random=seeds if len(seeds) > 1 else [], neurons=(seeds[:1] + neurons) if neurons else [])
-        for start, group in groups.items():
-            if group:
-                fixed = [gpt.hash, group, vars(configured(cfg, gpt, layer, *group[0])) | {"out": ""}, cfg.eval_tokens]
-                name = (f"{len(group)} random starts, {steps:,} steps" if start == "random" else
-                        f"random start, {steps:,} steps, and neurons' start, {4 * steps:,}")
-                print(name, flush=True)
-                known.row("pairs", fixed, dict(start=start, steps=steps, name=name),
-                          lambda: together([get(job) for job in group], bench))
+    # runs against each other
+    for start, steps, name, group in groups(todo):
+        print(name, flush=True)
+        how = vars(configured(cfg, gpt, layer, *group[0])) | {"out": ""}
+        names = dict(start=start, steps=steps, name=name)
+        known.row("pairs", [gpt.hash, group, how, cfg.eval_tokens], names,
+                  lambda: together([models[job] for job in group], arena))
+
     found = known.found | dict(provenance=common.provenance(cfg, gpt))
     common.write(known.path, json.dumps(found, indent=1).encode())
     common.write(Path(cfg.out) / "spd-length.md", render(found).encode())
     curve.save_picture(picture(found), Path(cfg.out) / "spd-length.png")
     print("", render(found), f"-> {cfg.out}/spd-length.json, .md, .png", sep="\n")
 
-class Found:
-    """What is known already, kept in one file: a row is not found again while what it depends on stays the same."""
-    def __init__(self, path):
-        self.path = path
-        self.found = json.loads(path.read_text()) if path.exists() else dict(rows=[], pairs=[])
-
-    def row(self, table, fixed, names, find):
-        key, rows = compare.digest(fixed), self.found[table]
-        if all(row["key"] != key for row in rows):
-            rows[:] = [row for row in rows if any(row[k] != v for k, v in names.items())]
-            rows.append(names | dict(key=key) | compare.finite(find()))
-            rows.sort(key=lambda row: (row["start"] != "random", row["steps"], row.get("seed", 0)))
-            common.write(self.path, json.dumps(self.found, indent=1).encode())
 
 if __name__ == "__main__":
     main(common.cli(Config))

@@ -1,12 +1,18 @@
-"""The same tuning for every row of the table: two optimizers at five learning rates each, at the middle sparsity and
-seed 0. On as many tokens as in the table; scored on fit, which no number of the table comes from.
+"""Which optimizer and learning rate should each row of the table use?
+
+Every row gets the same trials: two optimizers at five learning rates each, at its middle sparsity
+and seed 0, on as many tokens as in the table. Trials are scored on fit, which no number of the
+table comes from.
 
     gain = ln KL(what the table uses, at the trial's L0) - ln KL(trial)
-The KL of what the table uses is read off its curve over the table's sparsities, linear in log KL over log L0, so that a
-rate which only trades sparsity for KL gains nothing. Once one gains more than WORTH, the best is to be used: the best
-near the L0 at which the table reads all rows. Curves can cross, so a trial that lands elsewhere has no gain.
-Muon is for matrices. Where the table trains a row by Adam, a trial with Muon trains biases and thresholds (lr_rest) at
-the rate of that Adam: on them, Adam at that rate is what the row is known to need.
+
+The KL of what the table uses is read off its curve over the table's sparsities, linear in log KL
+over log L0, so that a rate which only trades sparsity for KL gains nothing. Once one gains more
+than WORTH, the best is to be used: the best near the L0 at which the table reads all rows. Curves
+can cross, so a trial that lands elsewhere has no gain.
+
+Muon is for matrices. Where the table trains a row by Adam, a trial with Muon trains biases and
+thresholds (lr_rest) at the rate of that Adam: it is what they are known to need.
 
     python -m studies.tune                      # trains what is missing, beside compare.py's models
     python -m studies.tune --methods sae,molt   # these rows alone; two runs can share the work
@@ -29,11 +35,12 @@ import data
 from model import GPT
 from report.table import AT
 
+
 @dataclass
 class Config:
     model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
+    layer: int = -1                 # whose MLP; -1: as the target's config.json says, or the middle
     methods: str = "all"            # some of the rows of compare.py, comma-separated
     tokens: int = 4_096_000         # that each model is trained on
     eval_tokens: int = 12_800       # of fit
@@ -41,10 +48,16 @@ class Config:
     runs: str = "runs/compare"      # folder for the models, shared with compare.py
     device: str = "auto"            # auto, cpu, cuda
 
-RATES = {"adam": (2e-3, 4e-3, 8e-3, 16e-3, 32e-3), "muon": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)}
-WORTH = 0.1                         # in ln KL; less can't be told from chance with one seed and a curve of three points
+
+RATES = {
+    "adam": (2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
+    "muon": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
+}
+WORTH = 0.1                         # in ln KL; less is chance, with one seed and 3 points a curve
 NEAR = 1.5                          # times or over table.AT: the L0 of trials that have a gain
 
+
+# ----------------------------------------------------------------------------------- the trials
 class Setting(NamedTuple):
     optimizer: str
     lr: float
@@ -52,148 +65,244 @@ class Setting(NamedTuple):
     def __str__(self):
         return f"{self.optimizer} {self.lr:g}"
 
+
+def setting_of(point):
+    """The setting of one trial, as tuning.json has it."""
+    return Setting(point["optimizer"], point["lr"])
+
+
 def own(job):
     """The setting that the table uses for the row of this job."""
-    change, default = job.method.change, job.method.module.Config
-    return Setting(change.get("optimizer", default.optimizer), change.get("lr", default.lr))
+    change = job.method.change
+    default = job.method.module.Config
+    optimizer = change.get("optimizer", default.optimizer)
+    return Setting(optimizer, change.get("lr", default.lr))
+
 
 def at(job, setting):
-    """The job at another setting; at the table's own it is compare.py's job, and its model."""
-    change, used = job.method.change | setting._asdict(), own(job)
-    if (used.optimizer, setting.optimizer) == ("adam", "muon") and hasattr(job.method.module.Config, "lr_rest"):
-        change["lr_rest"] = used.lr
+    """The job at another setting. At the table's own it is compare.py's job, with its model."""
+    used = own(job)
+    change = job.method.change | setting._asdict()
+    if (used.optimizer, setting.optimizer) == ("adam", "muon"):
+        if hasattr(job.method.module.Config, "lr_rest"):
+            change["lr_rest"] = used.lr
     elif (used.optimizer, setting.optimizer) == ("muon", "adam"):
-        change.pop("lr_rest", None)             # which Adam ignores: one model, whatever it is
+        # Adam ignores it: without it, all such trials have one name, and one model
+        change.pop("lr_rest", None)
     return dataclasses.replace(job, method=job.method._replace(change=change))
 
+
 def trials(cfg):
-    """{row: [(setting, job)]} of the trained rows: each sparsity at the table's setting, the middle one at all."""
-    every = [Setting(optimizer, lr) for optimizer, rates in RATES.items() for lr in rates]
+    """{row: [(setting, job)]} of the rows that are trained.
+
+    The middle sparsity is tried at all settings, the outer ones at the table's alone."""
+    tried = [Setting("adam", lr) for lr in RATES["adam"]]
+    tried += [Setting("muon", lr) for lr in RATES["muon"]]
     out = {}
     for job in compare.jobs(cfg):
         if job.method and not job.floor:
-            settings = dict.fromkeys((own(job), *every)) if job.middle else [own(job)]
-            out.setdefault(job.name, []).extend((setting, at(job, setting)) for setting in settings)
+            settings = [own(job)]
+            if job.middle:
+                settings += [setting for setting in tried if setting != own(job)]
+            row = out.setdefault(job.name, [])
+            row += [(setting, at(job, setting)) for setting in settings]
     return out
 
-def folder(job, cfg, bench):
-    """Of the trial's model. A hash of configuration, target and text is in its name, by which the trial is known."""
-    return Path(job.config(cfg, bench.gpt, bench.layer).out)
 
-def score(job, cfg, bench, dev):
-    """What one trial has on fit, a flat dict; its KL is None if its training diverged."""
+def folder(job, cfg, arena):
+    """The folder of a trial's model.
+
+    Its name holds a hash of configuration, target and text, by which the trial is known."""
+    return Path(job.config(cfg, arena.gpt, arena.layer).out)
+
+
+def score(job, cfg, arena, dev):
+    """What one trial reaches on fit, as a flat dict. Its KL is None if its training diverged."""
+    run = job.config(cfg, arena.gpt, arena.layer)
     try:
-        m, cost, _ = compare.trained(job, job.config(cfg, bench.gpt, bench.layer), bench.gpt, dev)
+        m, cost, _ = compare.trained(job, run, arena.gpt, dev)
     except SystemExit as e:
         if e.code == 1:
             return dict(kl=None)
         raise
-    found = compare.faithfulness(m, bench._replace(test=bench.fit), common.generator(0, "tune"))
-    return {key: found[key] for key in ("l0", "kl", "ce_recovered", "fve")} | cost
+    on_fit = arena._replace(test=arena.fit)
+    answers = compare.faithfulness(m, on_fit, common.generator(0, "tune"))
+    return {key: answers[key] for key in ("l0", "kl", "ce_recovered", "fve")} | cost
 
+
+# ---------------------------------------------------------------------------------- the verdict
 def gain(trial, curve):
-    """By how much the trial's ln KL lies below the curve at its L0; beyond the ends of the curve, below the end's.
-    trial, points of the curve: {"l0", "kl"}."""
+    """By how much does the trial's ln KL lie below the curve, at its L0?
+
+    Beyond the ends of the curve: below the end's. trial, points of the curve: {"l0", "kl"}."""
     curve = sorted(curve, key=lambda point: point["l0"])
-    l0, kl = ([math.log(point[key]) for point in curve] for key in ("l0", "kl"))
-    return float(np.interp(math.log(trial["l0"]), l0, kl)) - math.log(trial["kl"])
+    log_l0 = [math.log(point["l0"]) for point in curve]
+    log_kl = [math.log(point["kl"]) for point in curve]
+    expected = float(np.interp(math.log(trial["l0"]), log_l0, log_kl))
+    return expected - math.log(trial["kl"])
+
 
 def verdict(own, points):
-    """({setting: gain} of the trials near table.AT, the setting to use); own: the table's, whose gain is 0."""
-    points = [(Setting(p["optimizer"], p["lr"]), p) for p in points if p["kl"] is not None]
-    curve = [p for setting, p in points if setting == own]
-    near = [(setting, p) for setting, p in points if setting != own and curve and 1 / NEAR <= p["l0"] / AT <= NEAR]
-    gains = {own: 0.} | {setting: gain(p, curve) for setting, p in near}
+    """({setting: gain} of the trials near table.AT, the setting to use).
+
+    own: the table's setting, whose gain is 0. points: trials, at all sparsities."""
+    points = [point for point in points if point["kl"] is not None]
+    curve = [point for point in points if setting_of(point) == own]
+    gains = {own: 0.}
+    if curve:
+        for point in points:
+            is_near = 1 / NEAR <= point["l0"] / AT <= NEAR
+            if is_near and setting_of(point) != own:
+                gains[setting_of(point)] = gain(point, curve)
     best = max(gains, key=gains.get)
     return gains, best if gains[best] > WORTH else own
 
-# ----------------------------------------------------------------------------------------- what is kept, and shown
+
+# ---------------------------------------------------------------------- what is kept, and shown
 def stored(path, of):
-    """The rows in tuning.json, each of which says what it is of. Fails unless that is `of`: rows of another target, for
-    one, can't be in one table with this run's."""
+    """The rows in tuning.json, each of which says what it is of. Fails unless that is `of`.
+
+    Rows of another target, for one, can't be in one table with this run's."""
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     for row in rows:
         if row.get("of") != of:
-            common.fail(f"{path}: its row {row['name']} is of {row.get('of', 'an earlier form')}, not of {of}: "
-                        "give another --out, or remove that file")
+            common.fail(f"{path}: its row {row['name']} is of {row.get('of', 'an earlier form')}, "
+                        f"not of {of}: give another --out, or remove that file")
     return rows
 
+
 def keep(row, path):
-    """Puts a row into tuning.json and tuning.md, in place of the row of that name; returns all rows. It holds a lock
-    while it reads and writes: another run may be about to put its own rows there."""
+    """Put a row into tuning.json and tuning.md, in place of the row of its name; returns all rows.
+
+    It holds a lock while it reads and writes: another run may be about to put its rows there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)        # held until it is closed, or this process is dead
-        rows = {other["name"]: other for other in stored(path, row["of"])} | {row["name"]: row}
-        rows = [rows[name] for name in compare.METHODS if name in rows]
+        by_name = {known["name"]: known for known in stored(path, row["of"])}
+        by_name[row["name"]] = row
+        rows = [by_name[name] for name in compare.METHODS if name in by_name]
         common.write(path, json.dumps(dict(rows=rows, worth=WORTH), indent=1).encode())
         common.write(path.with_suffix(".md"), render(rows).encode())
     finally:
         os.close(lock)
     return rows
 
+
 def cell(row, setting):
     """One trial of the middle sparsity as text; bold if it is what should be used."""
-    point, = [p for p in row["points"] if p["middle"] and Setting(p["optimizer"], p["lr"]) == setting]
-    text = "diverged" if point["kl"] is None else f"{1e3 * point['kl']:.3g}@{point['l0']:.1f}"
+    point, = [p for p in row["points"] if p["middle"] and setting_of(p) == setting]
+    text = "diverged"
+    if point["kl"] is not None:
+        text = f"{1e3 * point['kl']:.3g}@{point['l0']:.1f}"
     if setting == Setting(**row["own"]):
         text += " table"
     elif point["gain"] is not None:
         text += f" {point['gain']:+.2f}"
     return f"**{text}**" if setting == Setting(**row["best"]) else text
 
+
+HEADER = f"""\
+KL@L0 on fit, at the middle sparsity, KL in thousandths of a nat; near L0 {AT} also the gain in
+ln KL over what the table uses (table). Bold: what should be used, another setting where one gains
+more than {WORTH}.
+
+| row | the table uses | KL@L0 | best | KL@L0, gain |
+|---|---|---|---|---|"""
+
+
 def render(rows):
-    """As Markdown: for each row what the table uses and what is best, and all trials, a table per optimizer."""
-    lines = ["KL@L0 on fit, at the middle sparsity, KL in thousandths of a nat; near L0 "
-             f"{AT} also the gain in ln KL over what", "the table uses (table). Bold: what should be used, another "
-             f"setting where one gains more than {WORTH}.", "",
-             "| row | the table uses | KL@L0 | best | KL@L0, gain |", "|---|---|---|---|---|"]
+    """As Markdown: what each row uses and what is best; then all trials, a table an optimizer."""
+    lines = [HEADER]
     for row in rows:
-        used, best = Setting(**row["own"]), Setting(**row["best"])
+        used = Setting(**row["own"])
+        best = Setting(**row["best"])
         lines.append(f"| {row['name']} | {used} | {cell(row, used)} | {best} | {cell(row, best)} |")
     for optimizer, rates in RATES.items():
-        lines += ["", f"| {optimizer} | " + " | ".join(map("{:g}".format, rates)) + " |", "|---" * 6 + "|"]
+        heads = [optimizer, *(f"{lr:g}" for lr in rates)]
+        lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for row in rows:
-            lines.append(f"| {row['name']} | " + " | ".join(cell(row, Setting(optimizer, lr)) for lr in rates) + " |")
+            cells = [row["name"], *(cell(row, Setting(optimizer, lr)) for lr in rates)]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines + [""])
 
+
+# ------------------------------------------------------------------------------------------ main
+class Trials:
+    """The scores of trials. Those in tuning.json are read back: they need no model any more."""
+
+    def __init__(self, cfg, arena, dev, rows, jobs):
+        self.how = (cfg, arena, dev)
+        self.scores = {}
+        for row in rows:
+            self.scores |= {point["key"]: point for point in row["points"]}
+        self.todo = [job for job in jobs if self.key(job) not in self.scores]
+        self.count = len(self.todo)
+        self.seconds = {}           # {row: [of trials that were trained]}
+
+    def key(self, job):
+        cfg, arena, _ = self.how
+        return folder(job, cfg, arena).name
+
+    def score(self, job, setting):
+        """A trial's score, with its key; trains the model and evaluates it if it is not known."""
+        key = self.key(job)
+        if key not in self.scores:
+            i = self.count - len(self.todo) + 1
+            left = compare.left(self.seconds, self.todo)
+            print(f"[{i}/{self.count}] {job}, {setting}; {left}", flush=True)
+            is_fresh = not folder(job, *self.how[:2]).exists()
+            began = time.time()
+            self.scores[key] = score(job, *self.how)
+            # a model that was there already says nothing about how long training takes
+            if is_fresh:
+                self.seconds.setdefault(job.name, []).append(time.time() - began)
+            self.todo.pop(0)
+        return self.scores[key] | dict(key=key)
+
+
 def main(cfg):
+    # what is to be tried, and on what
     base = compare.Config(cfg.model, cfg.data, cfg.layer, cfg.methods, seeds=1, tokens=cfg.tokens,
                           eval_tokens=cfg.eval_tokens, runs=cfg.runs, device=cfg.device)
-    gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
+    dev = common.device(cfg.device)
+    gpt = GPT.load(cfg.model, dev)
     layer, _ = compare.check(base, gpt)
-    if not (every := trials(base)):
+    tried = trials(base)
+    if not tried:
         common.fail(f"--methods {cfg.methods}: names no row that is trained")
-    path, of = Path(cfg.out) / "tuning.json", dict(target=gpt.hash, text=data.fingerprint(cfg.data), layer=layer,
-                                                   tokens=cfg.tokens, eval_tokens=cfg.eval_tokens)
-    # trials that are scored already are read back: they need no model any more
-    known = {point["key"]: point for row in stored(path, of) for point in row["points"]}
-    bench = compare.prepared(base, gpt, layer, dev)
-    todo = [job for tried in every.values() for _, job in tried if folder(job, base, bench).name not in known]
-    count, seconds = len(todo), {}
-    for name, tried in every.items():
+
+    # what is known already: rows of the same target, text and sizes
+    path = Path(cfg.out) / "tuning.json"
+    of = dict(target=gpt.hash, text=data.fingerprint(cfg.data), layer=layer, tokens=cfg.tokens,
+              eval_tokens=cfg.eval_tokens)
+    rows = stored(path, of)
+    arena = compare.prepared(base, gpt, layer, dev)
+    jobs = []
+    for row in tried.values():
+        jobs += [job for _, job in row]
+    known = Trials(base, arena, dev, rows, jobs)
+
+    # row by row: all its trials, then the verdict
+    for name, row in tried.items():
         points = []
-        for setting, job in tried:
-            where = folder(job, base, bench)
-            if where.name not in known:
-                print(f"[{count - len(todo) + 1}/{count}] {job}, {setting}; {compare.left(seconds, todo)}", flush=True)
-                began, fresh = time.time(), not where.exists()
-                known[where.name] = score(job, base, bench, dev)
-                if fresh:                       # what was trained before says nothing about how long training takes
-                    seconds.setdefault(name, []).append(time.time() - began)
-                todo.pop(0)
-            about = dict(key=where.name, **setting._asdict(), value=job.value, middle=job.middle)
-            points.append(known[where.name] | about)
-        used = tried[0][0]
+        for setting, job in row:
+            about = dict(**setting._asdict(), value=job.value, middle=job.middle)
+            points.append(known.score(job, setting) | about)
+        used, _ = row[0]
         gains, best = verdict(used, points)
         for point in points:
-            point["gain"] = gains.get(Setting(point["optimizer"], point["lr"])) if point["middle"] else None
+            point["gain"] = gains.get(setting_of(point)) if point["middle"] else None
         rows = keep(dict(name=name, of=of, own=used._asdict(), best=best._asdict(), points=points,
                          provenance=common.provenance(cfg, gpt)), path)
-    print("", render(rows), *(f"{row['name']}: {Setting(**row['best'])} should replace {Setting(**row['own'])}"
-                              for row in rows if row["best"] != row["own"]),
-          f"-> {path}, tuning.md", sep="\n")
+
+    print("", render(rows), sep="\n")
+    for row in rows:
+        if row["best"] != row["own"]:
+            best = Setting(**row["best"])
+            print(f"{row['name']}: {best} should replace {Setting(**row['own'])}")
+    print(f"-> {path}, tuning.md")
+
 
 if __name__ == "__main__":
     main(common.cli(Config))

@@ -45,12 +45,12 @@ def ours(variant):
     """build(a_ND, F, k, steps, lr, seed) -> (update(step, a_ND), model(a_ND) -> a_hat_ND, codes(a_ND) -> f_NF)"""
     def build(a_ND, F, k, steps, lr, seed):
         job = sae.Config(variant=variant, F=F, k=k, steps=steps, lr=lr, seed=seed, N=len(a_ND))
-        m, gen = sae.SAE(job, a_ND.shape[1], common.generator(seed, "init")), common.generator(seed, "noise")
+        m = sae.SAE(job, a_ND.shape[1], common.generator(seed, "init"))
         m.start(a_ND)
         opts = sae.optimizers(m)
 
         def update(step, a_ND):
-            loss, _, seen = sae.loss_fn(m, a_ND, None, step / steps, gen)
+            loss, _, seen = sae.loss_fn(m, a_ND, None, step / steps)
             sae.update(m, opts, loss, step / steps)
             sae.remember(m, step / steps, *seen)
         return update, lambda a: m.rebuild(m.codes(a)), m.codes

@@ -48,20 +48,20 @@ def closed_form(gpt, job):
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_arithmetic_equals_the_closed_form(small, layer):
     gpt, job = small[0], dataclasses.replace(small[1], layer=layer)
-    assert bench.arithmetic(bench.stepper(gpt, job, bench.losses)) == closed_form(gpt, job)
+    assert bench.arithmetic(bench.SpdStep(gpt, job, bench.losses)) == closed_form(gpt, job)
 
 
 def test_arithmetic_of_the_default_job():
     gpt, job = bench.default_job(bench.Config(device="cpu"))
-    assert bench.arithmetic(bench.stepper(gpt, job, bench.losses)) == closed_form(gpt, job)
+    assert bench.arithmetic(bench.SpdStep(gpt, job, bench.losses)) == closed_form(gpt, job)
 
 
 def test_passes(small):
     gpt, job = small
-    last, layers = bench.passes(bench.stepper(gpt, job, bench.losses), gpt, job.B)
+    last, layers = bench.passes(bench.SpdStep(gpt, job, bench.losses), gpt, job.B)
     assert last == [4, 3]                               # clean, adversary, and two masked forwards batched in one call
     assert layers == pytest.approx([(2 + 4) / 3, 3 / 3])                    # layers 0 and 1 once, layer 2 four times
-    full = bench.stepper(gpt, job, bench.without(prefix=False))
+    full = bench.SpdStep(gpt, job, bench.Without(prefix=False))
     assert bench.passes(full, gpt, job.B)[1][0] == pytest.approx(4)
 
 
@@ -74,14 +74,14 @@ def same(steps, n=3):
 
 
 def test_variants_compute_the_same_losses_step_after_step(small):
-    same([bench.stepper(*small, *variant) for variant in bench.VARIANTS.values()])
+    same([bench.SpdStep(*small, *variant) for variant in bench.VARIANTS.values()])
 
 
 def test_yardstick_compares_the_same_losses(small):
     gpt, job = bench.yardstick_job(bench.Config(device="cpu"))
     small_job = dataclasses.replace(small[1], adversary="none")
     for gpt, job in ((gpt, job), (small[0], small_job)):
-        same([bench.stepper(gpt, job, losses) for losses in (bench.losses, bench.straightforward)], n=2)
+        same([bench.SpdStep(gpt, job, losses) for losses in (bench.losses, bench.straightforward)], n=2)
 
 
 def test_as_installed_goes_back():

@@ -128,11 +128,33 @@ def test_write_is_all_or_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "replace", die)
     with pytest.raises(KeyboardInterrupt):
         common.write(path, b"new")
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["f"]
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, full)
+        fails(capsys, lambda: common.write(path, b"new"), path, "cannot write: No space left on device")
+        assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["f"]
     monkeypatch.undo()
     common.write(path, b"new")
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["f"]
     fails(capsys, lambda: common.write(path / "below a file", b""), "cannot write")
+
+def test_two_writers_of_one_path_do_not_mix(tmp_path, monkeypatch):
+    """While one has written its data but not yet taken the place of the file, another one begins and ends."""
+    path = tmp_path / "f"
+    fsync = os.fsync
+    seen = []
+    def other_comes_between(fd):
+        fsync(fd)
+        seen.append({p.name for p in tmp_path.iterdir()})
+        if len(seen) == 1:
+            common.write(path, b"other")
+            assert path.read_bytes() == b"other"
+    monkeypatch.setattr(os, "fsync", other_comes_between)
+    common.write(path, b"first, which ends last")
+    assert len(seen[0]) == 1 and len(seen[1]) == 2 and seen[0] < seen[1] and path.name not in seen[1]
+    assert path.read_bytes() == b"first, which ends last" and os.listdir(tmp_path) == ["f"]
 
 def run(steps, start=0, tensors=None):
     """A toy training run with dropout-like noise; returns its parts after `steps` updates."""

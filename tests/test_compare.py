@@ -294,12 +294,12 @@ def test_nulls_are_of_floors_that_are_as_dense():
     some = [row("random", 8, 1000, True, rule_f1=(0.1, 0)), row("random", 64, 1000, True, rule_f1=(0.4, 0)),
             row("random", 32, 1000, True), row("spd", 10, 200, rule_f1=(0.5, 0.2), kl=(1, None),
                                                kl_mean_ablation=(3, None))]
-    spd, of = some[-1], lambda row, group, key: table.null(row, some, group, key, table.EVERY[key])
-    assert of(spd, "words", "rule_f1") == 0.4               # of 0.05 of the units, not of 10
-    assert of(spd, "faithful", "kl") == 3 and of(spd, "faithful", "ce_recovered") == 0
-    assert of(row("a", 10, 1000), "faithful", "fve") is None
+    spd, of = some[-1], lambda row, key: table.null(row, some, key)
+    assert of(spd, "rule_f1") == 0.4               # of 0.05 of the units, not of 10
+    assert of(spd, "kl") == 3 and of(spd, "ce_recovered") == 0
+    assert of(row("a", 10, 1000), "fve") is None
     own = row("a", 10, 1000, null_rule_f1=(0.3, None))
-    assert of(own, "words", "rule_f1") == 0.3
+    assert of(own, "rule_f1") == 0.3
     for key, null, better in (("rule_f1", 0.2, True), ("rule_f1", 0.4, False), ("kl", 3, True), ("kl", 0.5, False)):
         spd["metrics"][key]["null"] = null
         assert table.beaten(spd, key) == better and ("°" in table.cell(spd, key)) == (not better)
@@ -310,13 +310,14 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     compare.main(Config(explain=True))
     shown = capsys.readouterr().out
     flat = " ".join(shown.split())
-    for column in table.EVERY.values():
+    for column in table.COLUMNS.values():
         assert f" {column.head} " in flat and column.text in flat and column.better in ("up", "down", "")
-        assert isinstance(column.null, (int, float)) or column.null in (None, "mean ablation", "plain neurons",
+        assert isinstance(column.beat, (int, float)) or column.beat in (None, "mean ablation", "plain neurons",
                                                                             *compare.FLOORS)
     assert [*table.ROWS] == [*compare.METHODS, *compare.FLOORS] and all(f"  {name} " in shown for name in table.ROWS)
-    assert sum(map(len, table.COLUMNS.values())) == len(table.EVERY)        # no key twice
-    assert all(len(group) <= 8 for group in table.COLUMNS.values())         # 120 columns of text
+    assert {column.table for column in table.COLUMNS.values()} == {*table.TABLES}
+    assert all(len(table.keys_under(heading)) <= 8 for heading in table.TABLES)     # 120 columns of text
+    assert not table.MEASURED.keys() & table.OWN.keys()
 
 
 @pytest.mark.parametrize("l0s, where", [
@@ -345,7 +346,7 @@ def test_each_column_has_a_metric_that_finds_it():
             found |= function(ms if group in compare.TOGETHER else ms[0], bench, common.generator(0, group))
     assert json.dumps(compare.finite(found))
     found |= table.at_one_l0([found | dict(l0=table.AT)])
-    wanted = {key for group, columns in table.COLUMNS.items() for key in columns if group != "by LLM"}
+    wanted = {key for key, column in table.COLUMNS.items() if column.table != "by LLM"}
     assert wanted - set(found) == {"tokens", "steps", "seconds"}
 
 
@@ -401,30 +402,31 @@ def test_pictures_and_files(tmp_path):
 
 
 def test_the_table_replaces_what_is_between_the_markers(tmp_path, capsys):
-    readme, found = tmp_path / "README.md", made_up()
+    readme, markdown = tmp_path / "README.md", "| a |\n|---|\n| \\1 |\n"
     first, last = table.MARKERS
     readme.write_text(f"before\n{first}\nold\\1\n{last}\nafter\n")
-    table.embed(found, readme)
+    table.embed(markdown, readme)
     once = readme.read_text()
-    assert once == f"before\n{first}\n{table.render(found, markdown=True)}{last}\nafter\n"
-    table.embed(found, readme)
+    assert once == f"before\n{first}\n{markdown}{last}\nafter\n"
+    table.embed(markdown, readme)
     assert readme.read_text() == once
     readme.write_text("no markers")
-    fails(capsys, lambda: table.embed(found, readme), "markers")
+    fails(capsys, lambda: table.embed(markdown, readme), "markers")
     assert readme.read_text() == "no markers"
 
 
 @pytest.mark.skipif(not (ROOT / "results/results.json").exists(), reason="no results are committed")
-def test_the_readme_says_what_the_results_say():
-    found = json.loads((ROOT / "results/results.json").read_text())
-    assert table.MARKERS[0] + "\n" + table.render(found, markdown=True) + table.MARKERS[1] in (
-        ROOT / "README.md").read_text()
+def test_the_committed_tables_are_what_the_committed_results_say():
+    """Byte for byte: results.json is written in its own words, and the tables are rendered from it."""
+    found = json.loads((ROOT / "results/results.json").read_bytes())
+    for name, text in table.files(found).items():
+        assert (ROOT / "results" / name).read_bytes() == text.encode(), name
 
 
 @pytest.mark.skipif(not (ROOT / "results/README.md").exists(), reason="nothing is said about results")
 def test_the_narrative_says_what_the_results_say():
     """Each "mean ± half" and each "null" in it is that of the **column** and the `row` named last."""
-    lines, heads = (ROOT / "results/README.md").read_text().splitlines(), {c.head: key for key, c in table.EVERY.items()}
+    lines, heads = (ROOT / "results/README.md").read_text().splitlines(), {c.head: key for key, c in table.COLUMNS.items()}
     rows = {row["name"]: row["metrics"] for row in json.loads((ROOT / "results/results.json").read_text())["rows"]
             if row["middle"]}
     token = (r"\*\*(?P<head>[^*]+)\*\*|`(?P<row>[^`]+)`|"

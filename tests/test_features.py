@@ -10,8 +10,10 @@ from torch.nn.functional import normalize
 
 import common
 import sae
+import stochastic
+import test_sae
+import test_stochastic
 from metrics import matching
-from test_sae import fit
 
 D, ROOTS, FREE, BRANCH = 128, 16, 176, 4        # and BRANCH children of each root, and of each of these
 N_FEATURES = ROOTS * (1 + BRANCH + BRANCH**2) + FREE
@@ -94,9 +96,16 @@ def test_saes_find_features_that_random_directions_do_not_have(world, true, caps
     a, found = true @ world.rows, {}
     for variant, (lr, _) in VARIANTS.items():
         gen = common.generator(0, "sae")
-        cfg = sae.Config(variant=variant, F=N_FEATURES, k=16, steps=1000, lr=lr)
-        m = sae.SAE(cfg, D, gen)
-        fit(m, lambda step: world.sample(cfg.N, gen) @ world.rows, cfg.steps)
+        how = dict(F=N_FEATURES, k=16, steps=1000, lr=lr)
+        batches = lambda step: world.sample(sae.Config.N, gen) @ world.rows
+        if variant == "stochastic":
+            cfg = stochastic.Config(base="sae", **how)
+            m = stochastic.Stochastic(cfg, sae.SAE(stochastic.base_config(cfg), D, gen))
+            test_stochastic.fit(m, batches, cfg.steps)
+        else:
+            cfg = sae.Config(variant=variant, **how)
+            m = sae.SAE(cfg, D, gen)
+            test_sae.fit(m, batches, cfg.steps)
         m.requires_grad_(False)
         f = m.codes(a)
         fve = 1 - (a - m.rebuild(f)).square().sum() / (a - a.mean(0)).square().sum()

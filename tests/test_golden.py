@@ -113,12 +113,15 @@ def trained(work):
     np.random.default_rng(0).integers(0, V, 20_000).astype(np.uint16).tofile(work / "x.bin")
     tiny = TINY | dict(model=target, data=str(work / "x.bin"))
     for i, (name, change) in enumerate(trainings()):
-        module, folder = importlib.import_module(name), work / f"run{i}"
-        module.train(module.Config(**tiny | (TINY_SPD if name == "spd" else {}) | change, out=str(folder)))
+        script, flags, folder = name, change, work / f"run{i}"
+        if change.get("variant") == "stochastic":           # recorded as a variant of both, a file of its own since
+            script, flags = "stochastic", {k: v for k, v in change.items() if k != "variant"} | dict(base=name)
+        module = importlib.import_module(script)
+        module.train(module.Config(**tiny | (TINY_SPD if name == "spd" else {}) | flags, out=str(folder)))
         summary = json.loads((folder / "summary.json").read_text())
         numbers = sorted(repr(v) for k, v in summary.items() if isinstance(v, float) and "second" not in k)
         out[" ".join([name, *(f"{k}={v}" for k, v in change.items() if k not in "FkN dead groups lam")])] = dict(
-            losses=log_of(folder, "loss"), tensors=tensors_sha(folder / f"{name}.safetensors"),
+            losses=log_of(folder, "loss"), tensors=tensors_sha(folder / f"{script}.safetensors"),
             summary=sha(*(v.encode() for v in numbers)))
     return out
 

@@ -117,6 +117,65 @@ def test_seam_replaces_one_mlp_and_agrees_with_prefix_and_suffix(gpt, idx_BT):
         assert torch.equal(spliced_BTV, gpt.suffix(r_BTD, half_BTD, l))
         assert (spliced_BTV - gpt(idx_BT)).abs().max() > 1e-2
 
+def test_the_seam_goes_from_mlp_to_mlp(gpt, idx_BT):
+    x_BTD, r_BTD = gpt.prefix(idx_BT, 0)
+    for l in range(2):
+        x_BTD, r_BTD = gpt.next_mlp(r_BTD, gpt.mlp(l)(x_BTD), l)
+        for got, want in zip((x_BTD, r_BTD), gpt.prefix(idx_BT, l + 1)):
+            assert torch.equal(got, want)
+    assert torch.equal(gpt.suffix(r_BTD, gpt.mlp(2)(x_BTD), 2), gpt(idx_BT)) and gpt.device == torch.device("cpu")
+
+MATRICES = [f"h.{l}.{name}" for l in range(3) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
+
+def test_linear_is_called_at_every_matrix_and_exact(gpt, idx_BT):
+    calls = []
+    def plain(name, x, module):
+        calls.append(name)
+        assert module is gpt.get_submodule(name) and x.shape[-1] == len(module.weight)
+        return module(x)
+    assert torch.equal(gpt(idx_BT, linear=plain), gpt(idx_BT)) and calls == MATRICES
+    calls.clear()
+    for got, want in zip(gpt.prefix(idx_BT, 1, plain), gpt.prefix(idx_BT, 1)):
+        assert torch.equal(got, want)
+    assert calls == MATRICES[:6]
+    calls.clear()                                           # with both, MLPs are replace's
+    assert torch.equal(gpt(idx_BT, lambda layer, x, mlp: mlp(x), plain), gpt(idx_BT))
+    assert calls == [name for name in MATRICES if "attn" in name]
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_linear_stands_in_for_one_matrix(gpt, idx_BT, name):
+    got_BTV = gpt(idx_BT, linear=lambda n, x, module: 0.5 * module(x) if n == name else module(x))
+    for p in gpt.get_submodule(name).parameters():
+        p.data.mul_(0.5)
+    torch.testing.assert_close(got_BTV, gpt(idx_BT))
+    assert (got_BTV - gpt(idx_BT, linear=lambda n, x, module: 2 * module(x))).abs().max() > 1e-2
+
+def test_distance_by_hand(gpt, idx_BT):
+    other_BT = idx_BT.roll(1, 0)
+    p, q = (gpt(idx).softmax(-1).tolist() for idx in (idx_BT, other_BT))
+    want = [[sum(a * math.log(a / b) for a, b in zip(p[i][t], q[i][t])) for t in range(1, 15)] for i in range(5)]
+    clean, other = (gpt.predictions(gpt(idx)) for idx in (idx_BT, other_BT))
+    torch.testing.assert_close(gpt.distance(clean, other), torch.tensor(want), rtol=1e-4, atol=1e-5)
+    assert (gpt.distance(clean, clean) == 0).all()
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_distance_for_training_is_the_distance(gpt, idx_BT, n):
+    """Values and gradients of n stand-ins in one pass: those of the plain equation, one by one."""
+    gpt.double()
+    x_BTD, r_BTD = gpt.prefix(idx_BT, 1)
+    y_BTD = gpt.mlp(1)(x_BTD)
+    y_hats = [((0.5 + i) * y_BTD).detach().requires_grad_() for i in range(n)]
+    got = gpt.distance_from(r_BTD, y_BTD, 1)(torch.cat(y_hats))
+    assert got.shape == (5 * n, 16)
+    clean = gpt.suffix(r_BTD, y_BTD, 1).log_softmax(-1)
+    want = torch.cat([gpt.distance(clean, gpt.suffix(r_BTD, y_hat, 1).log_softmax(-1)) for y_hat in y_hats])
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+    scored = gpt.distance(*(gpt.predictions(gpt.suffix(r_BTD, y, 1)).double() for y in (y_BTD, y_hats[0])))
+    torch.testing.assert_close(got[:5, 1:-1], scored, rtol=1e-4, atol=1e-5)
+    grads = [torch.autograd.grad(kl.square().sum(), y_hats, retain_graph=True) for kl in (got, want)]
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
 def test_mlp_in_the_papers_letters(gpt):
     x_BTD, mlp = torch.randn(2, 4, 24, generator=common.generator(0, "x")), gpt.h[1].mlp
     h_BTM = torch.nn.functional.gelu(x_BTD @ mlp.c_fc.weight + mlp.c_fc.bias, approximate="tanh")

@@ -21,7 +21,7 @@ from sae import SAE, Config
 from test_common import fails
 
 ROOT = Path(sae.__file__).parent
-VARIANTS, SITES = ["topk", "batchtopk", "jumprelu", "stochastic", "relu"], ["mlp_out", "mlp_in", "resid"]
+VARIANTS, SITES = ["topk", "batchtopk", "jumprelu", "relu"], ["mlp_out", "mlp_in", "resid"]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def cfg(target, tmp_path, monkeypatch):
 
 
 def started(cfg, a, k=3, **change):
-    """An SAE on the activations a, its biases and gates stirred."""
+    """An SAE on the activations a, its biases stirred."""
     m = SAE(dataclasses.replace(cfg, k=k, **change), a.shape[1], torch.Generator().manual_seed(0), 1)
     m.start(a)
     for name, p in m.named_parameters():
@@ -48,12 +48,12 @@ def rand(*shape, seed=0):
 
 def fit(m, batches, steps):
     """The loop of sae.train without the model around it -> terms of the last step."""
-    opts, gen = sae.optimizers(m), torch.Generator().manual_seed(0)
+    opts = sae.optimizers(m)
     for step in range(steps):
         a = batches(step)
         if not step:
             m.start(a)
-        loss, terms, seen = sae.loss_fn(m, a, None, step / steps, gen)
+        loss, terms, seen = sae.loss_fn(m, a, None, step / steps)
         sae.update(m, opts, loss, step / steps)
         sae.remember(m, step / steps, *seen)
     return terms
@@ -75,9 +75,7 @@ def test_identity_dictionary_has_zero_loss(cfg, variant):
     m.start(a)
     I = torch.cat([torch.eye(D), -torch.eye(D)])
     m.W_enc.data, m.W_dec.data = I.clone(), I.clone()
-    if variant == "stochastic":
-        m.b_gate.data += 100                                    # gates wide open: no noise, nothing rounded
-    loss, terms, seen = sae.loss_fn(m, a, None, 0, torch.Generator())
+    loss, terms, seen = sae.loss_fn(m, a, None, 0)
     assert terms["rec"] < 1e-10 and terms["l0"] == D and seen[0].all()
     a_hat = m.rebuild(m.codes(a))
     assert torch.allclose(a_hat, a, atol=1e-5)
@@ -119,8 +117,7 @@ def test_folded_it_reads_raw_activations_and_does_the_same(cfg, target, variant,
     idx = torch.randint(0, V, (3, T), generator=torch.Generator().manual_seed(0))
     m.start(5 * rand(100, D))
     m.threshold.fill_(0.2)
-    for p in (m.b_enc, *([m.b_gate] if variant == "stochastic" else [])):
-        p.data += 0.1 * rand(m.cfg.F)
+    m.b_enc.data += 0.1 * rand(m.cfg.F)
     x, before = evals.clean(m, gpt, idx, 1)
     y, scale = m.decode(1, before, x), m.scale.item()
     m.fold()
@@ -182,50 +179,17 @@ def test_a_silent_unit_is_counted_and_revived(cfg):
     m = started(cfg, a, steps=10, N=100, dead=200, F=12, k=2)
     m.b_enc.data[5] = -20                                       # negative everywhere, and revived all the same
     for step in range(2):
-        loss, terms, seen = sae.loss_fn(m, a, None, 0, None)
+        loss, terms, seen = sae.loss_fn(m, a, None, 0)
         assert not seen[0][5] and terms["dead"] == 0 and m.idle[5] == 100 * step
         sae.remember(m, 0, *seen)
-    loss, terms, seen = sae.loss_fn(m, a, None, 0, None)
+    loss, terms, seen = sae.loss_fn(m, a, None, 0)
     loss.backward()
     assert terms["dead"] == (m.idle >= 200).sum() > 0 and terms["aux"] > 0
     assert m.W_enc.grad[5].norm() > 0 and m.W_dec.grad[5].norm() > 0 and "idle" in m.state_dict()
 
 
-def test_the_gate_of_a_dead_unit_is_pushed_open(cfg):
-    a = rand(100, D)
-    m = started(cfg, a, variant="stochastic", N=100, dead=200, F=12, k=2)
-    m.b_gate.data[5], m.idle[5] = -3, 200
-    slopes = []
-    for c_wake in (0, 0.2):
-        m.cfg = dataclasses.replace(m.cfg, c_wake=c_wake)
-        m.zero_grad()
-        sae.loss_fn(m, a, None, 1, common.generator(0, "noise"))[0].backward()
-        slopes.append(m.b_gate.grad.clone())
-    pushed = slopes[1] - slopes[0]
-    assert pushed[5].item() == pytest.approx(-0.2 / 32, abs=1e-7) and pushed[m.idle < 200].abs().max() < 1e-7
-
-
-def test_noise_fills_what_the_gate_leaves_open_and_only_that(cfg):
-    a = rand(4000, D)
-    quiet, noisy = (started(cfg, a, variant="stochastic", noise=noise) for noise in (False, True))
-    rec = lambda m, seed: sae.loss_fn(m, a, None, 1, torch.Generator().manual_seed(seed))[1]["rec"].item()
-    assert rec(quiet, 0) == rec(quiet, 1) and rec(noisy, 0) != rec(noisy, 1)
-    for m in (quiet, noisy):
-        m.b_gate.data += 100
-    assert rec(quiet, 0) == pytest.approx(rec(noisy, 0))        # g = 1 pins the mask
-    m.b_gate.data -= 200                                        # g = 0: the mask is r, half open on average
-    with torch.no_grad():
-        v = F.linear(a * m.scale, m.W_enc, m.biases()[0]).relu()
-        mean = a * m.scale - m.b_dec - v @ m.W_dec / 2
-        spread = v.square().sum(-1) / 12                        # the variance of r v along rows of norm 1: one r each,
-        spread[::2] = (v @ m.W_dec)[::2].square().sum(-1) / 12  # or one for all
-    want = (mean.square().sum(-1) + spread).mean() / m.variance
-    assert rec(noisy, 0) == pytest.approx(want.item(), rel=.02)
-
-
 @pytest.mark.parametrize("change, matrices", [
-    (dict(), "W_enc W_dec"), (dict(frozen=True), "W_enc"), (dict(variant="jumprelu"), "W_enc W_dec"),
-    (dict(variant="stochastic"), "W_enc W_dec W_gate")])
+    (dict(), "W_enc W_dec"), (dict(frozen=True), "W_enc"), (dict(variant="jumprelu"), "W_enc W_dec")])
 def test_muon_trains_the_matrices_and_adam_the_rest(cfg, change, matrices):
     a = rand(60, D)
     m = started(cfg, a, steps=200, optimizer="muon", lr=2e-2, lr_rest=3e-3, **change)
@@ -235,9 +199,9 @@ def test_muon_trains_the_matrices_and_adam_the_rest(cfg, change, matrices):
     assert given == dict(opt=set(matrices.split()), opt_rest=trained - set(matrices.split()))
     assert isinstance(opts["opt"], torch.optim.Muon) and isinstance(opts["opt_rest"], torch.optim.Adam)
     for t, share in ((0, 0.1), (0.5, 1), (0.9, 0.5)):           # both follow the schedule
-        sae.update(m, opts, sae.loss_fn(m, a, None, t, torch.Generator())[0], t)
+        sae.update(m, opts, sae.loss_fn(m, a, None, t)[0], t)
         assert [opt.param_groups[0]["lr"] for opt in opts.values()] == pytest.approx([2e-2 * share, 3e-3 * share])
-    first = sae.loss_fn(m, a, None, 0, torch.Generator())[1]["rec"]
+    first = sae.loss_fn(m, a, None, 0)[1]["rec"]
     assert fit(m, lambda step: a, 200)["rec"] < 0.7 * first
 
 
@@ -246,7 +210,7 @@ def test_overfits_one_batch(cfg, variant):
     a = rand(12, D)
     m = started(cfg, a, variant=variant, F=48, k=6, steps=400, N=12, theta=.1, c_l0=0., follow=0.,
                 c_first=0.)
-    first = sae.loss_fn(m, a, None, 0, torch.Generator())[1]["rec"]
+    first = sae.loss_fn(m, a, None, 0)[1]["rec"]
     assert fit(m, lambda step: a, 400)["rec"] < 0.02 * first
 
 
@@ -256,8 +220,7 @@ def planted(n, true, gen):
     return (on * (0.5 + torch.rand(on.shape, generator=gen))) @ true
 
 
-@pytest.mark.parametrize("variant, steps", [("topk", 400), ("batchtopk", 400), ("jumprelu", 400), ("relu", 600),
-                                            ("stochastic", 1200)])
+@pytest.mark.parametrize("variant, steps", [("topk", 400), ("batchtopk", 400), ("jumprelu", 400), ("relu", 600)])
 def test_recovers_a_planted_dictionary(variant, steps):
     gen = torch.Generator().manual_seed(0)
     true = F.normalize(torch.randn(64, 64, generator=gen), dim=-1)
@@ -272,7 +235,7 @@ def losses(cfg):
 
 
 def test_same_seed_same_losses(cfg, tmp_path):
-    first, *others = [losses(dataclasses.replace(cfg, variant="stochastic", seed=seed, out=str(tmp_path / f"{i}")))
+    first, *others = [losses(dataclasses.replace(cfg, variant="jumprelu", seed=seed, out=str(tmp_path / f"{i}")))
                       for i, seed in enumerate((0, 0, 1))]
     assert first == others[0] != others[1] and len(first) == cfg.steps
 
@@ -289,7 +252,7 @@ def test_evaluation_touches_neither_state_nor_random_numbers(cfg, target, varian
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-@pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=40), dict(variant="stochastic", site="resid"),
+@pytest.mark.parametrize("change", [dict(variant="batchtopk", dead=40), dict(variant="relu", site="resid"),
                                     dict(variant="jumprelu", objective="kl", site="mlp_in"), dict(frozen=True)])
 def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change, optimizer):
     cfg = dataclasses.replace(cfg, optimizer=optimizer, **change)
@@ -307,7 +270,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, change, optimizer)
         assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()
         state = dict(adam="exp_avg", muon="momentum_buffer")[optimizer]
         assert {f"opt.0.{state}", "opt_rest.0.exp_avg"} <= a.keys()
-        assert all(torch.equal(a[k], b[k]) for k in a) and a["sae.scale"] == 1      # saved folded
+        assert all(torch.equal(a[k], b[k]) for k in a) and a["m.scale"] == 1      # saved folded
         assert (Path(whole.out) / "log.jsonl").read_text() == (Path(cfg.out) / "log.jsonl").read_text()
 
 
@@ -330,7 +293,7 @@ def test_sweep_saves_data_and_picture(cfg):
 
 def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     real = sae.loss_fn
-    monkeypatch.setattr(sae, "loss_fn", lambda m, a, kl, t, gen: real(m, a * (math.nan if t > .5 else 1), kl, t, gen))
+    monkeypatch.setattr(sae, "loss_fn", lambda m, a, kl, t: real(m, a * (math.nan if t > .5 else 1), kl, t))
     with pytest.raises(SystemExit) as stop:
         sae.train(cfg)
     assert stop.value.code == 1 and "step 4" in capsys.readouterr().err
@@ -343,7 +306,7 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(steps=0), "--steps 0"), (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"),
     (dict(sweep=True, k=3), "--sweep"), (dict(resume=True), "no such file"), (dict(device="tpu"), "--device tpu"),
     (dict(seed=-1), "--seed -1"), (dict(lr=-1.), "--lr -1"), (dict(lr_rest=0.), "--lr_rest 0"),
-    (dict(gamma_end=0.), "--gamma_end 0")])
+    (dict(bandwidth=0.), "--bandwidth 0"), (dict(variant="stochastic"), "python stochastic.py")])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
     fails(capsys, lambda: sae.main(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists()

@@ -1,12 +1,19 @@
 """Metrics of the units against plain loops and planted answers: identity, constant, shuffled, split, absorbed."""
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+import baselines
 import common
 from evals import ALIVE
 from metrics import concepts, effects, recording
 from metrics.atoms import effective_rank, fragmentation, meta_dictionary, one_concept
 from metrics.recording import Active, Dense
+from model import GPT, GPTConfig
+from tinytales import concepts as truth
+from tinytales.story import VOCAB, tell
 
 N = 6000
 
@@ -106,10 +113,17 @@ def test_what_is_chosen_on_fit_is_scored_on_test(world):
 
 
 def test_auroc_counts_pairs_and_ties():
-    score = torch.tensor([[1., 2, 3, 3, 0, 2, 3, 1]])
-    true, false = score[0, :4], score[0, 4:]
-    want = sum((t > f).item() + 0.5 * (t == f).item() for t in true for f in false) / 16
-    assert concepts.auroc(score).item() == want
+    gen = common.generator(0, "auroc")
+    score_KN = torch.randint(0, 4, (3, 40), generator=gen).float()
+    is_true_KN = torch.rand(3, 40, generator=gen) < 0.3
+    got_K = concepts.auroc(score_KN, is_true_KN)
+    for k in range(3):
+        true, false = score_KN[k, is_true_KN[k]], score_KN[k, ~is_true_KN[k]]
+        wins = (true[:, None] > false).double() + 0.5 * (true[:, None] == false).double()
+        assert got_K[k].item() == pytest.approx(wins.mean().item(), rel=1e-12)
+    halves_N = torch.arange(40) < 20                            # one truth for all rows
+    assert torch.equal(concepts.auroc(score_KN, halves_N), concepts.auroc(score_KN, halves_N.expand(3, 40)))
+    assert concepts.auroc(score_KN, torch.ones(40)).isnan().all()
 
 
 def test_logistic_is_a_minimum_and_survives_separable_data():
@@ -269,3 +283,29 @@ def test_like_and_difference_of_means(world):
     label = world[0]
     got = effects.difference_of_means(v, label)
     assert torch.allclose(got[4], v[label[:, 4]].mean(0) - v[~label[:, 4]].mean(0), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def arena():
+    """What compare.py hands to measure: a tiny random GPT, and stories with their concepts."""
+    gen, rows, T = common.generator(0, "arena"), 60, 40
+    gpt = GPT(GPTConfig(len(VOCAB), n_layer=1, n_embd=16, n_head=2, n_inner=32, n_positions=T), gen)
+    gpt.vocab = list(VOCAB)
+    ids = np.concatenate([tell(i).ids for i in range(50)])[:2 * rows * T]
+    label = truth.labels(ids, VOCAB, truth.lexical(VOCAB))
+    ids, label = torch.from_numpy(ids).view(2, rows, T), torch.from_numpy(label).view(2, rows, T, -1)
+    enough = label[:, :, 1:].sum((1, 2)).amin(0) >= ALIVE
+    names = [name for name, keep in zip(truth.concept_names(False), enough) if keep]
+    fit, test = ((idx, lab[..., enough]) for idx, lab in zip(ids, label))
+    shared = lambda function, name, **how: function(gpt, 0, fit=fit, test=test, gen=common.generator(0, name), **how)
+    return SimpleNamespace(gpt=gpt.eval().requires_grad_(False), layer=0, fit=fit, test=test, names=names, shared=shared)
+
+
+@pytest.mark.parametrize("module, details", [
+    (concepts, ["alive_curve", "null_probe_auroc_1"]), (effects, [])])
+def test_numbers_have_exactly_the_keys_of_the_columns(arena, module, details):
+    m = baselines.baselines(arena.gpt, 0, arena.fit[0], 8, 32, 0)["neurons"]
+    numbers, rest = module.measure(m, arena, common.generator(0, "measure"))
+    assert list(numbers) == list(module.COLUMNS) and {*details} <= {*rest}
+    n_a = [key for key, value in numbers.items() if value is None]
+    assert set(n_a) <= {"absorption_fraction", "meta_excess"}
