@@ -38,6 +38,7 @@ B sequences, T positions, N = B T, D residual width, M MLP hidden width, C compo
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable, Literal, NamedTuple
 
@@ -113,7 +114,6 @@ SITES = ("in", "out")               # the two matrices
 TAUS = (0, 0.1, 0.5)                # a component is on where g > tau ..
 ON_ABOVE = 0.1                      # .. and this is the tau that counts
 SMALL = 0.02                        # --start neurons: size of the other components
-PGD = dict(steps=20, size=0.1)      # the summary's attack
 
 
 # ------------------------------------------------------------------------------- importance
@@ -401,26 +401,20 @@ def source_sizes(spd):
     return [spd.C] * len(spd.Ws) + [1] * len(spd.Ws)
 
 
-def sign_pgd(spd, importance, batch, gen, steps, size, keep_best=False):
-    """The worst sources found by sign-gradient ascent from a random start, clamped to [0, 1].
+def sign_step(spd, importance, batch, gen):
+    """Sources that make the loss worse: from a random start, one step of size 1 along the sign of
+    its gradient, clamped to [0, 1].
 
     One source per component is shared by all positions. V, U and the importance net are constants.
-    keep_best: one more pass, and the worst that was visited instead of the last."""
+    The attack by which an SPD is judged takes many small steps (metrics/masks.py)."""
     importance = [g.detach() for g in importance]
     device = importance[0].device
     sources = [torch.rand(n, generator=gen, device=device) for n in source_sizes(spd)]
-    highest = -math.inf
-    best = None
-    for _ in range(steps + keep_best):
-        sources = [s.requires_grad_() for s in sources]
-        loss = batch.divergence(spd.masked(importance, sources, detach=True))[0]
-        if keep_best and loss > highest:
-            highest = loss.item()
-            best = [s.detach() for s in sources]
-        grads = torch.autograd.grad(loss, sources)
-        moved = [s.detach() + size * grad.sign() for s, grad in zip(sources, grads)]
-        sources = [s.clamp_(0, 1) for s in moved]
-    return best if keep_best else sources
+    sources = [source.requires_grad_() for source in sources]
+    loss = batch.divergence(spd.masked(importance, sources, detach=True))[0]
+    grads = torch.autograd.grad(loss, sources)
+    moved = [source.detach() + grad.sign() for source, grad in zip(sources, grads)]
+    return [source.clamp_(0, 1) for source in moved]
 
 
 class PersistentPGD(nn.Module):
@@ -471,7 +465,7 @@ def loss_fn(spd, batch, cfg, progress, gen, pgd=None):
     if pgd:
         sources.append(pgd.ascend(spd, importance, batch, progress))
     elif cfg.adversary != "none":
-        sources.append(sign_pgd(spd, importance, batch, gen, steps=1, size=1.))
+        sources.append(sign_step(spd, importance, batch, gen))
     found = batch.divergence(*[spd.masked(importance, source) for source in sources])
     stoch = found[0]
     adv = found[1] if len(found) > 1 else torch.zeros(())
@@ -658,15 +652,6 @@ def small_evaluation(cfg, gpt, spd, corpus):
 
 
 # ----------------------------------------------------------------------------------- summary
-def attacked(cfg, gpt, spd, rows_RT, gen):
-    """The attack of the summary on some rows, as a replace function."""
-    batch = CleanPass(gpt, spd, rows_RT)
-    with torch.no_grad():
-        importance = [z.clamp(0, 1) for z in spd.importance_net(batch.inputs, spd.V)]
-    sources = sign_pgd(spd, importance, batch, gen, **PGD, keep_best=True)
-    return masks.replacing(spd, lambda gs: masks.masks_from(gs, sources))
-
-
 def summarise(cfg, gpt, spd, corpus, seconds):
     """Print what was found, write summary.json. Means and the choice of concepts come from fit,
     figures from test."""
@@ -679,8 +664,9 @@ def summarise(cfg, gpt, spd, corpus, seconds):
 
     # cross-entropy and KL under each of the masks, and under the attack
     floor = evals.ablations(gpt, layer, fit[0])
-    replaces = floor | {"pgd20": attacked(cfg, gpt, spd, few, gen)}
-    attack = evals.scores(gpt, few, replaces)
+    ladder, worst = masks.worst_sources(spd, gpt, few, gen)
+    attacked = masks.replacing(spd, partial(masks.masks_from, sources=worst))
+    attack = evals.scores(gpt, few, floor | {"pgd20": attacked})
     table = evals.scores(gpt, test[0], floor | masks.mask_table(spd, TAUS, gen))
 
     # the components of each matrix: how many are on, alive, and what they mean
@@ -694,7 +680,7 @@ def summarise(cfg, gpt, spd, corpus, seconds):
               for name, V, U, W in zip(SITES, spd.V, spd.U, spd.Ws)}
 
     out |= evals.score_keys(table)
-    out |= dict(kl_pgd20=attack["pgd20"]["kl"], seconds=seconds, l0=l0)
+    out |= dict(kl_pgd20=ladder[masks.STEPS], seconds=seconds, l0=l0)
     out["active_params"] = l0 * sum(spd.Ws[0].shape)
     out["dead_fraction"] = 1 - alive / len(spd.params_F)
     out["ce_recovered"] = out[f"ce_recovered_rounded_{ON_ABOVE}"]
@@ -703,7 +689,7 @@ def summarise(cfg, gpt, spd, corpus, seconds):
 
     tokens = cfg.steps * cfg.B * cfg.T
     head = f"\nlayer {layer}, {spd.C} components per matrix, {tokens:,} tokens, {seconds:.0f} s"
-    how = (f"pgd20: {PGD['steps']} sign steps of {PGD['size']}, "
+    how = (f"pgd20: {masks.STEPS} sign steps of {masks.SIZE}, "
            f"one source for all positions of {len(few)} sequences")
     scores = [*evals.score_lines(table, table), *evals.score_lines(attack, ["pgd20"])]
     sums = [f"|W - VU| / |W| of W_{name}: {error:.3%}" for name, error in errors.items()]
