@@ -19,7 +19,7 @@ import data
 import evals
 import spd
 from data import over_rows
-from model import GPT, default_layer
+from model import GPT, default_layer, gelu
 
 @dataclass
 class Config:
@@ -78,7 +78,7 @@ class Neurons:
         return [x_ND]
 
     def encode(self, layer, x_BTD, mlp):
-        f_BTM = spd.act(mlp.c_fc(x_BTD)).abs()
+        f_BTM = gelu(mlp.c_fc(x_BTD)).abs()
         return keep(f_BTM, f_BTM * self.W.norm(dim=1), self.k)
 
     def strength(self, layer, f_BTF, x_BTD):
@@ -105,7 +105,7 @@ class SVD(spd.SPD):
         top = lambda h, U: keep(torch.ones_like(h), h.abs() * U.norm(dim=1), self.k)
         h = x_BTD @ self.V[0]
         f = top(h, self.U[0])
-        return torch.cat([f, top(spd.act((h * f) @ self.U[0] + self.bs[0]) @ self.V[1], self.U[1])], -1)
+        return torch.cat([f, top(gelu((h * f) @ self.U[0] + self.bs[0]) @ self.V[1], self.U[1])], -1)
 
 def directions(F, D, seed):
     return nnf.normalize(torch.randn(F, D, generator=common.generator(seed, "directions")), dim=1)

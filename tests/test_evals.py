@@ -203,6 +203,9 @@ def test_the_attack_nears_the_worst_corner_and_grows_with_its_budget(gpt, rows):
     assert found[0] < found[2] <= found[15] <= worst + 1e-6 and found[15] > 0.95 * worst
     each = masks.attack(m, gpt, few, common.generator(0, "attack"), budgets=(15,), shared=False)
     assert each[15] > found[15]                             # a source of its own for each position can do more
+    ladder, sources = masks.worst_sources(m, gpt, few, common.generator(0, "attack"), budgets=(15,))
+    under = masks.replacing(m, lambda gs: masks.masks_from(gs, sources))
+    assert ladder[15] == found[15] == pytest.approx(evals.scores(gpt, few, {"r": under})["r"]["kl"], rel=1e-4)
 
 
 def test_aggregation_of_a_joint_and_of_a_needless_importance(gpt, rows):

@@ -37,7 +37,7 @@ NODES = {
     "metrics/effects.py": 2340,
     "metrics/faithful.py": 1900,
     "metrics/llm.py": 1470,
-    "metrics/masks.py": 1380,
+    "metrics/masks.py": 1420,
     "metrics/matching.py": 2680,
     "metrics/recording.py": 1560,
     "metrics/stability.py": 2430,
