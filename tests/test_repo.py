@@ -62,6 +62,7 @@ PLAIN = {           # files that tests/density.py finds nothing wrong with, and 
     "common.py",
     "evals.py",
     "model.py",
+    "molt.py",
     "sae.py",
     "spd.py",
     "stochastic.py",
