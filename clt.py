@@ -422,7 +422,7 @@ def load(path, gpt):
     tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
     clt, _ = build(Config(**meta["config"]), gpt)
     common.unflat(tensors, clt=clt)
-    return clt.to(gpt.wte.weight.device).requires_grad_(False)
+    return clt.to(gpt.device).requires_grad_(False)
 
 
 def train(cfg):
@@ -490,7 +490,7 @@ def used_by_all(gpt, whole, rows_RT):
 def summarise(cfg, gpt, clt, corpus, layer, seconds):
     """Print what was found, write summary.json. Means and the choice of concepts come from fit,
     figures from test."""
-    device = gpt.wte.weight.device
+    device = gpt.device
     L = gpt.cfg.n_layer
     n_rows = cfg.eval_tokens // cfg.T
     fit, test = (corpus[split].labelled(cfg.T, n_rows, device) for split in ("fit", "test"))
