@@ -90,7 +90,8 @@ def stub(monkeypatch):
                                    __name__="stub",
                                    __file__=__file__)
     monkeypatch.setattr(compare, "METHODS", {"stub": Method(module, "k", (1, 2, 4), {}, {}, "a stub")})
-    monkeypatch.setattr(compare, "FLOORS", {"random": Floor((2, 3, 4), "", has_seeds=True), "pca": Floor((2, 3, 4), "")})
+    floors = {"random": Floor((2, 3, 4), "", has_seeds=True), "pca": Floor((2, 3, 4), "")}
+    monkeypatch.setattr(compare, "FLOORS", floors)
     monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
     asked = []
 
@@ -282,6 +283,7 @@ def own_file(tmp_path, monkeypatch):
 
 
 SPD, PENALTY = (ROOT / "spd.py").read_text(), "return s_C.sum() / N,"
+NEW_FLAG = "class Config:\n    bonus: float = 0.0              # nothing yet\n"
 TINY_SPD = dict(C=8, B=2, ci_hidden=8, eval_every=0)
 
 
@@ -302,6 +304,10 @@ def edited(cfg, own_file, monkeypatch):
     return types.SimpleNamespace(run=run, files=files, cfg=cfg)
 
 
+def kl(found):
+    return found["rows"][0]["metrics"]["kl"]
+
+
 def test_a_model_of_other_code_is_never_silently_old_nor_trained_anew(edited, capsys):
     assert PENALTY in SPD
     first, files = edited.run(), edited.files()
@@ -311,9 +317,9 @@ def test_a_model_of_other_code_is_never_silently_old_nor_trained_anew(edited, ca
     fails(capsys, lambda: edited.run(other, keep=True, retrain=True), "--retrain", "--keep")
     kept = edited.run(other, keep=True)
     models = {path: data for path, data in files.items() if path.suffix == ".safetensors"}
-    assert models.items() <= edited.files().items() and kept["rows"][0]["metrics"]["kl"] == first["rows"][0]["metrics"]["kl"]
+    assert models.items() <= edited.files().items() and kl(kept) == kl(first)
     anew = edited.run(other, retrain=True)
-    assert anew["rows"][0]["metrics"]["kl"] != first["rows"][0]["metrics"]["kl"]
+    assert kl(anew) != kl(first)
     files = edited.files()
     assert edited.run(other) == anew == edited.run(other, retrain=True) and edited.files() == files
 
@@ -321,26 +327,44 @@ def test_a_model_of_other_code_is_never_silently_old_nor_trained_anew(edited, ca
 def test_what_changes_no_number_costs_nothing(edited):
     """Comments, docstrings, line breaks, and a flag that is new."""
     first, files = edited.run(), edited.files()
-    told = SPD.replace(PENALTY, "# a comment\n    " + PENALTY).replace('"""How much is called important?', '"""Of importance:')
+    told = SPD.replace(PENALTY, "# a comment\n    " + PENALTY)
+    told = told.replace('"""How much is called important?', '"""Of importance:')
     assert told.count("a comment") == told.count("Of importance:") == 1
-    flag = told.replace("class Config:\n", "class Config:\n    bonus: float = 0.0              # nothing yet\n")
+    flag = told.replace("class Config:\n", NEW_FLAG)
     for text in (told, flag):
         assert text != SPD and edited.run(text) == first and edited.files() == files
 
 
-def test_a_half_trained_model_goes_on_with_a_new_flag(edited, monkeypatch):
+@pytest.fixture
+def half_trained(edited, monkeypatch):
+    """`edited`, with a model whose training was killed after its first step; whole: the results of one that was not."""
     def killed(run):
         if run.step == 1:
             raise KeyboardInterrupt
         save(run)
-    save, whole = common.Run.save, edited.run(runs=edited.cfg.runs + "-whole")
+    save, edited.whole = common.Run.save, edited.run(runs=edited.cfg.runs + "-whole")
     monkeypatch.setitem(TINY_SPD, "save_every", 1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(common.Run, "save", killed)
         edited.run()
-    flag = SPD.replace("class Config:\n", "class Config:\n    bonus: float = 0.0              # nothing yet\n")
-    went_on = edited.run(flag)
-    assert went_on["rows"][0]["metrics"]["kl"] == whole["rows"][0]["metrics"]["kl"]
+    return edited
+
+
+def test_a_half_trained_model_goes_on_with_a_new_flag(half_trained):
+    assert kl(half_trained.run(SPD.replace("class Config:\n", NEW_FLAG))) == kl(half_trained.whole)
+
+
+def test_what_other_code_began_stays_of_other_code(half_trained, capsys):
+    """Whoever keeps half a model is told again, and one that is trained anew has nothing of the old."""
+    other = SPD.replace(PENALTY, "return 2 * s_C.sum() / N,")
+    stops = lambda: fails(capsys, lambda: half_trained.run(other), "edited.py", "--retrain", "--keep")
+    stops()
+    kept = half_trained.run(other, keep=True)
+    stops()
+    assert half_trained.run(other, keep=True) == kept
+    anew = half_trained.run(other, retrain=True)
+    assert len({json.dumps(kl(found)) for found in (half_trained.whole, kept, anew)}) == 3
+    assert kl(anew) == kl(half_trained.run(other, runs=half_trained.cfg.runs + "-fresh"))
 
 
 def test_another_default_is_other_training(edited, capsys):
@@ -370,8 +394,7 @@ def test_a_fork_is_judged_as_what_it_is_a_copy_of(cfg, own_file, monkeypatch):
     for row in (spd, other):
         assert not row["failed"] and row["metrics"].pop("seconds")
     assert spd["metrics"] == other["metrics"]
-    run = Job("spd-fork", "c_imp", 1e-3, 0, True, compare.METHODS["spd-fork"]).config(cfg, gpt := GPT.load(cfg.model), 1)
-    run.steps = 4
+    gpt = GPT.load(cfg.model)
     m = fork.load(next(Path(cfg.runs).glob("spd-fork*seed0*/spd_fork.safetensors")), gpt)
     assert set(m.encode(1, torch.randn(2, 5, D), gpt.h[1].mlp).unique().tolist()) <= {0., 1.}
 
@@ -440,11 +463,12 @@ def train(cfg):
 
 
 def test_a_method_is_one_file_and_one_row(own_file, tmp_path, monkeypatch, capsys):
-    """Its row has every number that a dictionary can have, in each table, and --explain says what the row says of it."""
+    """Its row has every number that a dictionary can have, in each table, and --explain says what it is."""
     monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
     monkeypatch.setitem(compare.METHODS, "toy", Method(own_file("toy", TOY), "k", (16,), {}, {}, "a toy of two words"))
     monkeypatch.chdir(tmp_path)
-    cfg = Config(model=str(ROOT / "target"), methods="toy", seeds=2, tokens=64, eval_tokens=2560, explained=10, device="cpu")
+    cfg = Config(model=str(ROOT / "target"), methods="toy", seeds=2, tokens=64, eval_tokens=2560, explained=10,
+                 device="cpu")
     compare.main(cfg)
     assert all(" toy " in part for part in (tmp_path / "results-part/table.md").read_text().split("| null")[:-1])
     row, = json.loads((tmp_path / "results-part/results.json").read_text())["rows"]
