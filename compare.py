@@ -50,13 +50,13 @@ import metrics.llm
 import metrics.masks
 import metrics.matching
 import metrics.recording
-import metrics.stability
 import metrics.words
 import molt
 import sae
 import spd
 import stochastic
 import transcoder
+from metrics.groups import BY_RATE, CURVES, GROUPS, TOGETHER
 from model import GPT, default_layer
 from report import headline, table
 from tinytales import cache, concepts
@@ -202,133 +202,6 @@ class Arena(NamedTuple):
                 self.gpt, self.layer, fit=self.fit, test=self.test, gen=gen, **how)
         return self.once[key]
 
-
-def faithfulness(m, arena, gen):
-    _, found = evals.replacement(
-        m, arena.gpt, arena.layer, arena.fit, arena.test, arena.names)
-    return found | dict(kl=found["kl_replaced"], kl_recovered=found["kl_recovered_replaced"])
-
-
-def completeness(m, arena, gen):
-    fit_RT, _ = arena.fit
-    test_RT, _ = arena.test
-    steps = metrics.faithful.top_k_faithfulness(m, arena.gpt, fit_RT[:64], test_RT[:64]) or {}
-    whole = metrics.faithful.completeness(m, arena.gpt, fit_RT, test_RT)
-    pathology = metrics.faithful.error_pathology(m, arena.gpt, test_RT, gen)
-    return dict(completeness=whole, error_pathology=pathology) | steps
-
-
-def parts(m, arena, gen):
-    names = [parent for parent, _ in concepts.HIERARCHY if parent in arena.names]
-    parents = sorted({arena.names.index(name) for name in names})
-    parents = torch.tensor(parents, dtype=torch.long, device=arena.fit[0].device)
-    yardsticks = arena.shared(metrics.concepts.probe_yardsticks, "probes")
-    found = metrics.concepts.summary(m, arena.gpt, arena.fit, arena.test, parents, gen)
-    return found | yardsticks
-
-
-def recorded(m, arena):
-    """Recordings of fit and test, and in how many windows of fit a unit has to be on to be
-    explained: 200 of 200,000."""
-    fit = metrics.recording.record(m, arena.gpt, *arena.fit)
-    test = metrics.recording.record(m, arena.gpt, *arena.test)
-    fit, test = metrics.recording.split_by_sign(fit, test)
-    return fit, test, max(10, arena.fit[0].numel() // 1000)
-
-
-CHANCE = dict(det=0.5, det_hard=0.5, fuzz=0.5, discr=0.5)       # of a rule in words; else 0
-
-
-def words(m, arena, gen):
-    fit, test, least = recorded(m, arena)
-    found = metrics.words.explain(fit, test, arena.fit[0], arena.test[0], arena.gpt.vocab, gen,
-                                  arena.explained, least)
-    # alive units that are too rare for a rule are at chance
-    n_alive = (fit.on() >= evals.ALIVE).sum().item()
-    share = found["scorable"] / max(1, n_alive)
-    means = {}
-    for key, value in found.items():
-        if torch.is_tensor(value) and key != "units":
-            mean = value.float().nanmean().item()
-            means[f"rule_{key}"] = share * mean + (1 - share) * CHANCE.get(key, 0)
-    rest = dict(rule_scorable=share, rule_units=len(found["units"]), texts=found["texts"])
-    return means | rest
-
-
-def judged(m, arena, gen):
-    fit, test, least = recorded(m, arena)
-    windows = metrics.words.active_windows(fit, arena.fit[0].shape[1])
-    units = metrics.words.scorable(windows, arena.explained, least, gen)
-    found = metrics.llm.llm_explain(arena.judge, fit, test, arena.fit[0], arena.test[0],
-                                    arena.gpt.vocab, units, gen)
-    means = {f"judge_{key}": torch.tensor(found[key]).nanmean().item() for key in ("det", "fuzz")}
-    rest = dict(judge=found["judge"], judge_failures=found["failures"], judge_texts=found["texts"])
-    return means | rest
-
-
-def effects(m, arena, gen):
-    # sets of next tokens of at least 20 words, whose positions are labelled
-    all_sets = [*concepts.WORDS, *concepts.PATTERNS]
-    is_VW = torch.from_numpy(concepts.lexical(arena.gpt.vocab))
-    sets = []
-    for name in concepts.NEXT:
-        if f"next: {name}" in arena.names and is_VW[:, all_sets.index(name)].sum() >= 20:
-            sets.append(name)
-    labels = [arena.names.index(f"next: {name}") for name in sets]
-    target_UV = is_VW.T[[all_sets.index(name) for name in sets]]
-
-    few = max(1, len(arena.fit[0]) // 8)
-    how = dict(after=torch.tensor(labels, dtype=torch.long), target_UV=target_UV,
-               prompts=min(16, few))
-    found = metrics.effects.effects(m, arena.gpt, arena.fit, arena.test, **how, gen=gen,
-                                    rows=min(32, few))
-    return found | arena.shared(metrics.effects.pushes, "pushes", **how)
-
-
-def robustness(m, arena, gen):
-    """Only of what has masks. The attack: 20 sign steps of 0.1, one source for all positions of 32
-    rows."""
-    if m.kind != "component":
-        return {}
-    gpt = arena.gpt
-    raw = getattr(m, "raw", m)
-    few = arena.test[0][:32]
-    # masks are drawn where they are used
-    gen = torch.Generator(few.device).manual_seed(gen.initial_seed())
-
-    floor = evals.ablations(gpt, arena.layer, arena.fit[0])
-    masked = metrics.masks.mask_table(raw, m.thresholds, gen)
-    scores = evals.scores(gpt, arena.test[0], floor | masked)
-    ladder = metrics.masks.attack(raw, gpt, few, gen)
-    soft = metrics.masks.mask_table(raw, (), gen)["causal importance"]
-    clean = evals.scores(gpt, few, {"importance": soft})
-    joint = metrics.masks.aggregation(raw, gpt, few, gen)
-
-    # how often each component matters, matrix by matrix
-    mean_F = metrics.masks.spectrum(raw, gpt, arena.layer, arena.test[0])
-    spectrum = {}
-    for name, mean_C in zip(m.matrices, mean_F.split(raw.C)):
-        spectrum[name] = mean_C.sort(descending=True).values.tolist()
-    return evals.score_keys(scores) | dict(
-        spectrum=spectrum, attack=ladder, kl_attack=ladder[20],
-        attack_ratio=ladder[20] / max(1e-9, clean["importance"]["kl"]),
-        joint=joint, kl_joint=joint[8])
-
-
-def stability(ms, arena, gen):
-    found = metrics.stability.stability(ms, arena.gpt, arena.fit[0], arena.test[0], gen)
-    last = f"activations_survival_{len(ms) - 1}"
-    in_all = dict(activations_survival=found[last])
-    in_all["null_activations_survival"] = found[f"null_{last}"]
-    return found | in_all
-
-
-GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words,
-              judged=judged, effects=effects, robustness=robustness, stability=stability)
-CURVES = {"faithfulness"}           # asked of every sparsity, the other groups of the middle one
-BY_RATE = {"words", "judged"}       # asked of random directions at every sparsity: what their
-                                    # density alone gives
-TOGETHER = {"stability"}            # asked of all seeds at once
 
 # the code that every evaluation depends on, beside its group's own and its method's
 EVALUATION = (evals, metrics.faithful, metrics.masks, metrics.recording, metrics.concepts,
@@ -565,7 +438,7 @@ def evaluation_key(group, job, which, cfg, arena):
     # what the code does: what all groups share, the method's files, and the group's own
     parts = [*EVALUATION, GROUPS[group]]
     if group in TOGETHER:
-        parts += [metrics.matching, metrics.stability]
+        parts.append(metrics.matching)
     module = job.method.module if job.method else spd           # svd is an SPD
     depends_on = [code_of(part) for part in parts]
     depends_on.append(common.training_code(module.__file__))
@@ -574,7 +447,7 @@ def evaluation_key(group, job, which, cfg, arena):
     depends_on += [data.fingerprint(cfg.data), cfg.eval_tokens]
     depends_on.append(cfg.explained if group in BY_RATE else 0)
     if group == "judged":
-        depends_on += [code_of(metrics.llm), cfg.judge_url, cfg.judge_model]
+        depends_on += [cfg.judge_url, cfg.judge_model]
     return digest([group, str(job), which, arena.gpt.hash, arena.layer, depends_on])
 
 
@@ -595,8 +468,8 @@ def evaluate(job, cfg, arena, groups):
                 if model is None:
                     model = make_floor(job, cfg, arena)
                 gen = common.generator(job.seed or 0, group)
-                found = GROUPS[group](model, arena, gen)
-                common.write(path, json.dumps(finite(found)).encode())
+                numbers, details = GROUPS[group].measure(model, arena, gen)
+                common.write(path, json.dumps(finite(numbers | details)).encode())
             answers |= json.loads(path.read_text())
         except (Exception, SystemExit) as e:        # the other groups still have their say
             failed.append(f"{group}: {error_text(e)}")

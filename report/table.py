@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import common
+from metrics import groups
 from metrics.columns import Column
 from report import noise, pictures
 
@@ -30,200 +31,6 @@ READ_OFF = ("ce_recovered", "kl_recovered", "fve", "active_params", "index_bits"
 TABLES = ("faithful", AT_L0, "sparse", "concepts", "probes", "atoms", "words", "by LLM", "effects",
           "stability", "masks")         # the headings of columns, in the order of the page
 
-MEASURED = {
-    "ce_recovered": Column(
-        "CE rec", "up", beat=0, digits=3, table="faithful",
-        text="share of the cross-entropy that mean-ablating the MLP costs which the units on win "
-             "back alone; 1 is all, n/a where it costs under 0.05 nats"),
-    "kl_recovered": Column(
-        "KL rec", "up", beat=0, digits=3, table="faithful",
-        text="the same of the divergence from the original predictions"),
-    "kl": Column(
-        "KL", "down", beat="mean ablation", digits=4, table="faithful",
-        text="divergence from the original predictions, nats per token"),
-    "fve": Column(
-        "FVE", "up", beat="pca", digits=3, table="faithful",
-        text="1 - E|y - y_hat|^2 / E|y - E y|^2 of the MLP's output y"),
-    "completeness": Column(
-        "complete", "up", beat=0, digits=3, table="faithful",
-        text="1 - CE recovered by what is left out alone; read beside CE rec"),
-    "error_pathology": Column(
-        "err path", "down", beat=1, digits=2, table="faithful",
-        text="KL over the KL of random errors of the same size"),
-    "faith_auc": Column(
-        "faith k", "up", beat="random", digits=3, table="faithful",
-        text="CE recovered by the 1 to 20 units (spd, svd: of each matrix) that matter most at "
-             "each token, area over log k"),
-    "comp_auc": Column(
-        "all but k", "down", beat="random", digits=3, table="faithful",
-        text="CE recovered by all but those units, errors kept"),
-    "l0": Column(
-        "L0", "down", beat=None, digits=1, table="sparse",
-        text="units on per token (SPD: of both matrices)"),
-    "active_params": Column(
-        "params", "down", beat=None, digits=0, table="sparse",
-        text="parameters of the units on, per token, and of a skip"),
-    "index_bits": Column(
-        "bits", "down", beat=None, digits=1, table="sparse",
-        text="log2(alive choose L0): what naming the units on costs, per token"),
-    "alive_units": Column(
-        "alive", "", beat=None, digits=0, table="sparse",
-        text="units on at 10 tokens of fit or more"),
-    "dead_fraction": Column(
-        "dead", "down", beat=None, digits=3, table="sparse",
-        text="share of the units that are not alive"),
-    "coverage": Column(
-        "coverage", "up", beat="neurons", digits=3, table="concepts",
-        text="F1 of the best unit for each true concept, mean"),
-    "board": Column(
-        "board", "up", beat="neurons", digits=3, table="concepts",
-        text="F1 of all concepts said by units of precision 0.95"),
-    "concept_matched_fraction": Column(
-        "matched", "up", beat="random", digits=3, table="concepts",
-        text="share of the alive units that match a concept, F1 0.5 or more"),
-    "splits": Column(
-        "splits", "down", beat="random", digits=2, table="concepts",
-        text="units that a parent concept is split into; see parent F1"),
-    "parent_f1": Column(
-        "parent F1", "up", beat="random", digits=3, table="concepts",
-        text="F1 of the best unit for the parent concepts"),
-    "absorption_fraction": Column(
-        "absorb", "down", beat="random", digits=3, table="concepts",
-        text="share of a parent concept's effect taken over by other units; n/a where it means "
-             "nothing: parent F1 under 0.6, spd, svd"),
-    "probe_auroc_1": Column(
-        "probe 1", "up", beat="plain neurons", digits=3, table="probes",
-        text="AUROC of a probe on the best unit for each concept"),
-    "probe_auroc_2": Column(
-        "probe 2", "up", beat="plain neurons", digits=3, table="probes",
-        text="the same on two units"),
-    "probe_auroc_5": Column(
-        "probe 5", "up", beat="plain neurons", digits=3, table="probes",
-        text="the same on five units"),
-    "probe_dense": Column(
-        "dense", "", beat=None, digits=3, table="probes",
-        text="the same on all of y: the ceiling"),
-    "units_atomic": Column(
-        "atomic", "up", beat="neurons", digits=3, table="atoms",
-        text="share of the alive units that one concept explains"),
-    "units_polysemantic": Column(
-        "either", "", beat=None, digits=3, table="atoms",
-        text="share that 'a or b' explains better"),
-    "units_composite": Column(
-        "both", "", beat=None, digits=3, table="atoms",
-        text="share that 'a and b' explains better"),
-    "units_unexplained": Column(
-        "neither", "down", beat="neurons", digits=3, table="atoms",
-        text="share whose best concept has F1 under 0.5"),
-    "effective_rank": Column(
-        "rank", "", beat=None, digits=2, table="atoms",
-        text="directions that a unit writes; 1 by construction for dictionaries"),
-    "fragmentation": Column(
-        "pieces", "down", beat=None, digits=2, table="atoms",
-        text="units that are on at the same tokens as one; 1 is best"),
-    "meta_excess": Column(
-        "meta", "down", beat=0, digits=3, table="atoms",
-        text="how far writes are sums of few atoms, in excess of Gaussian writes"),
-    "rule_det_hard": Column(
-        "det hard", "up", beat="random", digits=3, table="words",
-        text="does a rule in words tell where its unit is on from where the units most like it "
-             "are; balanced accuracy, 0.5 is chance and for rare units; no LLM"),
-    "rule_det": Column(
-        "detect", "up", beat="random", digits=3, table="words",
-        text="the same against any other windows"),
-    "rule_fuzz": Column(
-        "fuzz", "up", beat="random", digits=3, table="words",
-        text="AUROC of marked tokens that satisfy the rule"),
-    "rule_sim": Column(
-        "simulate", "up", beat="random", digits=3, table="words",
-        text="correlation of the rule's guess with the unit's value"),
-    "rule_discr": Column(
-        "discrim", "up", beat=0.5, digits=3, table="words",
-        text="how often its own rule beats that of a neighbour"),
-    "rule_f1": Column(
-        "token F1", "up", beat="random", digits=3, table="words",
-        text="F1 of the rule over tokens as they come"),
-    "rule_lookup_f1": Column(
-        "lookup F1", "", beat=None, digits=3, table="words",
-        text="the same of the best table of tokens, of any size"),
-    "rule_scorable": Column(
-        "scorable", "up", beat=None, digits=3, table="words",
-        text="share of the alive units on often enough to be explained"),
-    "judge_det": Column(
-        "LLM det", "up", beat="random", digits=3, table="by LLM",
-        text="balanced accuracy of an LLM that tells windows where the unit is on from others by "
-             "its own explanation; never mixed with the rules'"),
-    "judge_fuzz": Column(
-        "LLM fuzz", "up", beat="random", digits=3, table="by LLM",
-        text="the same of right and wrong marks in a window"),
-    "judge_failures": Column(
-        "no answer", "down", beat=None, digits=3, table="by LLM",
-        text="share of its answers that could not be used"),
-    "ablation": Column(
-        "ablate", "up", beat=0, digits=3, table="effects",
-        text="nats that switching off the five units of 'the next token is a noun, a verb, ..' "
-             "costs there, less elsewhere, less the same of fifteen units on as often"),
-    "ablation_at": Column(
-        "there", "", beat=None, digits=3, table="effects",
-        text="nats that it costs there"),
-    "ablation_elsewhere": Column(
-        "elsewhere", "", beat=None, digits=3, table="effects",
-        text="nats that it costs elsewhere"),
-    "steering": Column(
-        "steer", "up", beat="random", digits=3, table="effects",
-        text="harmonic mean of success, fluency and harmlessness when the best unit's writes "
-             "push towards a set of next tokens"),
-    "steering_means": Column(
-        "s. means", "", beat=None, digits=3, table="effects",
-        text="the same of the difference of means of y: what to beat"),
-    "steering_random": Column(
-        "s. random", "", beat=None, digits=3, table="effects",
-        text="the same of random directions"),
-    "weights_similarity_corrected": Column(
-        "weights", "up", beat=0, digits=3, table="stability",
-        text="similarity in weights of units of two seeds, matched one to one, in excess of "
-             "random units: mean of two cosines, spd and molt their product, which is lower"),
-    "weights_shared_0.7": Column(
-        "same w", "up", beat=None, digits=3, table="stability",
-        text="share of the alive units with a mate in another seed that reads and writes the "
-             "same, cosines of 0.7 or more (molt: their product)"),
-    "inputs_shared_0.7": Column(
-        "same i", "up", beat=None, digits=3, table="stability",
-        text="as same w, but with the cosine of what two units read taken over the inputs: do "
-             "they get the same from each token"),
-    "activations_similarity_corrected": Column(
-        "values", "up", beat=0, digits=3, table="stability",
-        text="similarity of their values over tokens, in excess of shifted tokens"),
-    "activations_shared_0.7": Column(
-        "same v", "up", beat=None, digits=3, table="stability",
-        text="share with a mate of correlation 0.7 or more"),
-    "activations_survival": Column(
-        "in all", "up", beat=None, digits=3, table="stability",
-        text="share with such a mate in every other seed"),
-    "function_fve": Column(
-        "output", "up", beat=None, digits=3, table="stability",
-        text="FVE of one seed's output by another's"),
-    "function_fve_independent": Column(
-        "by chance", "", beat=None, digits=3, table="stability",
-        text="the same if seeds erred independently"),
-    "ce_recovered_causal_importance": Column(
-        "CE soft", "up", beat=0, digits=3, table="masks",
-        text="CE rec under the causal importances as masks"),
-    "ce_recovered_stochastic": Column(
-        "CE stoch", "up", beat=0, digits=3, table="masks",
-        text="CE rec when the rest is ablated at random"),
-    "kl_attack": Column(
-        "KL attack", "down", beat=None, digits=4, table="masks",
-        text="KL when the rest is ablated by attack: 20 sign steps of 0.1, one source for all "
-             "positions of 32 rows"),
-    "attack_ratio": Column(
-        "x soft", "", beat=None, digits=2, table="masks",
-        text="the same over the KL of the causal importances; small also where those are bad"),
-    "kl_joint": Column(
-        "KL joint", "", beat=None, digits=4, table="masks",
-        text="KL added by forcing on what is on at 8 random other tokens; 0 if importances hold "
-             "jointly, below 0 where they are bad"),
-}
 READ = f"{AT_L0}, read off each seed's curve: linear in log L0 between its sparsities"
 OWN = {
     "ce_recovered_at": Column(
@@ -243,7 +50,7 @@ OWN = {
         "seconds", "", beat=None, digits=0, table="sparse",
         text="of training, on a machine that did other things too; clt: all MLPs"),
 }
-COLUMNS = MEASURED | OWN
+COLUMNS = groups.COLUMNS | OWN
 
 BASE = "spd"                # the row that all methods are held against, in one number of each kind:
 HEADLINES = (("ce_recovered_at", "error_pathology", "completeness", "coverage", "probe_auroc_1"),

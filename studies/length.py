@@ -24,7 +24,7 @@ import compare
 import data
 import evals
 import spd
-from metrics import concepts, recording, stability
+from metrics import concepts, groups, recording, stability
 from model import GPT
 from report import curve
 
@@ -152,8 +152,11 @@ def measured(m, run, arena, corpus):
         row[f"weight_error_{site}"] = evals.relative_error(V @ U, W)
 
     # the table's own evaluations
-    answers = compare.faithfulness(m, arena, common.generator(run.seed, "faithfulness"))
-    answers |= compare.robustness(m, arena, common.generator(run.seed, "robustness"))
+    answers = {}
+    for group in ("faithfulness", "robustness"):
+        gen = common.generator(run.seed, group)
+        numbers, details = groups.GROUPS[group].measure(m, arena, gen)
+        answers |= numbers | details
     row |= {key: answers[key] for key in KEPT}
     row["ce_stochastic"] = answers["ce_recovered_stochastic"]
 
@@ -320,7 +323,7 @@ class Models:
         return self.known[job]
 
 
-def groups(todo):
+def held_together(todo):
     """[(start, steps, name, jobs)] of the runs that are held against each other."""
     out = []
     lengths = {job.steps for job in todo if job.start == "random"}
@@ -356,7 +359,7 @@ def main(cfg):
                   lambda: measured(models[job], run, arena, corpus))
 
     # runs against each other
-    for start, steps, name, group in groups(todo):
+    for start, steps, name, group in held_together(todo):
         print(name, flush=True)
         how = vars(configured(cfg, gpt, layer, *group[0])) | {"out": ""}
         names = dict(start=start, steps=steps, name=name)

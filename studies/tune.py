@@ -32,6 +32,7 @@ import numpy as np
 import common
 import compare
 import data
+import evals
 from model import GPT
 from report.table import AT
 
@@ -126,8 +127,8 @@ def score(job, cfg, arena):
             return dict(kl=None)
         raise
     on_fit = arena._replace(test=arena.fit)
-    answers = compare.faithfulness(m, on_fit, common.generator(0, "tune"))
-    return {key: answers[key] for key in ("l0", "kl", "ce_recovered", "fve")} | cost
+    numbers, _ = evals.measure(m, on_fit, common.generator(0, "tune"))
+    return {key: numbers[key] for key in ("l0", "kl", "ce_recovered", "fve")} | cost
 
 
 # ---------------------------------------------------------------------------------- the verdict

@@ -55,6 +55,11 @@ class Stub(Dictionary, nn.Module):
         self.params_F = torch.full((10,), 2 * D)
 
 
+def group(measure):
+    """A module of metrics with this one function."""
+    return types.SimpleNamespace(measure=measure, COLUMNS={}, __file__=__file__)
+
+
 @pytest.fixture
 def stub(monkeypatch):
     """The method, its log of steps, and `stop`: what to raise before step 3 of a (k, seed)."""
@@ -97,13 +102,13 @@ def stub(monkeypatch):
 
     def parts(m, arena, gen):
         asked.append(m)
-        return dict(effective_rank=torch.rand(1, generator=gen).item(), fragmentation=float("nan"))
+        return dict(effective_rank=torch.rand(1, generator=gen).item(), fragmentation=float("nan")), {}
 
     def stability(ms, arena, gen):
         asked.append(ms)
-        return dict(function_fve=len({m.W.sum().item() for m in ms}), function_fve_se=0.5)
+        return dict(function_fve=len({m.W.sum().item() for m in ms})), dict(function_fve_se=0.5)
 
-    monkeypatch.setattr(compare, "GROUPS", dict(faithfulness=compare.faithfulness, parts=parts, stability=stability))
+    monkeypatch.setattr(compare, "GROUPS", dict(faithfulness=evals, parts=group(parts), stability=group(stability)))
     return types.SimpleNamespace(log=log, stop=stop, asked=asked, module=module)
 
 
@@ -218,9 +223,9 @@ def test_what_fails_is_a_row_and_the_exit_code(cfg, stub, capsys):
 def test_what_one_metric_fails_to_give_leaves_the_others(cfg, stub, monkeypatch):
     def moody(m, arena, gen):
         assert getattr(m, "R", None) is None or m.k != 2 or moody.calls, "first"
-        return dict(coverage=1.)
+        return dict(coverage=1.), {}
     moody.calls = 0
-    monkeypatch.setitem(compare.GROUPS, "parts", moody)
+    monkeypatch.setitem(compare.GROUPS, "parts", group(moody))
     cfg.methods = "stub"
     with pytest.raises(SystemExit):
         compare.main(cfg)
@@ -544,7 +549,13 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     assert all(f"  {name:<22} {row.text}\n" in shown and len(row.text) > 20 for name, row in rows.items())
     assert {column.table for column in table.COLUMNS.values()} == {*table.TABLES}
     assert all(len(table.keys_under(heading)) <= 8 for heading in table.TABLES)     # 120 columns of text
-    assert not table.MEASURED.keys() & table.OWN.keys()
+    assert len(table.COLUMNS) == len(table.OWN) + sum(len(module.COLUMNS) for module in compare.GROUPS.values())
+
+
+@pytest.mark.parametrize("module", list(compare.GROUPS.values()), ids=list(compare.GROUPS))
+def test_each_number_is_found_by_searching_for_its_key_in_the_file_that_computes_it(module):
+    text = Path(module.__file__).read_text()
+    assert all(f'"{key}"' in text for key in module.COLUMNS)
 
 
 @pytest.mark.parametrize("l0s, where", [
@@ -568,9 +579,12 @@ def test_each_column_has_a_metric_that_finds_it():
         run = compare.spd.Config(C=8, ci_hidden=8, seed=seed)
         ms.append(compare.spd.Rounded(compare.spd.build(run, gpt), 0.1))
     arena, found = compare.prepared(Config(**compare.QUICK), gpt, 1, torch.device("cpu")), {}
-    for group, function in compare.GROUPS.items():
+    for group, module in compare.GROUPS.items():
         if group != "judged":
-            found |= function(ms if group in compare.TOGETHER else ms[0], arena, common.generator(0, group))
+            subject = ms if group in compare.TOGETHER else ms[0]
+            numbers, details = module.measure(subject, arena, common.generator(0, group))
+            assert numbers.keys() == module.COLUMNS.keys() and not numbers.keys() & details.keys()
+            found |= numbers | details
     assert json.dumps(compare.finite(found))
     found |= table.at_one_l0([found | dict(l0=table.AT)])
     wanted = {key for key, column in table.COLUMNS.items() if column.table != "by LLM"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import write
+from common import read_source, write
 from tinytales import concepts, story, words
 from tinytales.story import VOCAB
 
@@ -25,9 +25,10 @@ CHUNK = 200_000                 # tokens that are written at a time: about 100 M
 
 
 def version():
-    """Hash everything that a cached token depends on: these sources."""
-    sources = [Path(module.__file__).read_bytes() for module in (words, story, concepts)]
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+    """Hash everything that a cached token depends on: what these sources do."""
+    texts = [Path(module.__file__).read_text("utf-8") for module in (words, story, concepts)]
+    hashes = "".join(read_source(text).hash for text in texts)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:12]
 
 
 def stories(split, n_tokens):
