@@ -1,10 +1,18 @@
-"""Floors of the table, through the seam of evals.py: what anybody gets from an MLP without training anything.
+"""Baselines: what does anybody get from an MLP without training anything?
 
-    neurons   the k neurons with the largest |gelu(z)| |W_out row| at each token, as they are
-    pca       y = mean + sum_k f d, the k largest of the two halves of each principal component of y
-    random    the same with F random directions; one gain for all and the bias by least squares (matched density)
-    svd       W_in and W_out by their singular vectors, k at each token: the rank-one parts that SPD is held against
-  and random_target, an untrained model for a method to take apart
+Four decompositions through the seam of evals.py. They are the floors of the table: a method that
+learns has to be better. Each keeps the k units that write most at a token.
+
+    neurons     units are the MLP's own neurons, f = |gelu(z)|
+    pca         y_hat = mean + sum_i f_i d_i over both halves, d and -d, of each principal component
+                of the outputs y
+    random      y_hat = b + gain sum_i f_i d_i over F random directions; b and one gain for all by
+                least squares
+    svd         W_in and W_out by their singular vectors, k of each matrix: the rank-one parts that
+                SPD is held against
+
+And random_target: a model that was never trained, for a method to take apart.
+
 D residual width, M MLP hidden width, F units, N tokens
 
     python baselines.py --k 16          # CE recovered and FVE of each, one minute on 2 cores
@@ -19,7 +27,8 @@ import data
 import evals
 import spd
 from data import over_rows
-from model import GPT, default_layer
+from model import GPT, default_layer, gelu
+
 
 @dataclass
 class Config:
@@ -32,19 +41,31 @@ class Config:
     seed: int = 0                   # of the random directions
     eval_tokens: int = 50_000       # tokens of fit and of test
 
-def keep(value, score, k):
-    """value at the k largest scores, else 0."""
-    top = score.topk(min(k, score.shape[-1]), -1).indices
-    return torch.zeros_like(value).scatter_(-1, top, value.gather(-1, top))
 
+def keep(value, score, k):
+    """Keep each token's values where the score is among the k largest; 0 elsewhere."""
+    largest = score.topk(min(k, score.shape[-1]), -1).indices
+    return torch.zeros_like(value).scatter_(-1, largest, value.gather(-1, largest))
+
+
+# -------------------------------------------------------------------------- the decompositions
 class Dictionary:
-    """f = TopK(relu((y - mean) R^T)), y_hat = f W + b, W = R at first: F directions; reads y, as an SAE does."""
-    kind, matrices = "dictionary", ()
+    """F directions that read the MLP's output and write it, as an SAE's do.
+
+    f = TopK(relu((y - mean) R^T)), y_hat = f W + b. W is R and b is the mean, until `fit`."""
+    kind = "dictionary"
+    matrices = ()
 
     def __init__(self, layer, R_FD, mean_D, k):
-        self.layers, self.R, self.W, self.mean, self.b, self.k = [layer], R_FD, R_FD, mean_D, mean_D, k
+        self.layers = [layer]
+        self.R = R_FD
+        self.W = R_FD
+        self.mean = mean_D
+        self.b = mean_D
+        self.k = k
         self.params_F = torch.full((len(R_FD),), 2 * R_FD.shape[1])
 
+    # The seam (evals.py)
     def unit_directions(self):
         return [("all", self.R, self.W, None)]
 
@@ -62,14 +83,23 @@ class Dictionary:
     def contrib(self, layer, f_BTF, x_BTD, units):
         return f_BTF[..., units, None] * self.W[units]
 
+
 class Neurons:
-    """f = |gelu(z)| of the k neurons that write most; b is what the others write on average."""
-    kind, matrices = "dictionary", ()
+    """The k neurons that write most at a token, as they are: f = |gelu(z)|.
+
+    b is the MLP's own bias; `fit` adds what the neurons that are left out write on average."""
+    kind = "dictionary"
+    matrices = ()
 
     def __init__(self, layer, mlp, k):
-        self.layers, self.mlp, self.k, self.W, self.b = [layer], mlp, k, mlp.c_proj.weight, mlp.c_proj.bias
+        self.layers = [layer]
+        self.mlp = mlp
+        self.k = k
+        self.W = mlp.c_proj.weight
+        self.b = mlp.c_proj.bias
         self.params_F = torch.full((len(self.W),), 2 * self.W.shape[1] + 1)
 
+    # The seam (evals.py)
     def unit_directions(self):
         return [("all", self.mlp.c_fc.weight.T, self.W, None)]
 
@@ -78,11 +108,13 @@ class Neurons:
         return [x_ND]
 
     def encode(self, layer, x_BTD, mlp):
-        f_BTM = spd.act(mlp.c_fc(x_BTD)).abs()
-        return keep(f_BTM, f_BTM * self.W.norm(dim=1), self.k)
+        f_BTM = gelu(mlp.c_fc(x_BTD)).abs()
+        size_BTM = f_BTM * self.W.norm(dim=1)
+        return keep(f_BTM, size_BTM, self.k)
 
     def strength(self, layer, f_BTF, x_BTD):
-        return f_BTF * self.mlp.c_fc(x_BTD).sign()          # gelu has the sign of its input
+        """gelu(z): f with the sign that it lost. gelu has the sign of its input."""
+        return f_BTF * self.mlp.c_fc(x_BTD).sign()
 
     def decode(self, layer, f_BTF, x_BTD):
         return self.strength(layer, f_BTF, x_BTD) @ self.W + self.b
@@ -90,64 +122,115 @@ class Neurons:
     def contrib(self, layer, f_BTF, x_BTD, units):
         return self.strength(layer, f_BTF, x_BTD)[..., units, None] * self.W[units]
 
+
 class SVD(spd.SPD):
-    """An SPD whose components are singular vectors, W = (left s) right exactly, and whose importances are 1 for the k
-    of each matrix that write most at a token and 0 for the others."""
+    """An SPD whose components are singular vectors, W = (left s) right exactly.
+
+    The importances at a token are 1 for the k components of each matrix that write most, and 0 for
+    the rest; no net says them."""
     def __init__(self, layer, mlp, k):
-        Ws, bs = [mlp.c_fc.weight, mlp.c_proj.weight], [mlp.c_fc.bias, mlp.c_proj.bias]
-        super().__init__(Ws, bs, spd.Config(C=min(Ws[0].shape), ci_hidden=1), torch.Generator(), layer)
-        self.requires_grad_(False).k = k
+        Ws = [mlp.c_fc.weight, mlp.c_proj.weight]
+        bs = [mlp.c_fc.bias, mlp.c_proj.bias]
+        cfg = spd.Config(C=min(Ws[0].shape), ci_hidden=1)
+        super().__init__(Ws, bs, cfg, torch.Generator(), layer)
+        self.requires_grad_(False)
+        self.k = k
         for V, U, W in zip(self.V, self.U, Ws):
             left, s, right = torch.linalg.svd(W, full_matrices=False)
-            V[:], U[:] = left * s, right
+            V[:] = left * s
+            U[:] = right
+
+    def largest(self, inner_BTC, U_CD):
+        """1 where inner U is among the k largest of its token, 0 elsewhere."""
+        size_BTC = inner_BTC.abs() * U_CD.norm(dim=1)
+        return keep(torch.ones_like(inner_BTC), size_BTC, self.k)
 
     def encode(self, layer, x_BTD, mlp):
-        top = lambda h, U: keep(torch.ones_like(h), h.abs() * U.norm(dim=1), self.k)
-        h = x_BTD @ self.V[0]
-        f = top(h, self.U[0])
-        return torch.cat([f, top(spd.act((h * f) @ self.U[0] + self.bs[0]) @ self.V[1], self.U[1])], -1)
+        inner_BTC = x_BTD @ self.V[0]
+        f_in_BTC = self.largest(inner_BTC, self.U[0])
+        # W_out reads what W_in's k components write
+        h_BTM = gelu((inner_BTC * f_in_BTC) @ self.U[0] + self.bs[0])
+        f_out_BTC = self.largest(h_BTM @ self.V[1], self.U[1])
+        return torch.cat([f_in_BTC, f_out_BTC], -1)
 
-def directions(F, D, seed):
-    return nnf.normalize(torch.randn(F, D, generator=common.generator(seed, "directions")), dim=1)
+
+# --------------------------------------------------------------------------- how they are made
+def random_directions(F, D, seed):
+    """Draw F directions of norm 1, (F, D)."""
+    gen = common.generator(seed, "directions")
+    return nnf.normalize(torch.randn(F, D, generator=gen), dim=1)
+
 
 @torch.no_grad()
 def fit(m, gpt, layer, rows_RT, gain=False):
-    """Gives m the bias, and with `gain` one factor for all that it writes, of least squared error on some rows."""
-    pairs = [(gpt.h[layer].mlp(x_BTD), m.decode(layer, f_BTF, x_BTD))
-             for x_BTD, f_BTF in (evals.clean(m, gpt, idx, layer) for idx in rows_RT.split(16))]
-    y_ND, y_hat_ND = (torch.cat(part)[:, 1:].flatten(0, 1) for part in zip(*pairs))
-    dy_ND, dy_hat_ND = y_ND - y_ND.mean(0), y_hat_ND - y_hat_ND.mean(0)
-    s = (dy_ND * dy_hat_ND).sum() / dy_hat_ND.square().sum() if gain else 1.
-    m.W, m.b = s * m.W, y_ND.mean(0) - s * (y_hat_ND - m.b).mean(0)
+    """Give m the bias of least squared error on some rows, and with `gain` also one factor for all
+    that m writes. Returns m."""
+    ys = []
+    y_hats = []
+    for idx_BT in rows_RT.split(16):
+        x_BTD, f_BTF = evals.clean(m, gpt, idx_BT, layer)
+        ys.append(gpt.mlp(layer)(x_BTD))
+        y_hats.append(m.decode(layer, f_BTF, x_BTD))
+    y_ND = torch.cat(ys)[:, 1:].flatten(0, 1)
+    y_hat_ND = torch.cat(y_hats)[:, 1:].flatten(0, 1)
+
+    # the slope of a line through all points (y_hat, y), then its intercept
+    slope = 1.
+    if gain:
+        dy_ND = y_ND - y_ND.mean(0)
+        dy_hat_ND = y_hat_ND - y_hat_ND.mean(0)
+        slope = (dy_ND * dy_hat_ND).sum() / dy_hat_ND.square().sum()
+    m.W = slope * m.W
+    m.b = y_ND.mean(0) - slope * (y_hat_ND - m.b).mean(0)
     return m
+
 
 @torch.no_grad()
 def baselines(gpt, layer, rows_RT, k, F, seed):
-    """{name: decomposition}, fitted on some rows. 20 s for 50,000 tokens."""
-    mlp, (_, (y_ND,)) = gpt.h[layer].mlp, over_rows(gpt, rows_RT, [layer])
-    mean_D, P_DD = y_ND.mean(0), torch.linalg.eigh(torch.cov(y_ND.T)).eigenvectors.T
-    pca, random = (Dictionary(layer, R, mean_D, k) for R in (
-        torch.cat([P_DD, -P_DD]), directions(F, len(mean_D), seed).to(mean_D.device)))
-    return dict(neurons=fit(Neurons(layer, mlp, k), gpt, layer, rows_RT), pca=pca,
-                random=fit(random, gpt, layer, rows_RT, gain=True), svd=SVD(layer, mlp, k))
+    """Make all four, fitted on some rows: {name: decomposition}. 20 s for 50,000 tokens."""
+    mlp = gpt.mlp(layer)
+    _, (y_ND,) = over_rows(gpt, rows_RT, [layer])
+    mean_D = y_ND.mean(0)
+    neurons = fit(Neurons(layer, mlp, k), gpt, layer, rows_RT)
+
+    # f is never negative, so each principal component is two units
+    P_DD = torch.linalg.eigh(torch.cov(y_ND.T)).eigenvectors.T
+    pca = Dictionary(layer, torch.cat([P_DD, -P_DD]), mean_D, k)
+
+    R_FD = random_directions(F, len(mean_D), seed).to(mean_D.device)
+    random = fit(Dictionary(layer, R_FD, mean_D, k), gpt, layer, rows_RT, gain=True)
+    return dict(neurons=neurons, pca=pca, random=random, svd=SVD(layer, mlp, k))
+
 
 def random_target(gpt, folder, seed):
-    """Writes a folder for --model: gpt's architecture and vocabulary, fresh weights."""
-    GPT(gpt.cfg, common.generator(seed, "random target")).save(folder, gpt.vocab, gpt.meta | {"random": seed})
+    """Write a folder for --model with gpt's architecture and vocabulary, but fresh weights."""
+    fresh = GPT(gpt.cfg, common.generator(seed, "random target"))
+    fresh.save(folder, gpt.vocab, gpt.meta | {"random": seed})
+
 
 def main(cfg):
-    gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
-    layer, T = default_layer(gpt) if cfg.layer == -1 else cfg.layer, gpt.cfg.n_positions
-    common.within(vars(cfg) | {"layer": layer},
-                  layer=(0, gpt.cfg.n_layer - 1), k=(1, cfg.F), eval_tokens=(T, 10**9))
+    device = common.device(cfg.device)
+    gpt = GPT.load(cfg.model, device)
+    layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
+    T = gpt.cfg.n_positions
+    common.within(vars(cfg) | {"layer": layer}, layer=(0, gpt.cfg.n_layer - 1), k=(1, cfg.F),
+                  eval_tokens=(T, 10**9))
     corpora = data.load_all(cfg.data, gpt.vocab, T, ("fit", "test"))
-    rows, test = (corpora[split].rows(T, cfg.eval_tokens // T).to(dev) for split in ("fit", "test"))
+    n_rows = cfg.eval_tokens // T
+    rows, test = (corpora[split].rows(T, n_rows).to(device) for split in ("fit", "test"))
     found = baselines(gpt, layer, rows, cfg.k, cfg.F, cfg.seed)
-    replaces = evals.ablations(gpt, layer, rows) | {name: evals.splice(m) for name, m in found.items()}
+
+    # each in the place of the MLP, beside its mean and zero
+    replaces = evals.ablations(gpt, layer, rows)
+    for name, m in found.items():
+        replaces[name] = evals.splice(m)
     table = evals.scores(gpt, test, replaces)
     print(*evals.score_lines(table, table), sep="\n")
-    for name, used in {name: evals.usage(m, gpt, layer, test) for name, m in found.items()}.items():
-        print(f"{name:12}FVE {used['fve']:.3f}, L0 {used['l0']:.1f}, {used['active_params']:,.0f} active parameters")
+    for name, m in found.items():
+        used = evals.usage(m, gpt, layer, test)
+        print(f"{name:12}FVE {used['fve']:.3f}, L0 {used['l0']:.1f}, "
+              f"{used['active_params']:,.0f} active parameters")
+
 
 if __name__ == "__main__":
     main(common.cli(Config))

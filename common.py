@@ -4,8 +4,10 @@ Nothing here is mathematics. `Run` shows how these parts let a killed run go on 
 as if it had never been interrupted; the loop around it stands in each method's `train`.
 """
 import argparse
+import ast
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -16,6 +18,7 @@ import secrets
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 import typing
 from pathlib import Path
@@ -248,6 +251,17 @@ def load(path, **expect) -> tuple[dict, dict]:
     return tensors, meta
 
 
+def read_meta(path) -> dict:
+    """Read what is known about the tensors of a file, without reading them.
+
+    {} where the file is missing or damaged: `load` says which, once it is needed."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("meta", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+
+
 def differences(name, was, wanted) -> list[str]:
     """In what do two values of meta[name] differ? A line each; of dicts, one per key."""
     was = was if isinstance(was, dict) else {name: was}
@@ -306,6 +320,70 @@ def set_state(part, state: dict):
         part.load_state_dict(state)
 
 
+# ------------------------------------------------------------------------------------ source
+class Source(typing.NamedTuple):
+    """What a piece of Python does."""
+    hash: str                       # of its syntax tree
+    imports: list                   # names of the modules that it imports
+
+
+@functools.cache
+def read_source(text) -> Source:
+    """Parse Python code into what it does.
+
+    What it does not depend on is left out of its hash: comments, line breaks, docstrings, and class
+    Config, for a flag's value is kept beside whatever it made. So none of these makes a result out
+    of date, and nor does a new flag. (A new version of Python may write trees differently.)"""
+    tree = ast.parse(textwrap.dedent(text))
+    imports = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports.append(node.module or "")
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [statement for statement in node.body if not is_free(statement)]
+    return Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12], imports)
+
+
+def is_free(statement) -> bool:
+    """Is a statement a docstring, or class Config?"""
+    if isinstance(statement, ast.ClassDef):
+        return statement.name == "Config"
+    if not isinstance(statement, ast.Expr):
+        return False
+    return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+
+
+LOOKS_ON = {"evals.py"}             # methods import it, but only to look at what they have trained
+
+
+def training_code(file) -> dict:
+    """By what code is a model trained, if this file trains it? {part of the code: its hash}.
+
+    The parts are the file itself, the files that it imports, and those that these import: the
+    method that it is forked from (sae.py for transcoder.py), batches (data.py), the target's
+    forward pass (model.py), the losses' gradients (fused.py). Of this file, which most runs touch
+    in ways that change no number, what does change numbers: optimizers and random streams. No part
+    are evals.py and the packages: metrics and report look at a model when it is trained, and the
+    text of tinytales is known by its own hash (data.fingerprint)."""
+    numbers = "\n".join(inspect.getsource(part) for part in (optimizers, set_rates, generator))
+    code = {"optimizers": read_source(numbers).hash}
+    here = Path(__file__).resolve()
+    todo = [Path(file).resolve()]
+    while todo:
+        path = todo.pop()
+        if path.name in code or path.name in LOOKS_ON or path == here:
+            continue
+        source = read_source(path.read_text(encoding="utf-8"))
+        code[path.name] = source.hash
+        # as Python looks for it: beside the file, then among this repository's
+        for name in source.imports:
+            places = [path.with_name(f"{name}.py"), here.with_name(f"{name}.py")]
+            todo += [place for place in places if place.exists()][:1]
+    return code
+
+
 # ---------------------------------------------------------------------------------------- runs
 class Log:
     """log(step=.., loss=..) appends a line of JSON.
@@ -348,13 +426,14 @@ class Run:
     With cfg.resume the run goes on from its checkpoint and ends, on a CPU, bit for bit as if it had
     not been interrupted. It fails (exit code 2) where the checkpoint is missing, damaged, or of
     another method, target, data or configuration; only what the script names in
-    MAY_CHANGE_ON_RESUME may differ."""
+    MAY_CHANGE_ON_RESUME may differ. A flag that is new since then has to be at its default."""
     def __init__(self, cfg, gpt, text, **parts):
         self.cfg = cfg
         self.gpt = gpt
         self.parts = parts
         self.method = Path(inspect.getfile(type(cfg))).stem
         self.path = Path(cfg.out) / f"{self.method}.safetensors"
+        self.code = training_code(inspect.getfile(type(cfg)))
 
         # what a resumed run must share with the one that was interrupted
         may_change = sys.modules[type(cfg).__module__].MAY_CHANGE_ON_RESUME
@@ -367,10 +446,14 @@ class Run:
         self.seconds = 0.0
         self.beside = {}            # more modules for the next checkpoint: results, never resumed
         if cfg.resume:
-            tensors, meta = load(self.path, **self.fixed)
+            had = read_meta(self.path).get("run", {})
+            wanted = {name: value for name, value in flags.items()
+                      if name in had or value != getattr(type(cfg), name, None)}
+            tensors, meta = load(self.path, **self.fixed | dict(run=wanted))
             unflat(tensors, **parts)
             self.first_step = meta["step"]
             self.seconds = meta["seconds"]
+            self.code = meta.get("code", {})        # that it began with, whatever goes on with it
 
     def steps(self):
         """Yield the number of each step that is left to do; save after those where it is time."""
@@ -390,7 +473,7 @@ class Run:
 
     def save(self):
         """Write the checkpoint: the state after this step."""
-        made = provenance(self.cfg, self.gpt)
+        made = provenance(self.cfg, self.gpt) | dict(code=self.code)
         meta = self.fixed | dict(step=self.step + 1, seconds=self.seconds) | made
         save(self.path, flat(**self.beside, **self.parts), meta)
 

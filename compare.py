@@ -1,11 +1,21 @@
-"""The table: every method on the same MLP and the same tokens, several sparsities and seeds, with floors beside them.
+"""How do all methods compare, on one MLP and the same tokens, over sparsities and seeds?
 
-    trains what is missing (runs/compare/NAME-KEY, KEY = hash of the full configuration and of the target), evaluates
-    what is not evaluated yet, prints the table; a killed run goes on, a second one only prints. A training or an
-    evaluation that fails leaves a FAILED row and exit code 1.
-Seeds are the unit of replication: mean +- half the 95 % t interval over them. One rule for all: a unit is on where
-f > 0 (SPD: masks rounded at 0.1, so that what counts as on is what is written), alive when on at 10 tokens of fit;
-whatever is chosen is chosen on fit, every number is from test. Stability is of all seeds of a row at once.
+A run trains the models that are missing, evaluates what is not evaluated yet, and prints the table.
+A run that was killed goes on; a second one only prints. A training or an evaluation that fails
+leaves a FAILED row, and exit code 1.
+
+    a model         runs/compare/NAME-KNOB-SEED-KEY; KEY = hash of method, target, text, and of the
+                    flags that are not at their defaults
+    its evaluation  beside it, GROUP-KEY.json; KEY = hash of the checkpoint, the settings, the text
+                    and what the code does that it depends on (without comments and docstrings)
+
+A model that was trained by other code than its files now hold stops the run before anything is
+done. It is for you to choose: --retrain trains such models anew, --keep uses them as they are.
+
+Seeds are the unit of replication: mean +- half of the 95 % t interval over them. One rule for all:
+a unit is on where f > 0 (SPD: masks rounded at 0.1, so that what counts as on is what is written),
+and alive when it is on at 10 tokens of fit. Whatever is chosen is chosen on fit, every number is
+from test. Stability is of all seeds of a row at once.
 
     python compare.py --quick       # one seed, one sparsity, small
     python compare.py --explain     # what each column means and which direction is better
@@ -14,6 +24,7 @@ import contextlib
 import dataclasses
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import statistics
@@ -50,160 +61,286 @@ from model import GPT, default_layer
 from report import headline, table
 from tinytales import cache, concepts
 
+
 @dataclass
 class Config:
+    # what is compared, on what
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: the one that the target's config.json names, or the middle one
+    layer: int = -1                 # whose MLP; -1: that of config.json, or the middle one
     methods: str = "all"            # some of the rows that --explain names, comma-separated
-    metrics: str = "all"            # some of faithfulness, completeness, parts, words, judged, effects, robustness, ..
+    metrics: str = "all"            # some of faithfulness, completeness, parts, words, effects, ..
+    # how much of it
     seeds: int = 3                  # models per method and sparsity, seeds 0, 1, ..
     tokens: int = 4_096_000         # that each model is trained on
     eval_tokens: int = 50_000       # of fit (means, choices) and of test (scores)
     explained: int = 100            # units per model that are explained in words
-    judge_url: str = ""             # also by an LLM at this OpenAI-compatible endpoint; its key: $OPENAI_API_KEY
+    quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small
+    judge_url: str = ""             # an LLM that judges too, OpenAI's protocol; $OPENAI_API_KEY
     judge_model: str = ""           # which LLM
-    quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small dictionaries
+    # models that were trained by other code than their files now hold stop the run; instead:
+    retrain: bool = False           # train those models anew
+    keep: bool = False              # use those models as they are
+    # what is shown, where it is kept
     explain: bool = False           # say what each row and each column means, and stop
-    out: str = "results"            # folder for what is found; results-quick, results-part for less than everything
+    out: str = "results"            # for what is found; results-quick, results-part if not all
     readme: bool = False            # put the table into README.md too, between its markers
     runs: str = "runs/compare"      # folder for the models and their evaluations
     device: str = "auto"            # auto, cpu, cuda
 
-WHOLE = ("model", "data", "layer", "methods", "metrics", "seeds", "tokens", "eval_tokens", "explained")
+
+WHOLE = ("model", "data", "layer", "methods", "metrics", "seeds", "tokens", "eval_tokens",
+         "explained")               # flags without which it is the whole table
 QUICK = dict(seeds=1, tokens=409_600, eval_tokens=6_400, explained=20)
 SMALL = 256                         # units of a dictionary with --quick
 
+
+# ------------------------------------------------------------------------------------- the rows
 class Method(NamedTuple):
+    """A row of the table that is trained: one file, at several sparsities."""
     module: Any                     # Config, MAY_CHANGE_ON_RESUME, train(cfg), load(path, gpt)
-    knob: str                       # of sparsity
-    values: tuple                   # that the curves go through; the middle one is in the table
-    change: dict                    # of the defaults of module.Config
-    quick: dict                     # of those again, with --quick
+    knob: str                       # the flag that sets how sparse it is
+    values: tuple                   # of the knob, for the curves; the middle one is in the table
+    change: dict                    # flags that are not at the defaults of module.Config
+    quick: dict                     # more of them with --quick
+    text: str                       # what --explain says of the row
 
+
+class Floor(NamedTuple):
+    """A row of the table that needs no training (baselines.py)."""
+    values: tuple                   # of k, the units on at each token (svd: of each matrix)
+    text: str                       # what --explain says of the row
+    has_seeds: bool = False         # is there chance in it?
+
+
+STOCHASTIC = dict(base="transcoder")
 NOISELESS = dict(base="transcoder", noise=False)
-# Two controls have one term of its penalty each, sum_f s_f or sum_f s_f log2(1 + freq_a s_f). Since lambda follows L0
-# whatever multiplies the penalty, only the ratio of the terms counts: a w_freq of 1,000 leaves the second. lambda would
-# need ln(1,000) / follow = 230 steps to come down by as much, and kill units until then: c_first is 1,000 times lower.
-METHODS = {                         # learning rates: the best of those that studies/tune.py tries
-    "spd": Method(spd, "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512), dict(C=128)),
-    "transcoder": Method(transcoder, "k", (8, 16, 32), {}, dict(F=SMALL)),
-    "transcoder-skip": Method(transcoder, "k", (8, 16, 32), dict(skip=True), dict(F=SMALL)),
-    "transcoder-kl": Method(transcoder, "k", (16,), dict(objective="kl"), dict(F=SMALL)),
-    "transcoder-stochastic": Method(stochastic, "k", (8, 16, 32), dict(base="transcoder"), dict(F=SMALL)),
-    "transcoder-noiseless": Method(stochastic, "k", (16,), NOISELESS, dict(F=SMALL)),
-    "transcoder-nofreq": Method(stochastic, "k", (16,), dict(NOISELESS, w_freq=0.), dict(F=SMALL)),
-    "transcoder-freq": Method(stochastic, "k", (16,), dict(NOISELESS, w_freq=1e3, c_first=1e-6), dict(F=SMALL)),
-    "clt": Method(clt, "k", (4, 8, 16), {}, dict(F=128)),        # k per layer, and it is read at each so far
-    "molt": Method(molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3), {}),
-    "molt-sum": Method(molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3, sum_to_weights=True), {}),
-    "sae": Method(sae, "k", (8, 16, 32), {}, dict(F=SMALL)),       # reads y: explains, does not replace
-    "sae-stochastic": Method(stochastic, "k", (8, 16, 32), dict(base="sae"), dict(F=SMALL)),
+# nofreq and freq have one term of the penalty each, sum_f s_f or sum_f s_f log2(1 + freq_a s_f).
+# lambda follows L0, whatever multiplies the penalty: only the ratio of the terms counts, and with
+# a w_freq of 1,000 the second is all that is left. lambda would need ln(1,000) / follow = 230 steps
+# to come down by as much, and kill units until then: so c_first is 1,000 times lower.
+FREQUENCY = dict(NOISELESS, w_freq=1e3, c_first=1e-6)
+# learning rates: the best of those that studies/tune.py tries
+METHODS = {
+    "spd": Method(
+        spd, "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512), dict(C=128),
+        "parameter components of both matrices, masks rounded at 0.1: what is not on is not "
+        "written"),
+    "transcoder": Method(
+        transcoder, "k", (8, 16, 32), {}, dict(F=SMALL),
+        "from the MLP's input to its output, TopK"),
+    "transcoder-skip": Method(
+        transcoder, "k", (8, 16, 32), dict(skip=True), dict(F=SMALL),
+        "a TopK transcoder beside an affine map, which is always on"),
+    "transcoder-kl": Method(
+        transcoder, "k", (16,), dict(objective="kl"), dict(F=SMALL),
+        "a TopK transcoder trained on the KL through the rest of the model, as SPD is, instead of "
+        "on the output"),
+    "transcoder-stochastic": Method(
+        stochastic, "k", (8, 16, 32), STOCHASTIC, dict(F=SMALL),
+        "a transcoder with SPD's stochastic masks and penalty instead of TopK"),
+    "transcoder-noiseless": Method(
+        stochastic, "k", (16,), NOISELESS, dict(F=SMALL),
+        "control of transcoder-stochastic: its penalty, but no noise in its masks"),
+    "transcoder-nofreq": Method(
+        stochastic, "k", (16,), dict(NOISELESS, w_freq=0.), dict(F=SMALL),
+        "control of transcoder-stochastic: no noise, and of the penalty only how often each unit "
+        "is on"),
+    "transcoder-freq": Method(
+        stochastic, "k", (16,), FREQUENCY, dict(F=SMALL),
+        "control of transcoder-stochastic: no noise, and of the penalty only its frequency term"),
+    "clt": Method(
+        clt, "k", (4, 8, 16), {}, dict(F=128),      # k per layer; it is read at each so far
+        "cross-layer transcoder, BatchTopK: its features of this layer and of all before"),
+    "molt": Method(
+        molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3), {},
+        "mixture of linear transforms, JumpReLU gates"),
+    "molt-sum": Method(
+        molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3, sum_to_weights=True), {},
+        "a mixture of linear transforms whose sum is tied to the weights"),
+    "sae": Method(
+        sae, "k", (8, 16, 32), {}, dict(F=SMALL),
+        "reads the output that it explains: it can't replace the MLP"),
+    "sae-stochastic": Method(
+        stochastic, "k", (8, 16, 32), dict(base="sae"), dict(F=SMALL),
+        "an SAE with SPD's stochastic masks and penalty instead of TopK"),
+    # controls: a colon stands before what is wrong with them, on purpose
+    "sae:frozen": Method(
+        sae, "k", (16,), dict(frozen=True), dict(F=SMALL),
+        "floor: an SAE whose directions that it writes stay random, only what reads is trained"),
+    "sae:untrained": Method(
+        sae, "k", (16,), {}, dict(F=SMALL),
+        "floor: an SAE of a target with random weights"),
 }
-METHODS |= {"sae:frozen": METHODS["sae"]._replace(values=(16,), change=dict(frozen=True)),
-            "sae:untrained": METHODS["sae"]._replace(values=(16,))}
-FLOORS = {"neurons": (8, 16, 32), "pca": (8, 16, 32), "random": (8, 16, 32), "svd": (4, 8, 16)}    # svd: of each matrix
-SEEDED = {"random"}                 # floors in which there is chance
+FLOORS = {
+    "neurons": Floor((8, 16, 32), "floor: the neurons that write most"),
+    "pca": Floor((8, 16, 32), "floor: principal components of the output"),
+    "random": Floor((8, 16, 32), "floor: random directions", has_seeds=True),
+    "svd": Floor((4, 8, 16), "floor: singular vectors of both matrices, those that write most"),
+}
 
-# ------------------------------------------------------------------------------------------ what a model is asked
+
+# ----------------------------------------------------------------------- what a model is asked
 class Arena(NamedTuple):
-    """What all are evaluated on. fit, test: (rows, labels)."""
+    """What every model is evaluated on."""
     gpt: GPT
     layer: int
-    fit: tuple
-    test: tuple
-    names: list
-    explained: int
+    fit: tuple                      # (rows, labels), for means and choices
+    test: tuple                     # (rows, labels), for scores
+    names: list                     # of the concepts that are labelled
+    explained: int                  # units per model that are explained in words
     judge: Any                      # the LLM, if there is one
-    once: dict                      # what holds for all decompositions of a target
+    once: dict                      # what `shared` has found
 
     def shared(self, function, name, **how):
-        """Such a thing, found once: function(gpt, layer, fit, test, gen)."""
-        if (key := (name, self.gpt.hash)) not in self.once:
+        """Find what holds for all decompositions of a target, once for all of them:
+        function(gpt, layer, fit, test, gen, **how)."""
+        key = (name, self.gpt.hash)
+        if key not in self.once:
             gen = common.generator(0, name)
-            self.once[key] = function(self.gpt, self.layer, fit=self.fit, test=self.test, gen=gen, **how)
+            self.once[key] = function(
+                self.gpt, self.layer, fit=self.fit, test=self.test, gen=gen, **how)
         return self.once[key]
 
-def faithfulness(m, bench, gen):
-    _, out = evals.replacement(m, bench.gpt, bench.layer, bench.fit, bench.test, bench.names)
-    return out | dict(kl=out["kl_replaced"], kl_recovered=out["kl_recovered_replaced"])
 
-def completeness(m, bench, gen):
-    steps = metrics.faithful.top_k_faithfulness(m, bench.gpt, bench.fit[0][:64], bench.test[0][:64]) or {}
-    return dict(completeness=metrics.faithful.completeness(m, bench.gpt, bench.fit[0], bench.test[0]),
-                error_pathology=metrics.faithful.error_pathology(m, bench.gpt, bench.test[0], gen)) | steps
+def faithfulness(m, arena, gen):
+    _, found = evals.replacement(
+        m, arena.gpt, arena.layer, arena.fit, arena.test, arena.names)
+    return found | dict(kl=found["kl_replaced"], kl_recovered=found["kl_recovered_replaced"])
 
-def parts(m, bench, gen):
-    parents = sorted({bench.names.index(parent) for parent, _ in concepts.HIERARCHY if parent in bench.names})
-    parents = torch.tensor(parents, dtype=torch.long, device=bench.fit[0].device)
-    yardsticks = bench.shared(metrics.concepts.probe_yardsticks, "probes")
-    return metrics.concepts.summary(m, bench.gpt, bench.fit, bench.test, parents, gen) | yardsticks
 
-def recorded(m, bench):
-    """Recordings of fit and test, and in how many windows of fit a unit must be on to be explained: 200 of 200,000."""
-    both = (metrics.recording.record(m, bench.gpt, *split) for split in (bench.fit, bench.test))
-    return *metrics.recording.split_by_sign(*both), max(10, bench.fit[0].numel() // 1000)
+def completeness(m, arena, gen):
+    fit_RT, _ = arena.fit
+    test_RT, _ = arena.test
+    steps = metrics.faithful.top_k_faithfulness(m, arena.gpt, fit_RT[:64], test_RT[:64]) or {}
+    whole = metrics.faithful.completeness(m, arena.gpt, fit_RT, test_RT)
+    pathology = metrics.faithful.error_pathology(m, arena.gpt, test_RT, gen)
+    return dict(completeness=whole, error_pathology=pathology) | steps
 
-def words(m, bench, gen):
-    fit, test, least = recorded(m, bench)
-    found = metrics.words.explain(fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, gen, bench.explained, least)
-    share = found["scorable"] / max(1, (fit.on() >= evals.ALIVE).sum().item())     # alive units too rare for a rule:
-    chance = lambda k: 0.5 if k in ("det", "det_hard", "fuzz", "discr") else 0     # they are at chance
-    mean = {f"rule_{k}": share * v.float().nanmean().item() + (1 - share) * chance(k)
-            for k, v in found.items() if torch.is_tensor(v) and k != "units"}
-    return mean | dict(rule_scorable=share, rule_units=len(found["units"]), texts=found["texts"])
 
-def judged(m, bench, gen):
-    fit, test, least = recorded(m, bench)
-    some = metrics.words.scorable(metrics.words.active_windows(fit, bench.fit[0].shape[1]), bench.explained, least, gen)
-    found = metrics.llm.llm_explain(bench.judge, fit, test, bench.fit[0], bench.test[0], bench.gpt.vocab, some, gen)
-    mean = {f"judge_{k}": torch.tensor(found[k]).nanmean().item() for k in ("det", "fuzz")}
-    return mean | dict(judge=found["judge"], judge_failures=found["failures"], judge_texts=found["texts"])
+def parts(m, arena, gen):
+    names = [parent for parent, _ in concepts.HIERARCHY if parent in arena.names]
+    parents = sorted({arena.names.index(name) for name in names})
+    parents = torch.tensor(parents, dtype=torch.long, device=arena.fit[0].device)
+    yardsticks = arena.shared(metrics.concepts.probe_yardsticks, "probes")
+    found = metrics.concepts.summary(m, arena.gpt, arena.fit, arena.test, parents, gen)
+    return found | yardsticks
 
-def effects(m, bench, gen):
-    words, is_VW = [*concepts.WORDS, *concepts.PATTERNS], torch.from_numpy(concepts.lexical(bench.gpt.vocab))
-    sets = [c for c in concepts.NEXT if f"next: {c}" in bench.names and is_VW[:, words.index(c)].sum() >= 20]
-    after = torch.tensor([bench.names.index(f"next: {c}") for c in sets], dtype=torch.long)
-    few = max(1, len(bench.fit[0]) // 8)
-    how = dict(after=after, target_UV=is_VW.T[[words.index(c) for c in sets]], prompts=min(16, few))
-    found = metrics.effects.effects(m, bench.gpt, bench.fit, bench.test, **how, gen=gen, rows=min(32, few))
-    return found | bench.shared(metrics.effects.pushes, "pushes", **how)
 
-def robustness(m, bench, gen):
-    """Only of what has masks. The attack: 20 sign steps of 0.1, one source for all positions of 32 rows."""
+def recorded(m, arena):
+    """Recordings of fit and test, and in how many windows of fit a unit has to be on to be
+    explained: 200 of 200,000."""
+    fit = metrics.recording.record(m, arena.gpt, *arena.fit)
+    test = metrics.recording.record(m, arena.gpt, *arena.test)
+    fit, test = metrics.recording.split_by_sign(fit, test)
+    return fit, test, max(10, arena.fit[0].numel() // 1000)
+
+
+CHANCE = dict(det=0.5, det_hard=0.5, fuzz=0.5, discr=0.5)       # of a rule in words; else 0
+
+
+def words(m, arena, gen):
+    fit, test, least = recorded(m, arena)
+    found = metrics.words.explain(fit, test, arena.fit[0], arena.test[0], arena.gpt.vocab, gen,
+                                  arena.explained, least)
+    # alive units that are too rare for a rule are at chance
+    n_alive = (fit.on() >= evals.ALIVE).sum().item()
+    share = found["scorable"] / max(1, n_alive)
+    means = {}
+    for key, value in found.items():
+        if torch.is_tensor(value) and key != "units":
+            mean = value.float().nanmean().item()
+            means[f"rule_{key}"] = share * mean + (1 - share) * CHANCE.get(key, 0)
+    rest = dict(rule_scorable=share, rule_units=len(found["units"]), texts=found["texts"])
+    return means | rest
+
+
+def judged(m, arena, gen):
+    fit, test, least = recorded(m, arena)
+    windows = metrics.words.active_windows(fit, arena.fit[0].shape[1])
+    units = metrics.words.scorable(windows, arena.explained, least, gen)
+    found = metrics.llm.llm_explain(arena.judge, fit, test, arena.fit[0], arena.test[0],
+                                    arena.gpt.vocab, units, gen)
+    means = {f"judge_{key}": torch.tensor(found[key]).nanmean().item() for key in ("det", "fuzz")}
+    rest = dict(judge=found["judge"], judge_failures=found["failures"], judge_texts=found["texts"])
+    return means | rest
+
+
+def effects(m, arena, gen):
+    # sets of next tokens of at least 20 words, whose positions are labelled
+    all_sets = [*concepts.WORDS, *concepts.PATTERNS]
+    is_VW = torch.from_numpy(concepts.lexical(arena.gpt.vocab))
+    sets = []
+    for name in concepts.NEXT:
+        if f"next: {name}" in arena.names and is_VW[:, all_sets.index(name)].sum() >= 20:
+            sets.append(name)
+    labels = [arena.names.index(f"next: {name}") for name in sets]
+    target_UV = is_VW.T[[all_sets.index(name) for name in sets]]
+
+    few = max(1, len(arena.fit[0]) // 8)
+    how = dict(after=torch.tensor(labels, dtype=torch.long), target_UV=target_UV,
+               prompts=min(16, few))
+    found = metrics.effects.effects(m, arena.gpt, arena.fit, arena.test, **how, gen=gen,
+                                    rows=min(32, few))
+    return found | arena.shared(metrics.effects.pushes, "pushes", **how)
+
+
+def robustness(m, arena, gen):
+    """Only of what has masks. The attack: 20 sign steps of 0.1, one source for all positions of 32
+    rows."""
     if m.kind != "component":
         return {}
-    raw, few = getattr(m, "raw", m), bench.test[0][:32]
-    gen = torch.Generator(few.device).manual_seed(gen.initial_seed())       # masks are drawn where they are used
-    table = evals.scores(bench.gpt, bench.test[0], evals.ablations(bench.gpt, bench.layer, bench.fit[0])
-                         | metrics.masks.mask_table(raw, m.thresholds, gen))
-    ladder = metrics.masks.attack(raw, bench.gpt, few, gen)
-    clean = evals.scores(bench.gpt, few, {"importance": metrics.masks.mask_table(raw, (), gen)["causal importance"]})
-    joint = metrics.masks.aggregation(raw, bench.gpt, few, gen)
-    mean_F = metrics.masks.spectrum(raw, bench.gpt, bench.layer, bench.test[0])
-    spectrum = {site: mean.sort(descending=True).values.tolist() for site, mean in zip(m.matrices, mean_F.split(raw.C))}
-    return evals.score_keys(table) | dict(
+    gpt = arena.gpt
+    raw = getattr(m, "raw", m)
+    few = arena.test[0][:32]
+    # masks are drawn where they are used
+    gen = torch.Generator(few.device).manual_seed(gen.initial_seed())
+
+    floor = evals.ablations(gpt, arena.layer, arena.fit[0])
+    masked = metrics.masks.mask_table(raw, m.thresholds, gen)
+    scores = evals.scores(gpt, arena.test[0], floor | masked)
+    ladder = metrics.masks.attack(raw, gpt, few, gen)
+    soft = metrics.masks.mask_table(raw, (), gen)["causal importance"]
+    clean = evals.scores(gpt, few, {"importance": soft})
+    joint = metrics.masks.aggregation(raw, gpt, few, gen)
+
+    # how often each component matters, matrix by matrix
+    mean_F = metrics.masks.spectrum(raw, gpt, arena.layer, arena.test[0])
+    spectrum = {}
+    for name, mean_C in zip(m.matrices, mean_F.split(raw.C)):
+        spectrum[name] = mean_C.sort(descending=True).values.tolist()
+    return evals.score_keys(scores) | dict(
         spectrum=spectrum, attack=ladder, kl_attack=ladder[20],
         attack_ratio=ladder[20] / max(1e-9, clean["importance"]["kl"]),
         joint=joint, kl_joint=joint[8])
 
-def stability(ms, bench, gen):
-    found = metrics.stability.stability(ms, bench.gpt, bench.fit[0], bench.test[0], gen)
-    last = f"activations_survival_{len(ms) - 1}"
-    return found | {f"{null}activations_survival": found[f"{null}{last}"] for null in ("", "null_")}
 
-GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words, judged=judged,
-              effects=effects, robustness=robustness, stability=stability)
-CURVES = {"faithfulness"}           # asked of every sparsity, the others of the middle one
-BY_RATE = {"words", "judged"}       # asked of random directions at every sparsity: what their density alone gives
+def stability(ms, arena, gen):
+    found = metrics.stability.stability(ms, arena.gpt, arena.fit[0], arena.test[0], gen)
+    last = f"activations_survival_{len(ms) - 1}"
+    in_all = dict(activations_survival=found[last])
+    in_all["null_activations_survival"] = found[f"null_{last}"]
+    return found | in_all
+
+
+GROUPS = dict(faithfulness=faithfulness, completeness=completeness, parts=parts, words=words,
+              judged=judged, effects=effects, robustness=robustness, stability=stability)
+CURVES = {"faithfulness"}           # asked of every sparsity, the other groups of the middle one
+BY_RATE = {"words", "judged"}       # asked of random directions at every sparsity: what their
+                                    # density alone gives
 TOGETHER = {"stability"}            # asked of all seeds at once
 
-EVALUATION = (evals, metrics.faithful, metrics.masks, metrics.recording, metrics.concepts, metrics.atoms,
-              metrics.effects, metrics.words, concepts, baselines, data, cache, fused, sys.modules["model"])
+# the code that every evaluation depends on, beside its group's own and its method's
+EVALUATION = (evals, metrics.faithful, metrics.masks, metrics.recording, metrics.concepts,
+              metrics.atoms, metrics.effects, metrics.words, concepts, baselines, data, cache,
+              fused, sys.modules["model"])
 
-# ------------------------------------------------------------------------------------------------------- the runs
+
+# ---------------------------------------------------------------------------------- the jobs
 def digest(value):
+    """A short name for whatever JSON can say."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
 
 @dataclass
 class Job:
@@ -211,192 +348,406 @@ class Job:
     name: str
     knob: str
     value: float
-    seed: int | None                # None: all of them
+    seed: int | None                # None: all of them at once
     middle: bool
-    method: Method | None = None
-
-    def groups(self, some):
-        """Those of some groups of metrics that it is asked."""
-        curve = CURVES | BY_RATE if self.name == "random" else CURVES
-        return [g for g in some if (g in TOGETHER) == (self.seed is None) and (self.middle or g in curve)]
+    method: Method | None = None    # None: a floor that needs no training
 
     @property
     def floor(self):
         return not self.method or ":" in self.name
 
     def __str__(self):
-        return f"{self.name} {self.knob}={self.value:g} {'all seeds' if self.seed is None else f'seed {self.seed}'}"
+        who = "all seeds" if self.seed is None else f"seed {self.seed}"
+        return f"{self.name} {self.knob}={self.value:g} {who}"
+
+    def groups(self, wanted):
+        """Which of the wanted groups of metrics is it asked?"""
+        at_every_value = CURVES | BY_RATE if self.name == "random" else CURVES
+        asked = []
+        for group in wanted:
+            is_at_once = group in TOGETHER
+            if is_at_once == (self.seed is None) and (self.middle or group in at_every_value):
+                asked.append(group)
+        return asked
 
     def config(self, cfg, gpt, layer):
-        """The configuration of the training, all of its tokens spent in whole steps, and its folder, which the controls
-        of a method share with it."""
-        m, name = self.method, self.name.split(":")[0]
-        run = m.module.Config(**{**m.change, **(m.quick if cfg.quick else {})}, model=str(gpt.folder), data=cfg.data,
-                              layer=layer, device=cfg.device, seed=self.seed, eval_tokens=min(cfg.eval_tokens, 6_400))
+        """Configure the training, all of its tokens spent in whole steps. Its folder tells methods,
+        targets, texts and flags apart; the controls of a method share it where nothing differs."""
+        module = self.method.module
+        flags = self.method.change | (self.method.quick if cfg.quick else {})
+        run = module.Config(
+            **flags, model=str(gpt.folder), data=cfg.data, layer=layer, device=cfg.device,
+            seed=self.seed, eval_tokens=min(cfg.eval_tokens, 6_400))
         setattr(run, self.knob, self.value)
         run.T = min(run.T, gpt.cfg.n_positions)
-        run.steps = max(1, cfg.tokens // per_step(run))
-        fixed = dict(method=m.module.__name__, target=gpt.hash, text=data.fingerprint(cfg.data),
-                     run={k: v for k, v in vars(run).items() if k not in m.module.MAY_CHANGE_ON_RESUME})
-        run.out = str(Path(cfg.runs) / f"{name}-{self.knob}{self.value:g}-seed{self.seed}-{digest(fixed)}")
+        run.steps = max(1, cfg.tokens // tokens_per_step(run))
+
+        # A flag at its default is not in the key, so that one that is new moves no model. A
+        # default that changes is found by `out_of_date`.
+        key = digest(dict(method=module.__name__, target=gpt.hash,
+                          text=data.fingerprint(cfg.data), run=changed_flags(run, module)))
+        name = self.name.split(":")[0]
+        folder = f"{name}-{self.knob}{self.value:g}-seed{self.seed}-{key}"
+        run.out = str(Path(cfg.runs) / folder)
         return run
 
-def source(code):
-    """The text of a module, class or function."""
-    return Path(code.__file__).read_text() if hasattr(code, "__file__") else inspect.getsource(code)
+    def trainings(self, cfg, gpt, layer):
+        """The configuration of each model that it needs: one, all seeds', or none for a floor."""
+        if not self.method:
+            return []
+        seeds = range(cfg.seeds) if self.seed is None else [self.seed]
+        return [dataclasses.replace(self, seed=seed).config(cfg, gpt, layer) for seed in seeds]
 
-def per_step(run):
+
+def tokens_per_step(run):
     return run.N if hasattr(run, "N") else run.B * run.T
 
-def jobs(cfg):
-    """Seeds outermost: whatever is there after a while compares all methods."""
-    pick = list(METHODS) + list(FLOORS) if cfg.methods == "all" else dict.fromkeys(cfg.methods.split(","))
-    out = []
-    for seed in range(cfg.seeds):
-        for name in pick:
-            method = METHODS.get(name)
-            knob, values = (method.knob, method.values) if method else ("k", FLOORS[name])
-            mid = values[len(values) // 2]
-            out += [Job(name, knob, v, seed, v == mid, method) for v in ([mid] if cfg.quick else values)
-                    if method or name in SEEDED or not seed]
-    trained = [job for job in out if not job.floor and job.middle and not job.seed]
-    return out + [dataclasses.replace(job, seed=None) for job in trained if cfg.seeds > 1]
 
-def trained(job, run, gpt, dev):
-    """(model, its training's cost, hash of its checkpoint), trained or loaded."""
+def changed_flags(run, module):
+    """The flags that decide what is trained and are not at their defaults."""
+    return {name: value for name, value in vars(run).items()
+            if name not in module.MAY_CHANGE_ON_RESUME and value != getattr(module.Config, name)}
+
+
+def jobs(cfg):
+    """All that is to be had and asked. Seeds outermost: whatever is there after a while compares
+    all methods."""
+    names = [*METHODS, *FLOORS]
+    if cfg.methods != "all":
+        names = dict.fromkeys(cfg.methods.split(","))
+    todo = []
+    for seed in range(cfg.seeds):
+        for name in names:
+            todo += jobs_of_row(name, seed, cfg.quick)
+    if cfg.seeds == 1:
+        return todo
+    middles = [job for job in todo if job.middle and not job.floor and job.seed == 0]
+    return todo + [dataclasses.replace(job, seed=None) for job in middles]
+
+
+def jobs_of_row(name, seed, is_quick):
+    """One seed of a method or floor at each of its sparsities; --quick: at the middle one."""
+    method = METHODS.get(name)
+    if not method and seed > 0 and not FLOORS[name].has_seeds:
+        return []
+    knob = method.knob if method else "k"
+    values = method.values if method else FLOORS[name].values
+    middle = values[len(values) // 2]
+    tried = [middle] if is_quick else values
+    return [Job(name, knob, value, seed, value == middle, method) for value in tried]
+
+
+# -------------------------------------------------------------------------------- the models
+def checkpoint(run, module):
+    return Path(run.out) / f"{module.__name__}.safetensors"
+
+
+def out_of_date(run, module):
+    """In what was a model trained differently from how it would be trained now? A list of texts,
+    empty where nothing differs or there is no model yet."""
+    meta = common.read_meta(checkpoint(run, module))
+    if not meta:
+        return []
+    had = meta.get("code", {})
+    has = common.training_code(module.__file__)
+    wrong = [name for name in had | has if had.get(name) != has.get(name)]
+
+    # flags whose defaults have changed; one that is new is at its default
+    had_flags = meta.get("config", {})
+    flags = {name: value for name, value in vars(run).items()
+             if name in had_flags and name not in module.MAY_CHANGE_ON_RESUME}
+    flags = json.loads(json.dumps(flags))           # as meta went: tuples become lists
+    had_flags = {name: had_flags[name] for name in flags}
+    return wrong + common.differences("flags", had_flags, flags)
+
+
+def check_models(cfg, arena, todo):
+    """Fail if a model that would be used was trained by other code than its files now hold, unless
+    it was said what to do with it. Before anything is done: a run takes hours."""
+    if cfg.retrain or cfg.keep:
+        return
+    wrong = {}                      # {row: in what its models differ}
+    for job in todo:
+        target = target_of(job, cfg, arena)
+        for run in job.trainings(cfg, target.gpt, target.layer):
+            differs = out_of_date(run, job.method.module)
+            if differs:
+                wrong.setdefault(job.name, {}).update(dict.fromkeys(differs))
+    if wrong:
+        rows = "; ".join(f"{name} ({', '.join(differs)})" for name, differs in wrong.items())
+        common.fail(f"trained by other code than there is now: {rows}: give --retrain to train "
+                    "these models anew, or --keep to use them as they are")
+
+
+def trained(job, run, gpt, retrain=False, keep=False):
+    """(model, its training's cost, hash of its checkpoint), trained or loaded.
+
+    retrain, keep: what to do with a model that other code has trained; neither: fail."""
     module = job.method.module
-    path = Path(run.out) / f"{module.__name__}.safetensors"
-    expect = dict(method=module.__name__, target=gpt.hash)
-    run.resume = path.exists()
-    tensors, meta = common.load(path, **expect) if run.resume else ({}, {})
-    if meta.get("step") != run.steps:
+    path = checkpoint(run, module)
+    differs = out_of_date(run, module)
+    if differs and not (retrain or keep):
+        common.fail(f"{path}: trained by other code than there is now ({', '.join(differs)}): "
+                    "remove it to train that model anew, or see compare.py --keep")
+
+    # Is it there, and whole? Otherwise it is trained, from where an interrupted training was left.
+    expected = dict(method=module.__name__, target=gpt.hash)
+    run.resume = path.exists() and not (differs and retrain)
+    is_whole = False
+    if run.resume:
+        _, meta = common.load(path, **expected)
+        is_whole = meta["step"] == run.steps
+    if not is_whole:
         Path(run.out).mkdir(parents=True, exist_ok=True)
         with open(Path(run.out) / "train.txt", "a") as log, contextlib.redirect_stdout(log):
             module.train(run)
-        tensors, meta = common.load(path, **expect)
-    m = module.load(path, gpt)
-    cost = dict(tokens=run.steps * per_step(run), steps=run.steps, seconds=meta["seconds"])
-    return m, cost, hashlib.sha256(path.read_bytes()).hexdigest()
 
-def evaluate(job, cfg, bench, groups, dev):
-    """What is known of one model, a flat dict, and None or what failed. Evaluations are kept beside the model, by the
-    settings, the model, the text and the code that they depend on."""
-    if job.name.endswith(":untrained"):
-        folder = Path(cfg.runs) / f"untrained-{bench.gpt.hash}"
-        baselines.random_target(bench.gpt, folder, 0)
-        bench = bench._replace(gpt=GPT.load(folder, dev))
-    gpt, layer, rows_RT = bench.gpt, bench.layer, bench.fit[0]
+    _, meta = common.load(path, **expected)
+    tokens = run.steps * tokens_per_step(run)
+    cost = dict(tokens=tokens, steps=run.steps, seconds=meta["seconds"])
+    return module.load(path, gpt), cost, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Subject(NamedTuple):
+    """What a job asks."""
+    model: Any                      # a decomposition, a tuple of all seeds', or None: not made yet
+    cost: dict                      # of its training
+    which: Any                      # tells it from others of its folder: hashes of checkpoints
+    folder: Path                    # for what it answers
+
+
+def subject_of(job, cfg, arena):
+    """Have the model of a job, trained or loaded. A floor is made by `make_floor`, once needed."""
+    folder = f"{job.name}-{job.knob}{job.value:g}"
+    if not job.method:
+        return Subject(None, {}, floor_units(cfg), Path(cfg.runs) / f"{folder}-seed{job.seed}")
+    runs = job.trainings(cfg, arena.gpt, arena.layer)
+    found = [trained(job, run, arena.gpt, cfg.retrain, cfg.keep) for run in runs]
     if job.seed is None:
-        every = [dataclasses.replace(job, seed=s).config(cfg, gpt, layer) for s in range(cfg.seeds)]
-        ms, _, which = zip(*(trained(job, run, gpt, dev) for run in every))
-        out, folder, make = {}, Path(cfg.runs) / f"{job.name}-{job.knob}{job.value:g}-seeds", lambda: ms
-    elif job.method:
-        run = job.config(cfg, gpt, layer)
-        m, out, which = trained(job, run, gpt, dev)
-        folder = Path(run.out)
-        make = lambda: m
+        models, _, which = zip(*found)
+        return Subject(models, {}, which, Path(cfg.runs) / f"{folder}-seeds")
+    model, cost, which = found[0]
+    return Subject(model, cost, which, Path(runs[0].out))
+
+
+def floor_units(cfg):
+    """How many random directions the floor `random` has: as many as an SAE has units."""
+    return SMALL if cfg.quick else sae.Config.F
+
+
+def make_floor(job, cfg, arena):
+    made = baselines.baselines(
+        arena.gpt, arena.layer, arena.fit[0], job.value, floor_units(cfg), job.seed)
+    return made[job.name]
+
+
+def target_of(job, cfg, arena):
+    """The arena of a job: with a target of random weights for the control of that name."""
+    if not job.name.endswith(":untrained"):
+        return arena
+    folder = Path(cfg.runs) / f"untrained-{arena.gpt.hash}"
+    baselines.random_target(arena.gpt, folder, 0)
+    return arena._replace(gpt=GPT.load(folder, arena.fit[0].device))
+
+
+# --------------------------------------------------------------------------- the evaluations
+def code_of(part):
+    """Hash what a module, class or function does."""
+    if hasattr(part, "__file__"):
+        text = Path(part.__file__).read_text(encoding="utf-8")
     else:
-        F = SMALL if cfg.quick else sae.Config.F
-        out, which, folder = {}, F, Path(cfg.runs) / f"{job.name}-k{job.value:g}-seed{job.seed}"
-        make = lambda: baselines.baselines(gpt, layer, rows_RT, job.value, F, job.seed)[job.name]
-    asked, failed = None, []
-    for name in groups:
-        code = [*EVALUATION, job.method.module if job.method else spd, GROUPS[name]]
-        code += [metrics.matching, metrics.stability] * (name in TOGETHER)
-        how = [*map(source, code), data.fingerprint(cfg.data), cfg.eval_tokens, cfg.explained if name in BY_RATE else 0]
-        how += [source(metrics.llm), cfg.judge_url, cfg.judge_model] * (name == "judged")
-        path = folder / f"{name}-{digest([name, str(job), which, gpt.hash, layer, how])}.json"
+        text = inspect.getsource(part)
+    return common.read_source(text).hash
+
+
+def evaluation_key(group, job, which, cfg, arena):
+    """Hash all that the answers of one group of metrics depend on."""
+    # what the code does: what all groups share, the method's files, and the group's own
+    parts = [*EVALUATION, GROUPS[group]]
+    if group in TOGETHER:
+        parts += [metrics.matching, metrics.stability]
+    module = job.method.module if job.method else spd           # svd is an SPD
+    depends_on = [code_of(part) for part in parts]
+    depends_on.append(common.training_code(module.__file__))
+
+    # the text, and the settings
+    depends_on += [data.fingerprint(cfg.data), cfg.eval_tokens]
+    depends_on.append(cfg.explained if group in BY_RATE else 0)
+    if group == "judged":
+        depends_on += [code_of(metrics.llm), cfg.judge_url, cfg.judge_model]
+    return digest([group, str(job), which, arena.gpt.hash, arena.layer, depends_on])
+
+
+def evaluate(job, cfg, arena, groups):
+    """Ask one model: (what is known of it, a flat dict; what failed, or None).
+
+    Answers are kept in the folder of the model, by the key of all that they depend on."""
+    arena = target_of(job, cfg, arena)
+    subject = subject_of(job, cfg, arena)
+    model = subject.model
+    answers = dict(subject.cost)
+    failed = []
+    for group in groups:
+        key = evaluation_key(group, job, subject.which, cfg, arena)
+        path = subject.folder / f"{group}-{key}.json"
         try:
             if not path.exists():
-                asked = asked or make()
-                found = GROUPS[name](asked, bench, common.generator(job.seed or 0, name))
+                if model is None:
+                    model = make_floor(job, cfg, arena)
+                gen = common.generator(job.seed or 0, group)
+                found = GROUPS[group](model, arena, gen)
                 common.write(path, json.dumps(finite(found)).encode())
-            out |= json.loads(path.read_text())
-        except (Exception, SystemExit) as e:        # one metric's trouble is no reason to lose the others
-            failed.append(f"{name}: {error_text(e)}")
-    return out, "; ".join(failed) or None
+            answers |= json.loads(path.read_text())
+        except (Exception, SystemExit) as e:        # the other groups still have their say
+            failed.append(f"{group}: {error_text(e)}")
+    return answers, "; ".join(failed) or None
+
 
 def error_text(e):
-    return "stopped, as its error line says" if isinstance(e, SystemExit) else f"{type(e).__name__}: {e}"
+    if isinstance(e, SystemExit):
+        return "stopped, as its error line says"
+    return f"{type(e).__name__}: {e}"
+
 
 def finite(value):
-    """The same with None for what JSON can't say."""
+    """Put None for a number that JSON can't say, NaN or infinity, in a dict of dicts."""
     if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {str(key): finite(part) for key, part in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
 
 def left(seconds, todo):
-    """About how long the jobs `todo` take, as text; seconds: {name: [of jobs that were done]}."""
-    every = [s for some in seconds.values() for s in some]
-    if not every:
+    """Say how long the jobs `todo` may take. seconds: {name: [of jobs that are done]}; a name
+    without any gets the mean over all jobs."""
+    spent = list(itertools.chain.from_iterable(seconds.values()))
+    if not spent:
         return "time left unknown"
-    total = sum(statistics.mean(seconds.get(job.name) or every) for job in todo)
-    return f"about {total / 60:.0f} min left" if total < 5400 else f"about {total / 3600:.1f} h left"
+    total = sum(statistics.mean(seconds.get(job.name) or spent) for job in todo)
+    if total < 5400:
+        return f"about {total / 60:.0f} min left"
+    return f"about {total / 3600:.1f} h left"
 
-def collect(cfg, bench, groups, dev):
-    """[(job, what is known of it, None or how it failed)], with progress."""
-    todo, seconds, out = [job for job in jobs(cfg) if job.groups(groups)], {}, []
+
+def collect(cfg, arena, groups, todo):
+    """Do all jobs, with progress: [(job, what is known of it, None or how it failed)]."""
+    seconds = {}
+    done = []
     for i, job in enumerate(todo):
         print(f"[{i + 1}/{len(todo)}] {job}; {left(seconds, todo[i:])}", flush=True)
-        began, found, failed = time.time(), {}, None
+        began = time.time()
+        answers = {}
         try:
-            found, failed = evaluate(job, cfg, bench, job.groups(groups), dev)
-        except (Exception, SystemExit) as e:        # nor one method's
+            answers, failed = evaluate(job, cfg, arena, job.groups(groups))
+        except (Exception, SystemExit) as e:        # the other methods still have their rows
             failed = error_text(e)
         if failed:
             print(f"FAILED {job}: {failed}", flush=True)
-        if (spent := time.time() - began) > 1:      # what was there already says nothing about what is not
+        # what was there already says nothing about how long the rest takes
+        spent = time.time() - began
+        if spent > 1:
             seconds.setdefault(job.name, []).append(spent)
-        out.append((job, found, failed))
-    return out
+        done.append((job, answers, failed))
+    return done
 
+
+# ------------------------------------------------------------------------------------ the run
 def check(cfg, gpt):
-    """Fails on what could not be run; (layer, names of the groups)."""
+    """Fail on what can't be run; otherwise (layer, names of the groups of metrics)."""
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
-    for flag, value, allowed in (("methods", cfg.methods, [*METHODS, *FLOORS]), ("metrics", cfg.metrics, [*GROUPS])):
-        if bad := [v for v in value.split(",") if value != "all" and v not in allowed]:
-            common.fail(f"--{flag} {bad[0]}: allowed are all, {', '.join(allowed)}")
+    check_names("methods", cfg.methods, [*METHODS, *FLOORS])
+    check_names("metrics", cfg.metrics, [*GROUPS])
     if cfg.readme and cfg.out != Config.out:
         common.fail(f"--readme: takes what is in {Config.out}/, a full run's, not --out {cfg.out}")
-    common.within(vars(cfg) | {"layer": layer}, "tokens",
-                  layer=(0, gpt.cfg.n_layer - 1), seeds=(1, 10), explained=(10, math.inf),
-                  eval_tokens=(2 * gpt.cfg.n_positions, math.inf))
-    groups = [g for g in GROUPS if (g in cfg.metrics.split(",") or cfg.metrics == "all") and (
-        g != "judged" or cfg.judge_url)]
-    if bool(cfg.judge_url) != bool(cfg.judge_model) or "judged" in cfg.metrics and not cfg.judge_url:
-        common.fail(f"--judge_url {cfg.judge_url or None}: must come with --judge_model, and judged with both")
+    if cfg.retrain and cfg.keep:
+        common.fail("--retrain --keep: one of them, for models that other code has trained")
+    T = gpt.cfg.n_positions
+    common.within(
+        vars(cfg) | {"layer": layer}, "tokens", layer=(0, gpt.cfg.n_layer - 1), seeds=(1, 10),
+        explained=(10, math.inf), eval_tokens=(2 * T, math.inf))
+
+    # the judge needs an endpoint and a model; without them "all" is all other groups
+    wanted = [*GROUPS] if cfg.metrics == "all" else cfg.metrics.split(",")
+    is_half_named = bool(cfg.judge_url) != bool(cfg.judge_model)
+    is_unnamed = "judged" in cfg.metrics and not cfg.judge_url
+    if is_half_named or is_unnamed:
+        common.fail(f"--judge_url {cfg.judge_url or None}: must come with --judge_model, and "
+                    "judged with both")
+    groups = [group for group in GROUPS
+              if group in wanted and (group != "judged" or cfg.judge_url)]
     if not any(job.groups(groups) for job in jobs(cfg)):
-        common.fail(f"--metrics {cfg.metrics}: needs a method, not a floor, and --seeds of 2 or more")
+        common.fail(f"--metrics {cfg.metrics}: needs a method, not a floor, and --seeds of 2 or "
+                    "more")
     return layer, groups
 
+
+def check_names(flag, value, allowed):
+    """Fail if a comma-separated flag has a name that is not allowed."""
+    for name in value.split(","):
+        if value != "all" and name not in allowed:
+            common.fail(f"--{flag} {name}: allowed are all, {', '.join(allowed)}")
+
+
 def prepared(cfg, gpt, layer, dev):
-    """The Bench that cfg asks for, with the concepts that are true at enough tokens of it."""
-    T, corpora = gpt.cfg.n_positions, data.load_all(cfg.data, gpt.vocab, gpt.cfg.n_positions, ("fit", "test"))
-    both, names = [c.labelled(T, cfg.eval_tokens // T, dev) for c in corpora.values()], corpora["test"].names
-    enough = [k for k in range(len(names)) if min(label[:, 1:, k].sum() for _, label in both) >= evals.ALIVE]
-    fit, test = ((rows, label[..., enough]) for rows, label in both)
-    return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained,
-                 metrics.llm.ChatClient(cfg.judge_url, cfg.judge_model), {})
+    """The Arena that cfg asks for, with the concepts that are true at enough tokens of fit and of
+    test."""
+    T = gpt.cfg.n_positions
+    corpora = data.load_all(cfg.data, gpt.vocab, T, ("fit", "test"))
+    names = corpora["test"].names
+    splits = [corpus.labelled(T, cfg.eval_tokens // T, dev) for corpus in corpora.values()]
+    enough = []
+    for k in range(len(names)):
+        n_true = min(labels[:, 1:, k].sum() for _, labels in splits)
+        if n_true >= evals.ALIVE:
+            enough.append(k)
+    fit, test = [(rows, labels[..., enough]) for rows, labels in splits]
+    judge = metrics.llm.ChatClient(cfg.judge_url, cfg.judge_model)
+    return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained, judge, {})
+
+
+def narrowed(cfg):
+    """Apply --quick, and give a run that is not the whole table a folder of its own, so that the
+    whole table stays what it is."""
+    asked = {name for name in WHOLE if getattr(cfg, name) != getattr(Config, name)}
+    is_part = asked and cfg.out == Config.out
+    if cfg.quick:
+        quick = {name: value for name, value in QUICK.items() if name not in asked}
+        cfg = dataclasses.replace(cfg, **quick, out=f"{cfg.out}-quick")
+    if is_part:
+        cfg.out += "-part"
+    return cfg
+
 
 def main(cfg):
     if cfg.explain:
-        print(table.describe())
+        rows = METHODS | FLOORS
+        print(table.describe({name: row.text for name, row in rows.items()}))
         return
-    asked = {k for k in WHOLE if getattr(cfg, k) != getattr(Config, k)}
-    part = "-part" * (bool(asked) and cfg.out == Config.out)                # the whole table stays what it is
-    if cfg.quick:
-        cfg = dataclasses.replace(cfg, **{k: v for k, v in QUICK.items() if k not in asked}, out=f"{cfg.out}-quick")
-    cfg.out += part
-    gpt = GPT.load(cfg.model, dev := common.device(cfg.device))
+
+    # what is to be done, on what
+    cfg = narrowed(cfg)
+    dev = common.device(cfg.device)
+    gpt = GPT.load(cfg.model, dev)
     layer, groups = check(cfg, gpt)
-    found = collect(cfg, prepared(cfg, gpt, layer, dev), groups, dev)
+    arena = prepared(cfg, gpt, layer, dev)
+    todo = [job for job in jobs(cfg) if job.groups(groups)]
+    check_models(cfg, arena, todo)
+
+    # do it, and tell
+    found = collect(cfg, arena, groups, todo)
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer))
     table.write(results, cfg.out)
     if cfg.readme:
         table.embed(headline.render(results), Path(__file__).parent / "README.md")
-    print("", table.render(results), f"-> {cfg.out}/results.json, table.md, table.csv, pictures", sep="\n")
-    if failed := [f"{row['name']} {f}" for row in results["rows"] for f in row["failed"]]:
+    print("", table.render(results), sep="\n")
+    print(f"-> {cfg.out}/results.json, table.md, table.csv, pictures")
+    failed = []
+    for row in results["rows"]:
+        failed += [f"{row['name']} {text}" for text in row["failed"]]
+    if failed:
         common.fail(f"FAILED: {'; '.join(failed)}", 1)
+
 
 if __name__ == "__main__":
     main(common.cli(Config))

@@ -1,10 +1,11 @@
-"""Tokens, labels and batches: TinyTales from a cache that builds itself, or a token file of your own.
+"""Tokens, labels, batches: TinyTales from a cache that builds itself, or a text of your own.
 
-    python data.py            # three stories, the statistics, the concept table, where the cache lies
+    python data.py            # three stories, statistics, the concept table, where the cache lies
     --data X.bin              # of any script: uint16 tokens as nanoGPT writes them
     --data X.txt              # text, in the words of the target's vocab.json
 
-A row begins at a story's start wherever one is within reach: the target sees most stories from their first word.
+Rows of T tokens begin at a story's start wherever one is within reach: the target sees most stories
+from their first word.
 """
 import functools
 import hashlib
@@ -17,7 +18,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-import fused
 from common import cli, fail, generator
 from report.curve import save_picture
 from tinytales import cache, concepts, story
@@ -26,276 +26,362 @@ from tinytales.prompts import prompts  # noqa: F401  (part of this module's inte
 from tinytales.story import EOT, UNK, VOCAB
 
 WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|'s|\d+|[^\w\s]")
+# where the splits of a .bin or .txt begin and end
+CUTS = {"train": (0, 0.9), "fit": (0.9, 0.94), "dev": (0.94, 0.96), "test": (0.96, 1)}
 
 
 @dataclass
 class Corpus:
-    """A stream of tokens. ids (n,) uint16; concept names; packed labels bits (n, bytes), logp (n,), or None."""
-    ids: np.ndarray
-    vocab: list
-    names: list
-    bits: np.ndarray | None = None
-    logp: np.ndarray | None = None
+    """A stream of tokens, and what is known about each."""
+    ids: np.ndarray                     # (n,) uint16
+    vocab: list                         # the words that ids stand for
+    names: list                         # of the concepts
+    bits: np.ndarray | None = None      # (n, bytes): which concepts are true, packed; None: unknown
+    logp: np.ndarray | None = None      # (n,): log-probability in the generator; None: unknown
 
     @functools.lru_cache(maxsize=4)
     def starts(self, T):
-        """First positions of the rows of T: each begins at the last story start that the row before reaches, if any."""
+        """Where do rows of T tokens begin? Each at the last story start that the row before it
+        reaches, if there is one, else where that row ends."""
         n = len(self.ids)
         if n < T:
             fail(f"the data hold {n} tokens, fewer than one row of {T}")
-        docs = np.flatnonzero(self.ids == (self.vocab.index(EOT) if EOT in self.vocab else -1))
-        starts, s = [], 0
-        while s + T <= n:
-            starts.append(s)
-            i = np.searchsorted(docs, s + T, "right") - 1           # a story starting at s + T follows without a gap
-            s = int(docs[i]) if i >= 0 and docs[i] > s else s + T
+        eot = self.vocab.index(EOT) if EOT in self.vocab else -1
+        stories = np.flatnonzero(self.ids == eot)
+        starts = []
+        start = 0
+        while start + T <= n:
+            starts.append(start)
+            # a story that starts at start + T follows without a gap
+            last = np.searchsorted(stories, start + T, "right") - 1
+            is_reached = last >= 0 and stories[last] > start
+            start = int(stories[last]) if is_reached else start + T
         return np.array(starts)
 
     def positions(self, T, n_rows=None):
-        """Where in the stream the tokens of the evaluation rows lie, (n_rows, T)."""
+        """Where in the stream do the tokens of the evaluation rows lie? (n_rows, T)."""
         return self.starts(T)[:n_rows, None] + np.arange(T)
 
     def rows(self, T, n_rows=None):
-        """Evaluation rows (n_rows, T), int64."""
+        """The evaluation rows, (n_rows, T) int64."""
         return torch.from_numpy(self.ids[self.positions(T, n_rows)].astype(np.int64))
 
     def labels(self, T, n_rows=None):
-        """Truth (n_rows, T, concepts), bool, of the same rows."""
-        return np.unpackbits(self.bits[self.positions(T, n_rows)], axis=-1, count=len(self.names)).astype(bool)
+        """Which concepts are true at each token of `rows`? (n_rows, T, concepts), bool."""
+        bits = self.bits[self.positions(T, n_rows)]
+        return np.unpackbits(bits, axis=-1, count=len(self.names)).astype(bool)
 
     def labelled(self, T, n_rows, device):
         """The pair (rows, labels) that evals.py and metrics/ ask for."""
         return self.rows(T, n_rows).to(device), self.labels(T, n_rows)
 
     def fresh(self, T, n_rows=None):
-        """Mask (n_rows, T) of the positions to predict such that each token counts once: those that the next row, which
-        knows their story from its start, predicts again are left out."""
-        mask = self.positions(T) <= np.append(self.starts(T)[1:], len(self.ids))[:, None]
+        """Which positions of `rows` are to be predicted, such that each token counts once? Mask
+        (n_rows, T). Left out are those that the next row, which knows their story from its start,
+        predicts again."""
+        next_start = np.append(self.starts(T)[1:], len(self.ids))
+        mask = self.positions(T) <= next_start[:, None]
         mask[:, 0] = False
         return torch.from_numpy(mask[:n_rows])
 
     def entropy(self, T, n_rows=None):
-        """Derivation entropy in nats per token over the `fresh` positions: an upper bound on their entropy rate."""
+        """How well can the text be predicted at best? Derivation entropy in nats per token over
+        the `fresh` positions, an upper bound on their entropy rate. None where it is unknown."""
         if self.logp is None:
             return None
-        return float(-self.logp[self.positions(T, n_rows)][self.fresh(T, n_rows).numpy()].mean())
+        logp = self.logp[self.positions(T, n_rows)]
+        return float(-logp[self.fresh(T, n_rows).numpy()].mean())
 
     @functools.lru_cache(maxsize=2)
     def order(self, T, seed, epoch):
-        return self.starts(T)[np.random.default_rng([seed, epoch]).permutation(len(self.starts(T)))]
+        """The starts of the rows, shuffled anew in each epoch."""
+        starts = self.starts(T)
+        return starts[np.random.default_rng([seed, epoch]).permutation(len(starts))]
 
     def batch(self, step, B, T, seed):
-        """Training batch (B, T), int64: rows shuffled anew in each epoch; depends on the arguments alone."""
-        n, first = len(self.starts(T)), step * B
-        at = np.array([self.order(T, seed, i // n)[i % n] for i in range(first, first + B)])
-        return torch.from_numpy(self.ids[at[:, None] + np.arange(T)].astype(np.int64))
+        """Draw the training batch of one step, (B, T) int64: it depends on the arguments alone."""
+        n = len(self.starts(T))
+        first = step * B
+        starts = np.array([self.order(T, seed, i // n)[i % n] for i in range(first, first + B)])
+        return torch.from_numpy(self.ids[starts[:, None] + np.arange(T)].astype(np.int64))
 
     __hash__ = object.__hash__
 
 
+# ------------------------------------------------------------------------- what --data names
 @functools.lru_cache(maxsize=8)
 def tinytales_corpus(split, n_tokens):
-    """TinyTales from its cache."""
+    """Read TinyTales from its cache."""
     names, maps = cache.arrays(split, n_tokens)
     return Corpus(vocab=VOCAB, names=names, **maps)
 
 
 def load_all(spec, vocab, T, splits=("train", "fit", "test")) -> dict[str, Corpus]:
-    """{split: corpus}. Fails where one has no row of T tokens."""
+    """Load several splits, {split: corpus}. Fails where one has no row of T tokens."""
     corpora = {split: load(spec, split, vocab) for split in splits}
-    if short := [f"its {split} part has {len(c.ids)}" for split, c in corpora.items() if len(c.ids) < T]:
-        fail(f"--data {spec}: too short for a row of {T} tokens, {short[0]}")
+    for split, corpus in corpora.items():
+        if len(corpus.ids) < T:
+            fail(f"--data {spec}: too short for a row of {T} tokens, "
+                 f"its {split} part has {len(corpus.ids)}")
     return corpora
 
 
 @functools.lru_cache
 def fingerprint(spec) -> str:
-    """Is this the text that a run began with? A hash of what --data names: of TinyTales its sources; of a file its
-    name, its size and its content, whole up to a megabyte, else sampled at 64 places, so that it takes milliseconds
-    whatever the size. The sources of the concepts are part of it."""
-    found = hashlib.sha256(cache.version().encode())
+    """Is this the text that a run began with? A hash of what --data names.
+
+    Of TinyTales it covers the sources; of a file the name, the size and the content, whole up to a
+    megabyte, else sampled at 64 places, so that it takes milliseconds whatever the size. The
+    sources of the concepts are part of it."""
+    digest = hashlib.sha256(cache.version().encode())
     if spec != "tinytales":
         path = Path(spec)
-        size, piece = path.stat().st_size, 1 << 14
-        found.update(f"{path.name} {size}".encode())
+        size = path.stat().st_size
+        piece = 1 << 14
+        digest.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:
             for i in range(64):
                 file.seek(i * max(0, size - piece) // 63)
-                found.update(file.read(piece))
-    return found.hexdigest()[:12]
+                digest.update(file.read(piece))
+    return digest.hexdigest()[:12]
 
 
 def load(spec, split, vocab, n_tokens=None) -> Corpus:
-    """The corpus of a split: "tinytales", or a .bin or .txt cut into train 90 %, fit 4 %, dev 2 %, test 4 %.
-    Fails on a missing, empty or truncated file, a token outside the vocabulary, a text in another vocabulary."""
+    """Load one split of what --data names: "tinytales", or a .bin or .txt cut into train 90 %, fit
+    4 %, dev 2 %, test 4 %.
+
+    Fails on a missing, empty or truncated file, a token outside the vocabulary, a text in another
+    vocabulary."""
+    most = n_tokens or SPLITS[split][1]
     if spec == "tinytales":
         if list(vocab) != VOCAB:
-            fail("--data tinytales needs a target with TinyTales' vocabulary; give --data a .bin or .txt for this one")
-        return tinytales_corpus(split, n_tokens or SPLITS[split][1])
+            fail("--data tinytales needs a target with TinyTales' vocabulary; "
+                 "give --data a .bin or .txt for this one")
+        return tinytales_corpus(split, most)
+
+    # the part of the file that is this split; all but training take no more than they need
+    ids = read_ids(spec, vocab)
+    begin, end = [int(len(ids) * share) for share in CUTS[split]]
+    if split != "train":
+        end = min(end, begin + most)
+    ids = ids[begin:end]
+    if not len(ids):
+        fail(f"--data {spec}: too short, its {split} part is empty")
+    if int(ids.max()) >= len(vocab):
+        fail(f"--data {spec}: token id {int(ids.max())} is outside the target's vocabulary "
+             f"of {len(vocab)}")
+
+    # concepts that the words alone decide; the generator's state is not known here
+    corpus = Corpus(ids, list(vocab), concepts.concept_names(with_state=False))
+    if split != "train":
+        labels = concepts.labels(np.asarray(ids), vocab, concepts.lexical(vocab))
+        corpus.bits = np.packbits(labels, axis=1)
+    return corpus
+
+
+def read_ids(spec, vocab):
+    """Read all tokens of a .bin or .txt, (n,) uint16; of a .bin only what is asked for leaves the
+    disk."""
     path = Path(spec)
     if path.suffix not in (".bin", ".txt"):
         fail(f"--data {spec}: allowed are tinytales, a .bin of uint16 token ids, or a .txt")
     if not path.is_file():
         fail(f"--data {spec}: no such file")
-    if path.suffix == ".bin":
-        if path.stat().st_size % 2 or not path.stat().st_size:
-            fail(f"--data {spec}: {path.stat().st_size} bytes are no whole, positive number of uint16 tokens")
-        ids = np.memmap(path, np.uint16, "r")
-    else:
-        ids = encode_file(path, tuple(vocab))
-    a, b = (int(len(ids) * f) for f in dict(train=(0, .9), fit=(.9, .94), dev=(.94, .96), test=(.96, 1))[split])
-    ids = ids[a:b] if split == "train" else ids[a:min(b, a + (n_tokens or SPLITS[split][1]))]
-    if not len(ids):
-        fail(f"--data {spec}: too short, its {split} part is empty")
-    if int(ids.max()) >= len(vocab):
-        fail(f"--data {spec}: token id {int(ids.max())} is outside the target's vocabulary of {len(vocab)}")
-    corpus = Corpus(ids, list(vocab), concepts.concept_names(with_state=False))
-    if split != "train":
-        corpus.bits = np.packbits(concepts.labels(np.asarray(ids), vocab, concepts.lexical(vocab)), axis=1)
-    return corpus
+    if path.suffix == ".txt":
+        return encode_file(path, tuple(vocab))
+    size = path.stat().st_size
+    if size % 2 or not size:
+        fail(f"--data {spec}: {size} bytes are no whole, positive number of uint16 tokens")
+    return np.memmap(path, np.uint16, "r")
 
 
-# ----------------------------------------------------------------------------------------------- tokenizer
+# --------------------------------------------------------------------------------- tokenizer
 def tokenize(text):
     return WORD.findall(text)
 
 
 def encode(text, vocab):
-    """Words to ids; a word that the vocabulary lacks becomes <unk>."""
-    index = {w: i for i, w in enumerate(vocab)}
-    return [index.get(w, index.get(UNK, 0)) for w in tokenize(text)]
+    """Turn words into ids; a word that the vocabulary lacks becomes <unk>."""
+    index = {word: i for i, word in enumerate(vocab)}
+    unknown = index.get(UNK, 0)
+    return [index.get(word, unknown) for word in tokenize(text)]
 
 
 @functools.lru_cache(maxsize=2)
 def encode_file(path, vocab):
-    """A .txt as uint16 ids, one stream without document marks."""
-    if UNK not in vocab or any("Ġ" in w for w in vocab):
-        fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with the target's own "
-             "tokenizer and write np.array(ids, np.uint16).tofile('X.bin')")
+    """Read a .txt as uint16 ids, one stream without document marks."""
+    if UNK not in vocab or any("Ġ" in word for word in vocab):
+        fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with "
+             "the target's own tokenizer and write np.array(ids, np.uint16).tofile('X.bin')")
     try:
         ids = np.array(encode(path.read_text(encoding="utf-8"), vocab), np.uint16)
     except UnicodeDecodeError as e:
         fail(f"--data {path}: not UTF-8 text ({e.reason} at byte {e.start})")
-    if len(ids) and (ids == vocab.index(UNK)).mean() > .5:
-        fail(f"--data {path}: {(ids == vocab.index(UNK)).mean():.0%} of its words are not in the target's vocab.json; "
+    unknown = (ids == vocab.index(UNK)).mean() if len(ids) else 0
+    if unknown > .5:
+        fail(f"--data {path}: {unknown:.0%} of its words are not in the target's vocab.json; "
              f"make a target for it with python pretrain.py --data {path} --out DIR")
     return ids
 
 
 def build_vocab(text, size):
-    """The word-level vocabulary of a text: end of text, unknown word, then its most frequent words."""
+    """Make the word-level vocabulary of a text: end of text, unknown word, then its most frequent
+    words."""
     words, counts = np.unique(tokenize(text), return_counts=True)
     by_count = sorted(zip(-counts, words))
-    return [EOT, UNK, *(str(w) for _, w in by_count[:size - 2])]
+    return [EOT, UNK, *(str(word) for _, word in by_count[:size - 2])]
 
 
 def decode(ids, vocab):
-    """Readable text: no space before punctuation or after an opening quote."""
+    """Turn ids into readable text: no space before punctuation or after an opening quote."""
     text = " ".join(vocab[i] for i in ids).replace("Ġ", "")
-    return re.sub(r"“ ", "“", re.sub(r" ([.,!?;:”]|'s|')(?= |$)", r"\1", text))
+    text = re.sub(r" ([.,!?;:”]|'s|')(?= |$)", r"\1", text)
+    return re.sub(r"“ ", "“", text)
 
 
-# --------------------------------------------------------------------------------------------- activations
-# The target's activations at its MLPs, as the activation-space methods train on them: one token, one example.
-#     x = the MLP's input after LayerNorm, y = its output, at every token but the first of a row; stream: y is the
-#     residual stream that the output is added to, after the addition
-# B sequences, T positions, N tokens of a batch, L layers, D residual width
-ROWS = 512          # sequences whose tokens are shuffled together; 127 tokens each, 67 MB a layer in the bundled target
+# ------------------------------------------------------------------------------- activations
+# The target's activations at its MLPs, as the activation-space methods train on them: one token,
+# one example.
+#     x = the MLP's input after LayerNorm, y = its output, at every token but the first of a row
+#     stream: y is the residual stream that the output is added to, after the addition
+# B sequences, T positions, R rows, N tokens of a batch, L layers, D residual width, V vocabulary
+ROWS = 512      # sequences whose tokens are shuffled together: 67 MB a layer in the bundled target
 
 
 @torch.no_grad()
 def at_mlps(gpt, idx_BT, layers, stream=False):
-    """Input x and output y of the MLPs of `layers` (ascending) at every token but the first of a row, one clean pass
-    without the unembedding: two of shape (L, B (T - 1), D)."""
-    (x_BTD, r_BTD), xs, ys = gpt.prefix(idx_BT, layers[0]), [], []
+    """What do the MLPs of `layers` (ascending) read and write? Two of shape (L, B (T - 1), D).
+
+    One clean pass without the unembedding."""
+    xs = []
+    ys = []
+    x_BTD, r_BTD = gpt.prefix(idx_BT, layers[0])
     for layer in range(layers[0], layers[-1] + 1):
-        y_BTD = gpt.h[layer].mlp(x_BTD)
+        y_BTD = gpt.mlp(layer)(x_BTD)
         if layer in layers:
-            out_BTD = r_BTD + y_BTD if stream else y_BTD
-            xs.append(x_BTD[:, 1:].flatten(0, 1)), ys.append(out_BTD[:, 1:].flatten(0, 1))
+            written_BTD = r_BTD + y_BTD if stream else y_BTD
+            xs.append(x_BTD[:, 1:].flatten(0, 1))
+            ys.append(written_BTD[:, 1:].flatten(0, 1))
         if layer < layers[-1]:
-            x_BTD, r_BTD = gpt.h[layer + 1].to_mlp(r_BTD + y_BTD)
+            x_BTD, r_BTD = gpt.next_mlp(r_BTD, y_BTD, layer)
     return torch.stack(xs), torch.stack(ys)
 
 
 def over_rows(gpt, idx_RT, layers, stream=False):
-    """at_mlps of many rows, 16 at a time."""
-    return [torch.cat(part, 1) for part in zip(*(at_mlps(gpt, idx, layers, stream) for idx in idx_RT.split(16)))]
+    """at_mlps of many rows, 16 at a time: two of shape (L, R (T - 1), D)."""
+    parts = [at_mlps(gpt, idx_BT, layers, stream) for idx_BT in idx_RT.split(16)]
+    xs, ys = zip(*parts)
+    return torch.cat(xs, 1), torch.cat(ys, 1)
 
 
 @torch.no_grad()
 def clean_pass(gpt, layer, idx_BT):
-    """Input x and output y of one MLP and the stream r that y is added to, in one clean pass; and kl(y_hat_BTD), with
-    gradients: KL(clean || spliced) at each position (B, T) when y_hat stands in for y, through the suffix alone."""
-    W_VD, (x_BTD, r_BTD) = gpt.wte.weight, gpt.prefix(idx_BT, layer)
-    y_BTD = gpt.h[layer].mlp(x_BTD)
-    final_BTD = gpt.hidden(r_BTD, y_BTD, layer)
-    clean = final_BTD, *fused.log_partition(final_BTD, W_VD)
-    kl = lambda y_hat_BTD: fused.kl_unembed(clean, gpt.hidden(r_BTD, y_hat_BTD, layer), W_VD)
-    return x_BTD, y_BTD, r_BTD, kl
+    """What does one MLP read and write, and what would it cost to write something else?
+
+    Returns x_BTD and y_BTD, the stream r_BTD that y is added to, and kl(y_hat_BTD), with gradients:
+    KL(clean || spliced) at each position (B, T) when y_hat stands in for y. The model below the
+    MLP runs once."""
+    x_BTD, r_BTD = gpt.prefix(idx_BT, layer)
+    y_BTD = gpt.mlp(layer)(x_BTD)
+    return x_BTD, y_BTD, r_BTD, gpt.distance_from(r_BTD, y_BTD, layer)
 
 
 def batches(gpt, corpus, layers, T, N, seed, start=0, stream=False):
-    """Endless training batches (x_LND, y_LND) from step `start` on: tokens of ROWS sequences of the corpus at a time,
-    in random order, each token once an epoch but for less than N at the end of each shuffle. What step s gets depends
-    on the arguments and s alone: a resumed run sees what the killed one would have. Memory: 2 L ROWS T D floats.
-    Fails if N is over ROWS (T - 1)."""
-    steps = ROWS * (T - 1) // N             # from one shuffle to the next
-    if not steps:
+    """Yield training batches (x_LND, y_LND) from step `start` on, without end.
+
+    The tokens of ROWS sequences at a time come in random order, each once an epoch but for less
+    than N at the end of each shuffle. What step s gets depends on the arguments and s alone: a
+    resumed run sees what the killed one would have. Memory: 2 L ROWS T D floats. Fails if N is over
+    ROWS (T - 1)."""
+    steps_a_shuffle = ROWS * (T - 1) // N
+    if not steps_a_shuffle:
         fail(f"--N {N}: must be from 1 to {ROWS * (T - 1)}")
-    step, device = start, gpt.wte.weight.device
+    step = start
     while True:
-        turn = step // steps
-        idx_RT = corpus.batch(turn, ROWS, T, seed).to(device)
+        # run the target on the next ROWS sequences, and shuffle their tokens
+        shuffle = step // steps_a_shuffle
+        idx_RT = corpus.batch(shuffle, ROWS, T, seed).to(gpt.device)
         x_LND, y_LND = over_rows(gpt, idx_RT, layers, stream)
-        order = torch.randperm(x_LND.shape[1], generator=generator(seed, f"shuffle {turn}")).to(device)
-        for step in range(step, (turn + 1) * steps):
-            some = order[step % steps * N:][:N]
-            yield x_LND[:, some], y_LND[:, some]
-        step += 1
+        gen = generator(seed, f"shuffle {shuffle}")
+        order = torch.randperm(x_LND.shape[1], generator=gen).to(gpt.device)
+        # hand them out, N at a time
+        while step // steps_a_shuffle == shuffle:
+            first = step % steps_a_shuffle * N
+            tokens = order[first:first + N]
+            yield x_LND[:, tokens], y_LND[:, tokens]
+            step += 1
 
 
+# -------------------------------------------------------------------- what python data.py says
 @dataclass
 class Config:
     stories: int = 3            # stories to print
     seed: int = 0               # which ones
     split: Literal["fit", "dev", "test"] = "test"  # the split that the statistics are about
-    plot: str = ""              # file.png for the rank-frequency picture (needs matplotlib); empty: none
+    plot: str = ""              # file.png for the rank-frequency picture; empty: none
+
+
+def statistics(corpus, counts):
+    """Print how large the text is, how well it can be predicted and how fast it is generated.
+
+    counts: how often each word occurs, most frequent first."""
+    # how fast stories come, and how long they are
+    began = time.perf_counter()
+    n_tokens = 200_000
+    lengths = [len(s.ids) - 1 for s in cache.stories("dev", n_tokens)]
+    rate = n_tokens / (time.perf_counter() - began)
+
+    # Zipf's law: log frequency against log rank is a line of slope -1
+    top = counts[:1000].clip(1)
+    ranks = np.arange(1, 1001)
+    slope = -np.polyfit(np.log(ranks), np.log(top / top.sum()), 1)[0]
+
+    print(f"\n{len(VOCAB)} word types, {story.N_TEMPLATES} templates in {len(story.FAMILIES)} "
+          f"families, {len(story.TOPICS)} topics")
+    print(f"stories of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}")
+    print(f"derivation entropy {corpus.entropy(128):.4f} nats/token")
+    print(f"rank-frequency exponent over the 1,000 commonest words {slope:.2f} (Zipf: 1), "
+          f"{(counts > 0).sum()} types seen")
+    print(f"generated at {rate:,.0f} tokens/s on one core")
+    print(f"cache: {cache.CACHE}")
+
+
+def concept_table(corpus):
+    """Print how often each concept is true, and which concepts are part of which."""
+    shares = corpus.labels(128)[:, 1:].mean((0, 1))
+    print(f"\n{len(shares)} concepts and the share of the tokens where each is true (%)")
+    cells = [f"{name[:24]:<25}{100 * share:5.2f}  " for name, share in zip(corpus.names, shares)]
+    for i in range(0, len(cells), 4):
+        print("".join(cells[i:i + 4]))
+    pairs = [f"{parent} > {child}" for parent, child in concepts.HIERARCHY]
+    print(f"\n{len(pairs)} parents and children: {', '.join(pairs)}")
+
+
+def plot(path, split, counts):
+    """Draw the frequency of each word against its rank."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        fail("--plot needs matplotlib: pip install matplotlib")
+    plt.loglog(np.arange(1, len(counts) + 1), counts / counts.sum(), "k.", ms=3)
+    plt.xlabel("rank of the word")
+    plt.ylabel("share of the tokens")
+    plt.title(f"TinyTales, {split} split")
+    save_picture(plt.gcf(), path)
 
 
 def main(cfg):
+    """Show what TinyTales is: some stories, its statistics, its concepts."""
     if cfg.plot and not cfg.plot.endswith(".png"):
         fail(f"--plot {cfg.plot}: must end in .png")
     for i in range(cfg.seed, cfg.seed + cfg.stories):
         print(f"\n{decode(story.tell(i).ids[1:], VOCAB)}")
-    began, n = time.perf_counter(), 200_000
-    lengths = [len(s.ids) - 1 for s in cache.stories("dev", n)]
-    rate = n / (time.perf_counter() - began)
     corpus = load("tinytales", cfg.split, VOCAB)
     counts = np.sort(np.bincount(corpus.ids, minlength=len(VOCAB)))[::-1]
-    top = counts[:1000].clip(1)
-    slope = -np.polyfit(np.log(np.arange(1, 1001)), np.log(top / top.sum()), 1)[0]
-    print(f"""
-{len(VOCAB)} word types, {story.N_TEMPLATES} templates in {len(story.FAMILIES)} families, {len(story.TOPICS)} topics
-stories of {min(lengths)} to {max(lengths)} tokens, mean {np.mean(lengths):.0f}
-derivation entropy {corpus.entropy(128):.4f} nats/token
-rank-frequency exponent over the 1,000 commonest words {slope:.2f} (Zipf: 1), {(counts > 0).sum()} types seen
-generated at {rate:,.0f} tokens/s on one core
-cache: {cache.CACHE}""")
-    share = corpus.labels(128)[:, 1:].mean((0, 1))
-    print(f"\n{len(share)} concepts and the share of the tokens where each is true (%)")
-    for i in range(0, len(share), 4):
-        print("".join(f"{corpus.names[j][:24]:<25}{100 * share[j]:5.2f}  " for j in range(i, min(i + 4, len(share)))))
-    pairs = [f"{a} > {b}" for a, b in concepts.HIERARCHY]
-    print(f"\n{len(pairs)} parents and children: {', '.join(pairs)}")
+    statistics(corpus, counts)
+    concept_table(corpus)
     if cfg.plot:
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError:
-            fail("--plot needs matplotlib: pip install matplotlib")
-        plt.loglog(np.arange(1, len(counts) + 1), counts / counts.sum(), "k.", ms=3)
-        plt.xlabel("rank of the word"), plt.ylabel("share of the tokens"), plt.title(f"TinyTales, {cfg.split} split")
-        save_picture(plt.gcf(), cfg.plot)
+        plot(cfg.plot, cfg.split, counts)
 
 
 if __name__ == "__main__":

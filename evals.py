@@ -93,10 +93,10 @@ from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from metrics import columns
 from metrics.columns import Column
+from model import Constant
 
 RARE = 0.002            # a concept says something where it is true at this share of the tokens ..
 DENSE = 0.3             # .. or more, up to this share
@@ -152,10 +152,9 @@ def clean(m, gpt, idx_BT, layer):
     for below in range(first, layer):
         # m keeps for itself what it reads below
         if below in reads(m):
-            m.encode(below, x_BTD, gpt.h[below].mlp)
-        stream_BTD = stream_BTD + gpt.h[below].mlp(x_BTD)
-        x_BTD, stream_BTD = gpt.h[below + 1].to_mlp(stream_BTD)
-    return x_BTD, m.encode(layer, x_BTD, gpt.h[layer].mlp)
+            m.encode(below, x_BTD, gpt.mlp(below))
+        x_BTD, stream_BTD = gpt.next_mlp(stream_BTD, gpt.mlp(below)(x_BTD), below)
+    return x_BTD, m.encode(layer, x_BTD, gpt.mlp(layer))
 
 
 # ------------------------------------------------------------------------------------ the floor
@@ -165,20 +164,10 @@ def mean_output(gpt, layer, rows_RT, batch=16):
     parts = []
     for idx_BT in rows_RT.split(batch):
         x_BTD, _ = gpt.prefix(idx_BT, layer)
-        y_BTD = gpt.h[layer].mlp(x_BTD)
+        y_BTD = gpt.mlp(layer)(x_BTD)
         mean_D = y_BTD[:, 1:].flatten(0, 1).mean(0)
         parts.append(mean_D * len(idx_BT))
     return torch.stack(parts).sum(0) / len(rows_RT)
-
-
-@dataclass
-class Constant:
-    """One vector in the place of one MLP's output, as GPT.forward takes it."""
-    layer: int
-    y_D: torch.Tensor
-
-    def __call__(self, layer, x_BTD, mlp):
-        return self.y_D.expand_as(x_BTD) if layer == self.layer else mlp(x_BTD)
 
 
 def ablations(gpt, layer, rows_fit_RT):
@@ -189,13 +178,7 @@ def ablations(gpt, layer, rows_fit_RT):
 
 
 # --------------------------------------------------------------------------- cross-entropy and KL
-def scored_log_probs(logits_BTV):
-    """Log-probabilities at the scored positions, 1 to T - 2, after which the row goes on: (B, S,
-    V)."""
-    return F.log_softmax(logits_BTV[:, 1:-1].float(), -1)
-
-
-def divergence(idx_BT, logp_BSV, logq_BSV):
+def divergence(gpt, idx_BT, logp_BSV, logq_BSV):
     """How bad are the predictions q, and how far from the predictions p? (B, S, 2), in nats: the
     cross-entropy of the next token under q, and KL(p || q)."""
     next_BS1 = idx_BT[:, 2:].unsqueeze(-1)
@@ -203,7 +186,7 @@ def divergence(idx_BT, logp_BSV, logq_BSV):
     if logp_BSV is logq_BSV:
         kl_BS = torch.zeros_like(ce_BS)
     else:
-        kl_BS = (logp_BSV.exp() * (logp_BSV - logq_BSV)).sum(-1)
+        kl_BS = gpt.distance(logp_BSV, logq_BSV)
     return torch.stack([ce_BS, kl_BS], -1)
 
 
@@ -218,10 +201,10 @@ def scores_by_row(gpt, rows_RT, replaces, batch=16):
     parts = {name: [] for name in replaces}
     for idx_BT in rows_RT.split(batch):
         for name, replace in replaces.items():
-            logq_BSV = scored_log_probs(gpt(idx_BT, replace))
+            logq_BSV = gpt.predictions(gpt(idx_BT, replace))
             if name == "original":
                 logp_BSV = logq_BSV
-            by_position = divergence(idx_BT, logp_BSV, logq_BSV)
+            by_position = divergence(gpt, idx_BT, logp_BSV, logq_BSV)
             parts[name].append(by_position.double().mean(1).cpu())
     return {name: torch.cat(part) for name, part in parts.items()}
 
@@ -250,11 +233,11 @@ def scores_at(gpt, layer, rows_RT, outputs, batch=16):
     parts = {}
     for idx_BT in rows_RT.split(batch):
         x_BTD, stream_BTD = gpt.prefix(idx_BT, layer)
-        logp_BSV = scored_log_probs(gpt.suffix(stream_BTD, gpt.h[layer].mlp(x_BTD), layer))
-        parts.setdefault("original", []).append(divergence(idx_BT, logp_BSV, logp_BSV))
+        logp_BSV = gpt.predictions(gpt.suffix(stream_BTD, gpt.mlp(layer)(x_BTD), layer))
+        parts.setdefault("original", []).append(divergence(gpt, idx_BT, logp_BSV, logp_BSV))
         for name, y_BTD in outputs(idx_BT, x_BTD).items():
-            logq_BSV = scored_log_probs(gpt.suffix(stream_BTD, y_BTD, layer))
-            parts.setdefault(name, []).append(divergence(idx_BT, logp_BSV, logq_BSV))
+            logq_BSV = gpt.predictions(gpt.suffix(stream_BTD, y_BTD, layer))
+            parts.setdefault(name, []).append(divergence(gpt, idx_BT, logp_BSV, logq_BSV))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
@@ -370,7 +353,7 @@ def usage(m, gpt, layer, rows_RT, batch=16):
     params = 0
     for idx_BT in rows_RT.split(batch):
         x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
-        y_BTD = gpt.h[layer].mlp(x_BTD)
+        y_BTD = gpt.mlp(layer)(x_BTD)
         y_hat_BTD = m.decode(layer, f_BTF, x_BTD)
 
         # errors and lengths, added up in double precision

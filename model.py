@@ -117,6 +117,12 @@ class Attention(nn.Module):
         return (scores.softmax(-1) @ v).unflatten(0, (-1, self.n_head))
 
 
+def gelu(z):
+    """Apply the MLP's nonlinearity, gelu_new: z Phi(z) with the normal distribution function Phi,
+    in the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415)."""
+    return F.gelu(z, approximate="tanh")
+
+
 class MLP(nn.Module):
     """What this project takes apart: gelu_new(x W_in + b_in) W_out + b_out."""
     def __init__(self, cfg):
@@ -125,7 +131,7 @@ class MLP(nn.Module):
         self.c_proj = Conv1D(cfg.n_inner, cfg.n_embd)
 
     def forward(self, x_BTD, linear=None):
-        h_BTM = F.gelu(self.c_fc(x_BTD, linear), approximate="tanh")
+        h_BTM = gelu(self.c_fc(x_BTD, linear))
         return self.c_proj(h_BTM, linear)
 
 

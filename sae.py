@@ -412,7 +412,7 @@ class CleanRows:
     def __init__(self, gpt, m, idx_BT):
         layer, = m.layers
         self.m = m
-        self.mlp = gpt.h[layer].mlp
+        self.mlp = gpt.mlp(layer)
         x_BTD, y_BTD, self.stream_BTD, self.kl_BT = data.clean_pass(gpt, layer, idx_BT)
         self.a_BTD = m.read(x_BTD, y_BTD, self.stream_BTD)
 
@@ -452,7 +452,7 @@ def build(cfg, gpt):
     m = SAE(cfg, gpt.cfg.n_embd, common.generator(cfg.seed, "init"), layer)
     if cfg.site == "resid":
         gpt.h[layer].ln_2.register_forward_pre_hook(m.note_stream)
-    return m.to(gpt.wte.weight.device)
+    return m.to(gpt.device)
 
 
 def load(path, gpt):
@@ -492,7 +492,7 @@ def rebuilt(m, gpt, idx_NT):
     layer, = m.layers
     for idx_BT in idx_NT.split(16):
         x_BTD, stream_BTD = gpt.prefix(idx_BT, layer)
-        y_BTD = gpt.h[layer].mlp(x_BTD)
+        y_BTD = gpt.mlp(layer)(x_BTD)
         a = m.read(x_BTD, y_BTD, stream_BTD)[:, 1:]
         yield a, m.rebuild(m.codes(a))
 

@@ -38,6 +38,7 @@ B sequences, T positions, N = B T, D residual width, M MLP hidden width, C compo
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable, Literal, NamedTuple
 
@@ -50,7 +51,7 @@ import data
 import evals
 import fused
 from metrics import masks
-from model import GPT, default_layer
+from model import GPT, default_layer, gelu
 from report import curve
 
 
@@ -113,7 +114,6 @@ SITES = ("in", "out")               # the two matrices
 TAUS = (0, 0.1, 0.5)                # a component is on where g > tau ..
 ON_ABOVE = 0.1                      # .. and this is the tau that counts
 SMALL = 0.02                        # --start neurons: size of the other components
-PGD = dict(steps=20, size=0.1)      # the summary's attack
 
 
 # ------------------------------------------------------------------------------- importance
@@ -154,7 +154,8 @@ class UpperLeaky(torch.autograd.Function):
 class ImportanceNet(nn.Module):
     """How important is each component at each token?
 
-    Clean inputs of both matrices -> logits, (.., C) per matrix, which are clamped to [0, 1].
+    Clean inputs of both matrices -> logits, (.., C) per matrix, which are clamped to [0, 1]. Its
+    own nonlinearity is the exact GELU, not the target's.
 
     global  one net on the RMS-normed inputs of both matrices, two hidden layers
     shared  one net per matrix on its input, one hidden layer; so have the others
@@ -258,10 +259,10 @@ class SPD(nn.Module):
 
     def unit_inputs(self, gpt, rows_RT):
         (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
-        return [x_ND, act(gpt.h[self.layers[0]].mlp.c_fc(x_ND))]
+        return [x_ND, gelu(gpt.mlp(self.layers[0]).c_fc(x_ND))]
 
     def encode(self, layer, x_BTD, mlp):
-        inputs = [x_BTD, act(mlp.c_fc(x_BTD))]
+        inputs = [x_BTD, gelu(mlp.c_fc(x_BTD))]
         return torch.cat(self.importance_net(inputs, self.V), -1).clamp(0, 1)
 
     def without_rest(self, f_BTF):
@@ -275,7 +276,7 @@ class SPD(nn.Module):
     def strength(self, layer, f_BTF, x_BTD):
         """How much does each component pass on? mask (x . V[:, c]) |U[c]|, signed; alike for (V, U)
         and (-V, -U)."""
-        h_BTM = act(self.without_rest(f_BTF)(0, x_BTD))
+        h_BTM = gelu(self.without_rest(f_BTF)(0, x_BTD))
         inner = [x_BTD @ self.V[0], h_BTM @ self.V[1]]
         sizes = [U.norm(dim=1) for U in self.U]
         masks = f_BTF.split(self.C, -1)
@@ -299,10 +300,10 @@ class SPD(nn.Module):
         z_BT1M = self.without_rest(f_BTF)(0, x_BTD).unsqueeze(-2)
         own_BTC = mask_in * (x_BTD @ V_in)
         z_without_BTIM = z_BT1M - own_BTC[..., i, None] * U_in[i]
-        lost_BTIM = act(z_BT1M) - act(z_without_BTIM)
+        lost_BTIM = gelu(z_BT1M) - gelu(z_without_BTIM)
         out[..., is_in, :] = ((lost_BTIM @ V_out) * mask_out.unsqueeze(-2)) @ U_out
 
-        passed_BTC = (mask_out.unsqueeze(-2) * (act(z_BT1M) @ V_out)).squeeze(-2)
+        passed_BTC = (mask_out.unsqueeze(-2) * (gelu(z_BT1M) @ V_out)).squeeze(-2)
         out[..., ~is_in, :] = passed_BTC[..., j, None] * U_out[j]
         return out
 
@@ -330,7 +331,7 @@ class MaskedMatrices:
 
     def mlp(self, x, frozen=None):
         """The MLP's output; frozen: x W_in, if it is known."""
-        return self(1, act(self(0, x, frozen)))
+        return self(1, gelu(self(0, x, frozen)))
 
 
 class Rounded:
@@ -345,10 +346,6 @@ class Rounded:
 
     def encode(self, layer, x_BTD, mlp):
         return (self.raw.encode(layer, x_BTD, mlp) > self.tau).float()
-
-
-def act(z):
-    return F.gelu(z, approximate="tanh")
 
 
 # ------------------------------------------------------------------------------- loss terms
@@ -404,26 +401,20 @@ def source_sizes(spd):
     return [spd.C] * len(spd.Ws) + [1] * len(spd.Ws)
 
 
-def sign_pgd(spd, importance, batch, gen, steps, size, keep_best=False):
-    """The worst sources found by sign-gradient ascent from a random start, clamped to [0, 1].
+def sign_step(spd, importance, batch, gen):
+    """Sources that make the loss worse: from a random start, one step of size 1 along the sign of
+    its gradient, clamped to [0, 1].
 
     One source per component is shared by all positions. V, U and the importance net are constants.
-    keep_best: one more pass, and the worst that was visited instead of the last."""
+    The attack by which an SPD is judged takes many small steps (metrics/masks.py)."""
     importance = [g.detach() for g in importance]
     device = importance[0].device
     sources = [torch.rand(n, generator=gen, device=device) for n in source_sizes(spd)]
-    highest = -math.inf
-    best = None
-    for _ in range(steps + keep_best):
-        sources = [s.requires_grad_() for s in sources]
-        loss = batch.divergence(spd.masked(importance, sources, detach=True))[0]
-        if keep_best and loss > highest:
-            highest = loss.item()
-            best = [s.detach() for s in sources]
-        grads = torch.autograd.grad(loss, sources)
-        moved = [s.detach() + size * grad.sign() for s, grad in zip(sources, grads)]
-        sources = [s.clamp_(0, 1) for s in moved]
-    return best if keep_best else sources
+    sources = [source.requires_grad_() for source in sources]
+    loss = batch.divergence(spd.masked(importance, sources, detach=True))[0]
+    grads = torch.autograd.grad(loss, sources)
+    moved = [source.detach() + grad.sign() for source, grad in zip(sources, grads)]
+    return [source.clamp_(0, 1) for source in moved]
 
 
 class PersistentPGD(nn.Module):
@@ -474,7 +465,7 @@ def loss_fn(spd, batch, cfg, progress, gen, pgd=None):
     if pgd:
         sources.append(pgd.ascend(spd, importance, batch, progress))
     elif cfg.adversary != "none":
-        sources.append(sign_pgd(spd, importance, batch, gen, steps=1, size=1.))
+        sources.append(sign_step(spd, importance, batch, gen))
     found = batch.divergence(*[spd.masked(importance, source) for source in sources])
     stoch = found[0]
     adv = found[1] if len(found) > 1 else torch.zeros(())
@@ -498,26 +489,19 @@ class CleanPass:
     """One pass of a batch through the model as it is, without gradients: what the matrices read,
     what to preserve."""
     def __init__(self, gpt, spd, idx_BT):
-        self.gpt = gpt
-        self.layer = spd.layers[0]
         with torch.no_grad():
-            self.x_BTD, self.stream_BTD = gpt.prefix(idx_BT, self.layer)
+            self.x_BTD, stream_BTD = gpt.prefix(idx_BT, spd.layers[0])
             self.frozen_BTM = self.x_BTD @ spd.Ws[0]
-            h_BTM = act(self.frozen_BTM + spd.bs[0])
+            h_BTM = gelu(self.frozen_BTM + spd.bs[0])
             y_BTD = h_BTM @ spd.Ws[1] + spd.bs[1]
-            final_BTD = gpt.hidden(self.stream_BTD, y_BTD, self.layer)
-            self.clean = final_BTD, *fused.log_partition(final_BTD, gpt.wte.weight)
+            self.distance = gpt.distance_from(stream_BTD, y_BTD, spd.layers[0])
         self.inputs = [self.x_BTD, h_BTM]
 
     def divergence(self, *masked):
         """KL(clean || masked) in nats, mean over positions, for each of these masked matrices:
         (n,). All of them share one pass through the rest of the model."""
-        n = len(masked)
         y = torch.cat([matrices.mlp(self.x_BTD, self.frozen_BTM) for matrices in masked])
-        streams = self.stream_BTD.repeat(n, 1, 1)
-        final = self.gpt.hidden(streams, y, self.layer).unflatten(0, (n, -1))
-        kl = fused.kl_unembed(self.clean, final, self.gpt.wte.weight)
-        return kl.flatten(1).mean(1)
+        return self.distance(y).view(len(masked), -1).mean(1)
 
 
 # ---------------------------------------------------------------------------------- training
@@ -596,7 +580,7 @@ def build(cfg, gpt):
     common.within(vars(cfg) | {"layer": layer}, "C", "ci_hidden", "B", "steps", "log_every",
                   "save_every", "pgd_rows", layer=(0, gpt.cfg.n_layer - 1),
                   T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
-    mlp = gpt.h[layer].mlp
+    mlp = gpt.mlp(layer)
     rank = min(mlp.c_fc.weight.shape)
     if cfg.C < rank:
         print(f"--C {cfg.C}: fewer components than the weights have ranks, {rank}; "
@@ -661,15 +645,6 @@ def small_evaluation(cfg, gpt, spd, corpus):
 
 
 # ----------------------------------------------------------------------------------- summary
-def attacked(cfg, gpt, spd, rows_RT, gen):
-    """The attack of the summary on some rows, as a replace function."""
-    batch = CleanPass(gpt, spd, rows_RT)
-    with torch.no_grad():
-        importance = [z.clamp(0, 1) for z in spd.importance_net(batch.inputs, spd.V)]
-    sources = sign_pgd(spd, importance, batch, gen, **PGD, keep_best=True)
-    return masks.replacing(spd, lambda gs: masks.masks_from(gs, sources))
-
-
 def summarise(cfg, gpt, spd, corpus, seconds):
     """Print what was found, write summary.json. Means and the choice of concepts come from fit,
     figures from test."""
@@ -682,8 +657,9 @@ def summarise(cfg, gpt, spd, corpus, seconds):
 
     # cross-entropy and KL under each of the masks, and under the attack
     floor = evals.ablations(gpt, layer, fit[0])
-    replaces = floor | {"pgd20": attacked(cfg, gpt, spd, few, gen)}
-    attack = evals.scores(gpt, few, replaces)
+    ladder, worst = masks.worst_sources(spd, gpt, few, gen)
+    attacked = masks.replacing(spd, partial(masks.masks_from, sources=worst))
+    attack = evals.scores(gpt, few, floor | {"pgd20": attacked})
     table = evals.scores(gpt, test[0], floor | masks.mask_table(spd, TAUS, gen))
 
     # the components of each matrix: how many are on, alive, and what they mean
@@ -697,7 +673,7 @@ def summarise(cfg, gpt, spd, corpus, seconds):
               for name, V, U, W in zip(SITES, spd.V, spd.U, spd.Ws)}
 
     out |= evals.score_keys(table)
-    out |= dict(kl_pgd20=attack["pgd20"]["kl"], seconds=seconds, l0=l0)
+    out |= dict(kl_pgd20=ladder[masks.STEPS], seconds=seconds, l0=l0)
     out["active_params"] = l0 * sum(spd.Ws[0].shape)
     out["dead_fraction"] = 1 - alive / len(spd.params_F)
     out["ce_recovered"] = out[f"ce_recovered_rounded_{ON_ABOVE}"]
@@ -706,7 +682,7 @@ def summarise(cfg, gpt, spd, corpus, seconds):
 
     tokens = cfg.steps * cfg.B * cfg.T
     head = f"\nlayer {layer}, {spd.C} components per matrix, {tokens:,} tokens, {seconds:.0f} s"
-    how = (f"pgd20: {PGD['steps']} sign steps of {PGD['size']}, "
+    how = (f"pgd20: {masks.STEPS} sign steps of {masks.SIZE}, "
            f"one source for all positions of {len(few)} sequences")
     scores = [*evals.score_lines(table, table), *evals.score_lines(attack, ["pgd20"])]
     sums = [f"|W - VU| / |W| of W_{name}: {error:.3%}" for name, error in errors.items()]

@@ -251,7 +251,7 @@ def build(cfg, gpt):
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
                   eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
     m = Transcoder(cfg, gpt.cfg.n_embd, common.generator(cfg.seed, "init"), layer)
-    return m.to(gpt.wte.weight.device)
+    return m.to(gpt.device)
 
 
 def load(path, gpt):

@@ -27,6 +27,7 @@ from metrics.atoms import effective_rank, fragmentation, meta_dictionary, one_co
 from metrics.columns import Column
 from metrics.recording import (Dense, contributions, record, split_by_sign, testable_concepts,
                                write_directions)
+from model import gelu
 from tinytales.concepts import HIERARCHY
 
 LEVELS = 10             # a unit is on at level l where it exceeds l / LEVELS of its largest value
@@ -309,7 +310,7 @@ def neurons_and_output(gpt, layer, rows_RT, labels_RTK):
     """What do an MLP's neurons and its output say at each token? (Dense of act(z), y_ND)"""
     (x_ND,), (y_ND,) = over_rows(gpt, rows_RT, [layer])
     label_NK = torch.as_tensor(labels_RTK)[:, 1:].flatten(0, 1).to(y_ND.device)
-    act_NM = nnf.gelu(gpt.h[layer].mlp.c_fc(x_ND), approximate="tanh")
+    act_NM = gelu(gpt.mlp(layer).c_fc(x_ND))
     return Dense(act_NM, label_NK), y_ND
 
 
@@ -537,7 +538,7 @@ def concept_numbers(fit, test, concepts, gen, n):
 
 def parent_numbers(m, gpt, fit, test, write_FD, parents, gen, n):
     """Are concepts that have others below them split over units, or absorbed by other units?"""
-    mlp = gpt.h[m.layers[0]].mlp
+    mlp = gpt.mlp(m.layers[0])
     y_fit_ND = mlp(fit.x_ND)
     y_test_ND = mlp(test.x_ND)
     dense = dense_probes(y_fit_ND, y_test_ND, fit.label_NK, test.label_NK, parents, gen, n)

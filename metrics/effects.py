@@ -55,7 +55,7 @@ def concept_ablation(m, gpt, rows_RT, labels_RTK, units_KU):
     def outputs(idx, x_BTD):
         """The MLP's output with each concept's units off, by concept."""
         _, f_BTF = clean(m, gpt, idx, layer)
-        error_BTD = gpt.h[layer].mlp(x_BTD) - m.decode(layer, f_BTF, x_BTD)
+        error_BTD = gpt.mlp(layer)(x_BTD) - m.decode(layer, f_BTF, x_BTD)
         y_of_concept = {}
         for k, units in enumerate(units_KU):
             without_BTF = f_BTF.index_fill(-1, units, 0)
@@ -97,7 +97,7 @@ def steered(gpt, layer, idx_BT, push_BD):
     push_BD is a share of the stream's own length at each position.
     """
     x_BTD, r_BTD = gpt.prefix(idx_BT, layer)
-    y_BTD = gpt.h[layer].mlp(x_BTD)
+    y_BTD = gpt.mlp(layer)(x_BTD)
     length_BT1 = (r_BTD + y_BTD).norm(dim=-1, keepdim=True)
     return gpt.suffix(r_BTD, y_BTD + length_BT1 * push_BD.unsqueeze(1), layer)
 

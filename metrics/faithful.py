@@ -103,7 +103,7 @@ def attribution(m, gpt, idx_BT, layer):
     x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
     with torch.enable_grad():
         # how the cross-entropy changes with the MLP's own output ..
-        y_BTD = gpt.h[layer].mlp(x_BTD).requires_grad_()
+        y_BTD = gpt.mlp(layer)(x_BTD).requires_grad_()
         _, stream_BTD = gpt.prefix(idx_BT, layer)
         logits_BSV = gpt.suffix(stream_BTD, y_BTD, layer)[:, 1:-1]
         next_BS = idx_BT[:, 2:]
@@ -129,7 +129,7 @@ class TopUnits:
         """The MLP's output y_BTD, and {(name, k): y_BTD} without the shift."""
         layer, = self.m.layers
         x_BTD, f_BTF, a_BTF = attribution(self.m, self.gpt, idx_BT, layer)
-        y_BTD = self.gpt.h[layer].mlp(x_BTD)
+        y_BTD = self.gpt.mlp(layer)(x_BTD)
         error_BTD = y_BTD - self.m.decode(layer, f_BTF, x_BTD)
 
         # k units of each matrix, where units are components of two: one matrix alone writes a
@@ -217,7 +217,7 @@ def benefits(m, gpt, layer, rows_RT, batch=4, chunk=16):
     all_units = torch.arange(len(m.params_F), device=rows_RT.device)
     for idx_BT in rows_RT.split(batch):
         x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
-        error_BTD = gpt.h[layer].mlp(x_BTD) - m.decode(layer, f_BTF, x_BTD)
+        error_BTD = gpt.mlp(layer)(x_BTD) - m.decode(layer, f_BTF, x_BTD)
         error_BT1D = error_BTD.unsqueeze(-2)
         parts = []
         for units in all_units.split(chunk):
@@ -239,7 +239,7 @@ def jacobian_cosine(m, gpt, layer, rows_RT):
 
     Clean inputs, only for what reads x alone (Lindsey et al. 2025, "Sparse mixtures of linear
     transforms"). Costs D backward passes; memory does not grow with them."""
-    mlp = gpt.h[layer].mlp
+    mlp = gpt.mlp(layer)
     x_BTD, _ = clean(m, gpt, rows_RT, layer)
     with torch.enable_grad():
         x_BTD.requires_grad_()

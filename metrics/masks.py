@@ -22,9 +22,12 @@ from typing import Any, Callable
 
 import torch
 
-from evals import ablations, clean, score_keys, scored_log_probs, scores
+from evals import ablations, clean, score_keys, scores
 from metrics import columns
 from metrics.columns import Column
+
+STEPS = 20              # sign steps of the attack that is reported, of this size each:
+SIZE = 0.1
 
 
 # ------------------------------------------------------------------------------ an MLP under masks
@@ -104,21 +107,22 @@ def mask_table(m, thresholds, gen):
 
 
 # --------------------------------------------------------------------------------- the worst masks
-def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40, 80, 160), size=0.1, shared=True):
-    """How far off do the predictions get when an attacker picks the sources?
+def worst_sources(m, gpt, rows_RT, gen, budgets=(STEPS,), size=SIZE, shared=True):
+    """Which sources put the predictions furthest off? ({steps: KL in nats}, sources).
 
-    Sign-gradient ascent on the KL from a random start, the sources of the rests among what it
-    moves. Returns {steps: KL in nats}, the worst met within so many steps; 0 steps, the start, is
-    its null. "Steps x size" and the scope are part of the number.
+    Sign-gradient ascent on the KL at the scored positions, from a random start, the sources of the
+    rests among what it moves. The KL is the worst met within so many steps, for each of the
+    budgets; the sources are the worst met at all. "Steps x size" and the scope are part of the
+    number.
 
     shared: one source for each component at all positions of all rows; else one at each position.
     The evaluation attack of VPD (Goodfire 2026). One step on 32 rows takes 0.5 s."""
     # a clean pass: what to preserve, and what may be ablated
     layer, = m.layers
-    mlp = gpt.h[layer].mlp
+    mlp = gpt.mlp(layer)
     with torch.no_grad():
         x_BTD, stream_BTD = gpt.prefix(rows_RT, layer)
-        logp_BSV = scored_log_probs(gpt.suffix(stream_BTD, mlp(x_BTD), layer))
+        logp_BSV = gpt.predictions(gpt.suffix(stream_BTD, mlp(x_BTD), layer))
         importance = m.encode(layer, x_BTD, mlp).split(m.C, -1)
 
     # a random start
@@ -127,20 +131,30 @@ def attack(m, gpt, rows_RT, gen, budgets=(0, 5, 20, 40, 80, 160), size=0.1, shar
     sources = [torch.rand(*lead, n, generator=gen, device=x_BTD.device) for n in n_sources]
 
     worst = -math.inf
+    worst_met = sources
     ladder = {}
     for step in range(max(budgets) + 1):
         # how far off the predictions are here
         sources = [source.requires_grad_() for source in sources]
         y_BTD = m.site(*masks_from(importance, sources)).mlp(x_BTD)
-        logq_BSV = scored_log_probs(gpt.suffix(stream_BTD, y_BTD, layer))
-        kl = (logp_BSV.exp() * (logp_BSV - logq_BSV)).sum(-1).mean()
-        worst = max(worst, kl.item())           # a step of fixed size can lead down again
+        logq_BSV = gpt.predictions(gpt.suffix(stream_BTD, y_BTD, layer))
+        kl = gpt.distance(logp_BSV, logq_BSV).mean()
+        if kl.item() > worst:                   # a step of fixed size can lead down again
+            worst = kl.item()
+            worst_met = [source.detach() for source in sources]
         if step in budgets:
             ladder[step] = worst
         # one step up
         grads = torch.autograd.grad(kl, sources)
         moved = [source.detach() + size * grad.sign() for source, grad in zip(sources, grads)]
         sources = [source.clamp_(0, 1) for source in moved]
+    return ladder, worst_met
+
+
+def attack(m, gpt, rows_RT, gen, budgets=(0, 5, STEPS, 40, 80, 160), size=SIZE, shared=True):
+    """How far off do the predictions get when an attacker picks the sources? {steps: KL in nats},
+    from worst_sources. 0 steps, the random start, is the attack's null."""
+    ladder, _ = worst_sources(m, gpt, rows_RT, gen, budgets, size, shared)
     return ladder
 
 
@@ -227,8 +241,8 @@ def measure(m, arena, gen):
     ladder = attack(raw, gpt, few_RT, gen)
     soft = replacing(raw, without_rest)
     kl_soft = scores(gpt, few_RT, {"soft": soft})["soft"]["kl"]
-    found |= dict(attack=ladder, kl_attack=ladder[20])
-    found["attack_ratio"] = ladder[20] / max(1e-9, kl_soft)
+    found |= dict(attack=ladder, kl_attack=ladder[STEPS])
+    found["attack_ratio"] = ladder[STEPS] / max(1e-9, kl_soft)
 
     # with more forced on
     joint = aggregation(raw, gpt, few_RT, gen)

@@ -89,7 +89,7 @@ def function_agreement(ms, gpt, rows_RT, batch=16):
     (layer,), S, n, gram, total = ms[0].layers, len(ms), 0, 0, 0
     for idx in rows_RT.split(batch):
         pairs = [clean(m, gpt, idx, layer) for m in ms]
-        y = [m.decode(layer, f_BTF, x_BTD) for m, (x_BTD, f_BTF) in zip(ms, pairs)] + [gpt.h[layer].mlp(pairs[0][0])]
+        y = [m.decode(layer, f_BTF, x_BTD) for m, (x_BTD, f_BTF) in zip(ms, pairs)] + [gpt.mlp(layer)(pairs[0][0])]
         y_SND = torch.stack(y)[:, :, 1:].flatten(1, 2).double()
         gram, total = gram + torch.einsum("snd,tnd->st", y_SND, y_SND), total + y_SND.sum(1)
         n += y_SND.shape[1]

@@ -23,30 +23,6 @@ import common
 from metrics.columns import Column
 from report import noise, pictures
 
-ROWS = {
-    "spd": "parameter components of both matrices, masks rounded at 0.1: what is not on is not "
-           "written",
-    "transcoder": "from the MLP's input to its output, TopK",
-    "transcoder-skip": "the same beside an affine map, which is always on",
-    "transcoder-kl": "trained on the KL through the rest of the model, as SPD is, instead of on "
-                     "the output",
-    "transcoder-stochastic": "with SPD's stochastic masks and penalty instead of TopK",
-    "transcoder-noiseless": "its control: the same penalty, no noise in its masks",
-    "transcoder-nofreq": "no noise, and of the penalty only how often each unit is on",
-    "transcoder-freq": "no noise, and of the penalty only its frequency term",
-    "clt": "cross-layer transcoder, BatchTopK: its features of this layer and of all before",
-    "molt": "mixture of linear transforms, JumpReLU gates",
-    "molt-sum": "the same, the transforms' sum tied to the weights",
-    "sae": "reads the output that it explains: it can't replace the MLP",
-    "sae-stochastic": "with SPD's masks",
-    "sae:frozen": "floor: directions that it writes stay random, only what reads is trained",
-    "sae:untrained": "floor: an SAE of a target with random weights",
-    "neurons": "floor: the neurons that write most",
-    "pca": "floor: principal components of the output",
-    "random": "floor: random directions",
-    "svd": "floor: singular vectors of both matrices, those that write most",
-}
-
 # ------------------------------------------------------------------------------------ the columns
 AT = 16                             # an L0 that all rows of the full table reach
 AT_L0 = f"at L0 {AT}"
@@ -578,10 +554,12 @@ for having asked about all of them.
 """
 
 
-def describe():
-    """Say what each row and each column means: the text of compare.py --explain."""
+def describe(rows):
+    """Say what each row and each column means: the text of compare.py --explain.
+
+    rows: {name of a row: what it is}."""
     lines = [INTRODUCTION.strip(), "", "rows"]
-    lines += [f"  {name:<23}{text}" for name, text in ROWS.items()]
+    lines += [f"  {name:<23}{text}" for name, text in rows.items()]
     for heading in TABLES:
         lines += ["", heading]
         for key in keys_under(heading):

@@ -41,7 +41,7 @@ import sae
 import spd
 import stochastic
 import transcoder
-from model import GPT, GPTConfig, default_layer
+from model import GPT, GPTConfig, default_layer, gelu
 from studies import length
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +105,7 @@ def measured(cfg, gpt, steps, shapes):
     """Time steps and float32 products, interleaved.
 
     Returns ({name: seconds of each round}, {(n, k, m): FLOP/s of that product})."""
-    device = gpt.wte.weight.device
+    device = gpt.device
     products = {shape: Product(*shape, device) for shape in shapes}
     seconds = interleaved(cfg.rounds, steps | products)
     rates = {}
@@ -220,7 +220,7 @@ class SpdStep:
         self.job = job
         self.losses = losses        # as `losses` below, or a variant of it
         self.context = context
-        self.gen = common.generator(job.seed, "masks", gpt.wte.weight.device)
+        self.gen = common.generator(job.seed, "masks", gpt.device)
         self.m = spd.build(job, gpt)
         self.idx_BT = torch.randint(gpt.cfg.vocab_size, (job.B, job.T), generator=self.gen,
                                     device=self.gen.device)
@@ -264,7 +264,7 @@ class Without:
         with torch.no_grad():
             x, r = gpt.prefix(idx_BT, layer)
             o = x @ m.Ws[0]
-            h = spd.act(o + m.bs[0])
+            h = gelu(o + m.bs[0])
             final = gpt.hidden(r, h @ m.Ws[1] + m.bs[1], layer)
             if self.kl:
                 clean = (final, *fused.log_partition(final, W_VD))
@@ -313,7 +313,7 @@ class Straightforward:
     """`losses` without any of this repository's ideas: full forwards, hooks and autograd only."""
 
     def __call__(self, gpt, m, job, idx_BT, gen, pgd):
-        mlp = gpt.h[m.layers[0]].mlp
+        mlp = gpt.mlp(m.layers[0])
         linears = (mlp.c_fc, mlp.c_proj)
 
         # the clean pass; hooks keep what the two matrices read
@@ -470,7 +470,7 @@ def quality(gpt, corpus, job):
     """(seconds, loss at the end) of a training of spd.py, nothing written.
 
     The loss is studies/length.py's settled_loss."""
-    device = gpt.wte.weight.device
+    device = gpt.device
     gen = common.generator(job.seed, "masks", device)
     m = spd.build(job, gpt)
 

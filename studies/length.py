@@ -114,10 +114,10 @@ def configured(cfg, gpt, layer, start, steps, seed):
     return run
 
 
-def model(run, gpt, dev):
+def model(run, gpt):
     """The trained model. Trains it, or goes on training it, if it is not there yet."""
     job = compare.Job("spd", "steps", run.steps, run.seed, True, TABLE)
-    return compare.trained(job, run, gpt, dev)[0]
+    return compare.trained(job, run, gpt)[0]
 
 
 # ------------------------------------------------------------------------- what is asked of them
@@ -309,15 +309,14 @@ class Found:
 class Models:
     """Models by their job, each trained or loaded at most once."""
 
-    def __init__(self, cfg, gpt, layer, dev):
+    def __init__(self, cfg, gpt, layer):
         self.how = (cfg, gpt, layer)
         self.gpt = gpt
-        self.dev = dev
         self.known = {}
 
     def __getitem__(self, job):
         if job not in self.known:
-            self.known[job] = model(configured(*self.how, *job), self.gpt, self.dev)
+            self.known[job] = model(configured(*self.how, *job), self.gpt)
         return self.known[job]
 
 
@@ -346,7 +345,7 @@ def main(cfg):
     arena = compare.prepared(base, gpt, layer, dev)
     corpus = data.load_all(cfg.data, gpt.vocab, gpt.cfg.n_positions)["fit"]
     known = Found(Path(cfg.out) / "spd-length.json")
-    models = Models(cfg, gpt, layer, dev)
+    models = Models(cfg, gpt, layer)
 
     # each run by itself
     for i, job in enumerate(todo):

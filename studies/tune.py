@@ -112,15 +112,15 @@ def trials(cfg):
 def folder(job, cfg, arena):
     """The folder of a trial's model.
 
-    Its name holds a hash of configuration, target and text, by which the trial is known."""
+    Its name holds a hash of configuration, target and text."""
     return Path(job.config(cfg, arena.gpt, arena.layer).out)
 
 
-def score(job, cfg, arena, dev):
+def score(job, cfg, arena):
     """What one trial reaches on fit, as a flat dict. Its KL is None if its training diverged."""
     run = job.config(cfg, arena.gpt, arena.layer)
     try:
-        m, cost, _ = compare.trained(job, run, arena.gpt, dev)
+        m, cost, _ = compare.trained(job, run, arena.gpt)
     except SystemExit as e:
         if e.code == 1:
             return dict(kl=None)
@@ -231,8 +231,8 @@ def render(rows):
 class Trials:
     """The scores of trials. Those in tuning.json are read back: they need no model any more."""
 
-    def __init__(self, cfg, arena, dev, rows, jobs):
-        self.how = (cfg, arena, dev)
+    def __init__(self, cfg, arena, rows, jobs):
+        self.how = (cfg, arena)
         self.scores = {}
         for row in rows:
             self.scores |= {point["key"]: point for point in row["points"]}
@@ -241,8 +241,13 @@ class Trials:
         self.seconds = {}           # {row: [of trials that were trained]}
 
     def key(self, job):
-        cfg, arena, _ = self.how
-        return folder(job, cfg, arena).name
+        """By what is a trial known? Its model's folder, and all flags: a default that changes moves
+        no folder, but it is another trial."""
+        cfg, arena = self.how
+        run = job.config(cfg, arena.gpt, arena.layer)
+        flags = {name: value for name, value in vars(run).items()
+                 if name not in job.method.module.MAY_CHANGE_ON_RESUME}
+        return f"{Path(run.out).name}-{compare.digest(flags)}"
 
     def score(self, job, setting):
         """A trial's score, with its key; trains the model and evaluates it if it is not known."""
@@ -251,7 +256,7 @@ class Trials:
             i = self.count - len(self.todo) + 1
             left = compare.left(self.seconds, self.todo)
             print(f"[{i}/{self.count}] {job}, {setting}; {left}", flush=True)
-            is_fresh = not folder(job, *self.how[:2]).exists()
+            is_fresh = not folder(job, *self.how).exists()
             began = time.time()
             self.scores[key] = score(job, *self.how)
             # a model that was there already says nothing about how long training takes
@@ -281,7 +286,7 @@ def main(cfg):
     jobs = []
     for row in tried.values():
         jobs += [job for _, job in row]
-    known = Trials(base, arena, dev, rows, jobs)
+    known = Trials(base, arena, rows, jobs)
 
     # row by row: all its trials, then the verdict
     for name, row in tried.items():

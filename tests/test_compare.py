@@ -1,8 +1,10 @@
 """The comparison with a method that trains in milliseconds: kill and continue, FAILED rows, nulls, tables, README."""
 import dataclasses
+import importlib
 import json
 import math
 import re
+import sys
 import types
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import common
 import compare
 import evals
 from baselines import Dictionary
-from compare import Config, Job, Method
+from compare import Config, Floor, Job, Method
 from conftest import D, T, V
 from model import GPT
 from report import noise, table
@@ -74,7 +76,8 @@ def stub(monkeypatch):
             m.R.data[step % 10] = 0.5 * m.R.data[step % 10] + step / 10
             log.append((cfg.k, cfg.seed, step))
             common.save(path, common.flat(m=m), dict(
-                method="stub", target=gpt.hash, step=step + 1, seconds=1.5, config=vars(cfg)))
+                method="stub", target=gpt.hash, step=step + 1, seconds=1.5, config=vars(cfg),
+                code=common.training_code(__file__)))
 
     def load(path, gpt):
         tensors, meta = common.load(path, method="stub", target=gpt.hash)
@@ -86,16 +89,21 @@ def stub(monkeypatch):
     module = types.SimpleNamespace(Config=StubConfig, MAY_CHANGE_ON_RESUME=may_change, train=train, load=load,
                                    __name__="stub",
                                    __file__=__file__)
-    monkeypatch.setattr(compare, "METHODS", {"stub": Method(module, "k", (1, 2, 4), {}, {})})
-    monkeypatch.setattr(compare, "FLOORS", {"random": (2, 3, 4), "pca": (2, 3, 4)})
+    monkeypatch.setattr(compare, "METHODS", {"stub": Method(module, "k", (1, 2, 4), {}, {}, "a stub")})
+    floors = {"random": Floor((2, 3, 4), "", has_seeds=True), "pca": Floor((2, 3, 4), "")}
+    monkeypatch.setattr(compare, "FLOORS", floors)
     monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
     asked = []
-    monkeypatch.setattr(compare, "GROUPS", {
-        "faithfulness": compare.faithfulness,
-        "parts": lambda m, bench, gen: asked.append(m) or dict(effective_rank=torch.rand(1, generator=gen).item(),
-                                                               fragmentation=float("nan")),
-        "stability": lambda ms, bench, gen: asked.append(ms) or {"function_fve": len({m.W.sum().item() for m in ms}),
-                                                                 "function_fve_se": 0.5}})
+
+    def parts(m, arena, gen):
+        asked.append(m)
+        return dict(effective_rank=torch.rand(1, generator=gen).item(), fragmentation=float("nan"))
+
+    def stability(ms, arena, gen):
+        asked.append(ms)
+        return dict(function_fve=len({m.W.sum().item() for m in ms}), function_fve_se=0.5)
+
+    monkeypatch.setattr(compare, "GROUPS", dict(faithfulness=compare.faithfulness, parts=parts, stability=stability))
     return types.SimpleNamespace(log=log, stop=stop, asked=asked, module=module)
 
 
@@ -124,14 +132,14 @@ def test_a_model_is_loaded_as_it_was_trained(target, tmp_path, name):
     cfg = Config(model=str(target), data=str(target / "x.bin"), device="cpu", tokens=96, eval_tokens=48,
                  runs=str(tmp_path))
     run = job.config(cfg, gpt, 1)
-    m, cost, which = compare.trained(job, run, gpt, torch.device("cpu"))
+    m, cost, which = compare.trained(job, run, gpt)
     idx = torch.randint(0, V, (4, T), generator=common.generator(0, "idx"))
     for (a, b) in zip(evals.clean(getattr(m, "raw", m), gpt, idx, 1), evals.clean(seen[0], gpt, idx, 1)):
         assert torch.equal(a, b)
     f_BTF = evals.clean(m, gpt, idx, 1)[1]
     assert (f_BTF > 0).any() and torch.equal(m.decode(1, f_BTF, a.new_ones(4, T, D)),
                                              seen[0].decode(1, f_BTF, a.new_ones(4, T, D)))
-    assert cost["tokens"] == 96 and which == compare.trained(job, run, gpt, torch.device("cpu"))[2] and len(seen) == 1
+    assert cost["tokens"] == 96 and which == compare.trained(job, run, gpt)[2] and len(seen) == 1
 
 
 def test_all_are_trained_on_the_same_number_of_tokens():
@@ -208,7 +216,7 @@ def test_what_fails_is_a_row_and_the_exit_code(cfg, stub, capsys):
 
 
 def test_what_one_metric_fails_to_give_leaves_the_others(cfg, stub, monkeypatch):
-    def moody(m, bench, gen):
+    def moody(m, arena, gen):
         assert getattr(m, "R", None) is None or m.k != 2 or moody.calls, "first"
         return dict(coverage=1.)
     moody.calls = 0
@@ -257,6 +265,224 @@ def test_keys_know_what_matters_and_nothing_else(cfg, stub, target, tmp_path):
     assert folder(dataclasses.replace(cfg, data=str(own))) != same
     gpt.hash = "another"
     assert folder() != same
+
+
+# ------------------------------------------------------------- methods that stand in files of their own
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    """own_file(name, text): the module that a file of this name and text is; called again, the edited one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)       # two edits can be of one second
+
+    def load(name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+    return load
+
+
+SPD, PENALTY = (ROOT / "spd.py").read_text(), "return s_C.sum() / N,"
+NEW_FLAG = "class Config:\n    bonus: float = 0.0              # nothing yet\n"
+TINY_SPD = dict(C=8, B=2, ci_hidden=8, eval_every=0)
+
+
+@pytest.fixture
+def edited(cfg, own_file, monkeypatch):
+    """A row for a copy of spd.py: edited.run(text) has the table made of it, with the file as it is now."""
+    cfg = dataclasses.replace(cfg, seeds=1, tokens=96, methods="edited", metrics="faithfulness")
+    monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
+
+    def run(text=SPD, **change):
+        method = compare.METHODS["spd"]._replace(module=own_file("edited", text), values=(1e-3,), change=TINY_SPD)
+        monkeypatch.setitem(compare.METHODS, "edited", method)
+        compare.main(dataclasses.replace(cfg, **change))
+        return results(cfg)
+
+    def files():
+        return {path: path.read_bytes() for path in Path(cfg.runs).rglob("*") if path.is_file()}
+    return types.SimpleNamespace(run=run, files=files, cfg=cfg)
+
+
+def kl(found):
+    return found["rows"][0]["metrics"]["kl"]
+
+
+def test_a_model_of_other_code_is_never_silently_old_nor_trained_anew(edited, capsys):
+    assert PENALTY in SPD
+    first, files = edited.run(), edited.files()
+    other = SPD.replace(PENALTY, "return 2 * s_C.sum() / N,")
+    fails(capsys, lambda: edited.run(other), "edited", "edited.py", "--retrain", "--keep")
+    assert edited.files() == files and results(edited.cfg) == first
+    fails(capsys, lambda: edited.run(other, keep=True, retrain=True), "--retrain", "--keep")
+    kept = edited.run(other, keep=True)
+    models = {path: data for path, data in files.items() if path.suffix == ".safetensors"}
+    assert models.items() <= edited.files().items() and kl(kept) == kl(first)
+    anew = edited.run(other, retrain=True)
+    assert kl(anew) != kl(first)
+    files = edited.files()
+    assert edited.run(other) == anew == edited.run(other, retrain=True) and edited.files() == files
+
+
+def test_what_changes_no_number_costs_nothing(edited):
+    """Comments, docstrings, line breaks, and a flag that is new."""
+    first, files = edited.run(), edited.files()
+    told = SPD.replace(PENALTY, "# a comment\n    " + PENALTY)
+    told = told.replace('"""How much is called important?', '"""Of importance:')
+    assert told.count("a comment") == told.count("Of importance:") == 1
+    flag = told.replace("class Config:\n", NEW_FLAG)
+    for text in (told, flag):
+        assert text != SPD and edited.run(text) == first and edited.files() == files
+
+
+@pytest.fixture
+def half_trained(edited, monkeypatch):
+    """`edited`, with a model whose training was killed after its first step; whole: the results of one that was not."""
+    def killed(run):
+        if run.step == 1:
+            raise KeyboardInterrupt
+        save(run)
+    save, edited.whole = common.Run.save, edited.run(runs=edited.cfg.runs + "-whole")
+    monkeypatch.setitem(TINY_SPD, "save_every", 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(common.Run, "save", killed)
+        edited.run()
+    return edited
+
+
+def test_a_half_trained_model_goes_on_with_a_new_flag(half_trained):
+    assert kl(half_trained.run(SPD.replace("class Config:\n", NEW_FLAG))) == kl(half_trained.whole)
+
+
+def test_what_other_code_began_stays_of_other_code(half_trained, capsys):
+    """Whoever keeps half a model is told again, and one that is trained anew has nothing of the old."""
+    other = SPD.replace(PENALTY, "return 2 * s_C.sum() / N,")
+    stops = lambda: fails(capsys, lambda: half_trained.run(other), "edited.py", "--retrain", "--keep")
+    stops()
+    kept = half_trained.run(other, keep=True)
+    stops()
+    assert half_trained.run(other, keep=True) == kept
+    anew = half_trained.run(other, retrain=True)
+    assert len({json.dumps(kl(found)) for found in (half_trained.whole, kept, anew)}) == 3
+    assert kl(anew) == kl(half_trained.run(other, runs=half_trained.cfg.runs + "-fresh"))
+
+
+def test_another_default_is_other_training(edited, capsys):
+    edited.run()
+    assert "lr: float = 0.03 " in SPD
+    fails(capsys, lambda: edited.run(SPD.replace("lr: float = 0.03 ", "lr: float = 0.02 ")), "lr=0.03, not 0.02")
+
+
+def test_what_training_imports_counts_and_what_looks_at_models_does_not(tmp_path):
+    assert {"spd.py", "fused.py", "data.py", "model.py", "optimizers"} == {*common.training_code(ROOT / "spd.py")}
+    assert {"sae.py", "transcoder.py", "spd.py"} < {*common.training_code(ROOT / "stochastic.py")}
+    (tmp_path / "helper.py").write_text("x = 1")
+    (tmp_path / "fork.py").write_text("import helper\nimport evals\nfrom spd import loss_fn")
+    names = {"fork.py", "helper.py", "spd.py", "fused.py", "data.py", "model.py", "optimizers"}
+    assert {*common.training_code(tmp_path / "fork.py")} == names
+    assert common.training_code(tmp_path / "fork.py")["spd.py"] == common.training_code(ROOT / "spd.py")["spd.py"]
+
+
+def test_a_fork_is_judged_as_what_it_is_a_copy_of(cfg, own_file, monkeypatch):
+    monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
+    method = compare.METHODS["spd"]._replace(values=(1e-3,), change=TINY_SPD)
+    fork = own_file("spd_fork", SPD)
+    monkeypatch.setattr(compare, "METHODS", {"spd": method, "spd-fork": method._replace(module=fork)})
+    compare.main(dataclasses.replace(cfg, tokens=96, methods="spd,spd-fork", metrics="faithfulness,parts,stability"))
+    spd, other = results(cfg)["rows"]
+    assert other["name"] == "spd-fork" and spd["metrics"]["l0"]["mean"] % 1 != 0 != spd["metrics"]["kl"]["mean"]
+    for row in (spd, other):
+        assert not row["failed"] and row["metrics"].pop("seconds")
+    assert spd["metrics"] == other["metrics"]
+    gpt = GPT.load(cfg.model)
+    m = fork.load(next(Path(cfg.runs).glob("spd-fork*seed0*/spd_fork.safetensors")), gpt)
+    assert set(m.encode(1, torch.randn(2, 5, D), gpt.h[1].mlp).unique().tolist()) <= {0., 1.}
+
+
+def test_a_comment_in_what_evaluates_costs_nothing(cfg, stub, tmp_path, monkeypatch):
+    compare.main(cfg)
+    asked, first, text = len(stub.asked), results(cfg), Path(evals.__file__).read_text()
+    copy = tmp_path / "evals.py"
+    copy.write_text('"""Something else."""\n# a comment\n' + text.split('"""', 2)[2])
+    monkeypatch.setattr(evals, "__file__", str(copy))
+    compare.main(cfg)
+    assert len(stub.asked) == asked and results(cfg) == first
+    copy.write_text(text + "\nSOMETHING = 1\n")
+    compare.main(cfg)
+    assert len(stub.asked) == 2 * asked and results(cfg)["rows"]
+
+
+TOY = '''"""One random dictionary, which nothing trains."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import baselines
+import common
+from model import GPT
+
+
+@dataclass
+class Config:
+    model: str = "target"
+    data: str = "tinytales"
+    layer: int = -1
+    out: str = "runs/toy"
+    resume: bool = False
+    device: str = "auto"
+    seed: int = 0
+    steps: int = 1
+    N: int = 64
+    T: int = 128
+    F: int = 96
+    k: int = 16
+    eval_tokens: int = 0
+    save_every: int = 1
+    log_every: int = 1
+
+
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "eval_tokens"}
+
+
+def build(cfg, R_FD):
+    return baselines.Dictionary(cfg.layer, R_FD, torch.zeros(R_FD.shape[1]), cfg.k)
+
+
+def load(path, gpt):
+    tensors, meta = common.load(path, method="toy", target=gpt.hash)
+    return build(Config(**meta["config"]), tensors["m.R"])
+
+
+def train(cfg):
+    gpt = GPT.load(cfg.model)
+    m = torch.nn.ParameterDict({"R": baselines.directions(cfg.F, gpt.cfg.n_embd, cfg.seed)})
+    for step in common.Run(cfg, gpt, "no text", m=m).steps():
+        pass
+'''
+
+
+def test_a_method_is_one_file_and_one_row(own_file, tmp_path, monkeypatch, capsys):
+    """Its row has every number that a dictionary can have, in each table, and --explain says what it is."""
+    monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
+    monkeypatch.setitem(compare.METHODS, "toy", Method(own_file("toy", TOY), "k", (16,), {}, {}, "a toy of two words"))
+    monkeypatch.chdir(tmp_path)
+    cfg = Config(model=str(ROOT / "target"), methods="toy", seeds=2, tokens=64, eval_tokens=2560, explained=10,
+                 device="cpu")
+    compare.main(cfg)
+    assert all(" toy " in part for part in (tmp_path / "results-part/table.md").read_text().split("| null")[:-1])
+    row, = json.loads((tmp_path / "results-part/results.json").read_text())["rows"]
+    assert not row["failed"]
+    of_others = {key for key, column in table.COLUMNS.items() if column.table in ("masks", "by LLM")}
+    assert {*table.COLUMNS} - of_others - {*row["metrics"]} == NOT_OF_THE_TOY
+    assert row["metrics"]["tokens"]["mean"] == 64 and row["metrics"]["l0"]["mean"] <= 16
+    capsys.readouterr()
+    compare.main(Config(explain=True))
+    assert re.search(r"^  toy +a toy of two words$", capsys.readouterr().out, re.M)
+
+
+# numbers that mean nothing for random directions, or that two seeds on 20 stories don't give
+NOT_OF_THE_TOY = {"absorption_fraction"}
 
 
 def test_quick_and_narrowed(cfg, stub, monkeypatch):
@@ -314,7 +540,8 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
         assert f" {column.head} " in flat and column.text in flat and column.better in ("up", "down", "")
         assert isinstance(column.beat, (int, float)) or column.beat in (None, "mean ablation", "plain neurons",
                                                                             *compare.FLOORS)
-    assert [*table.ROWS] == [*compare.METHODS, *compare.FLOORS] and all(f"  {name} " in shown for name in table.ROWS)
+    rows = compare.METHODS | compare.FLOORS
+    assert all(f"  {name:<22} {row.text}\n" in shown and len(row.text) > 20 for name, row in rows.items())
     assert {column.table for column in table.COLUMNS.values()} == {*table.TABLES}
     assert all(len(table.keys_under(heading)) <= 8 for heading in table.TABLES)     # 120 columns of text
     assert not table.MEASURED.keys() & table.OWN.keys()
@@ -340,10 +567,10 @@ def test_each_column_has_a_metric_that_finds_it():
     for seed in range(3):
         run = compare.spd.Config(C=8, ci_hidden=8, seed=seed)
         ms.append(compare.spd.Rounded(compare.spd.build(run, gpt), 0.1))
-    bench, found = compare.prepared(Config(**compare.QUICK), gpt, 1, torch.device("cpu")), {}
+    arena, found = compare.prepared(Config(**compare.QUICK), gpt, 1, torch.device("cpu")), {}
     for group, function in compare.GROUPS.items():
         if group != "judged":
-            found |= function(ms if group in compare.TOGETHER else ms[0], bench, common.generator(0, group))
+            found |= function(ms if group in compare.TOGETHER else ms[0], arena, common.generator(0, group))
     assert json.dumps(compare.finite(found))
     found |= table.at_one_l0([found | dict(l0=table.AT)])
     wanted = {key for key, column in table.COLUMNS.items() if column.table != "by LLM"}

@@ -203,6 +203,9 @@ def test_the_attack_nears_the_worst_corner_and_grows_with_its_budget(gpt, rows):
     assert found[0] < found[2] <= found[15] <= worst + 1e-6 and found[15] > 0.95 * worst
     each = masks.attack(m, gpt, few, common.generator(0, "attack"), budgets=(15,), shared=False)
     assert each[15] > found[15]                             # a source of its own for each position can do more
+    ladder, sources = masks.worst_sources(m, gpt, few, common.generator(0, "attack"), budgets=(15,))
+    under = masks.replacing(m, lambda gs: masks.masks_from(gs, sources))
+    assert ladder[15] == found[15] == pytest.approx(evals.scores(gpt, few, {"r": under})["r"]["kl"], rel=1e-4)
 
 
 def test_aggregation_of_a_joint_and_of_a_needless_importance(gpt, rows):
@@ -262,7 +265,7 @@ def test_attribution_is_the_slope_of_the_loss(loud):
     gpt, _, test = loud
     m, idx = Parts(gpt), test[:1]
     x, f, a = faithful.attribution(m, gpt, idx, 1)
-    ce = lambda f: evals.divergence(idx, *[gpt.suffix(gpt.prefix(idx, 1)[1], m.decode(1, f, x), 1)[:, 1:-1].log_softmax(
+    ce = lambda f: evals.divergence(gpt, idx, *[gpt.suffix(gpt.prefix(idx, 1)[1], m.decode(1, f, x), 1)[:, 1:-1].log_softmax(
         -1)] * 2)[..., 0].sum()
     t, u = 5, f[0, 5].argmax()
     up, down = f.clone(), f.clone()
@@ -344,8 +347,8 @@ def test_steering_samples_with_the_models_probabilities(loud, monkeypatch):
     gpt, _, rows = loud
     logp = gpt(rows[:1, :5])[0, -1].log_softmax(-1)
     many, target = rows[:1, :5].repeat(6000, 1), torch.zeros(1, V, dtype=torch.bool)
-    kept, real = [], evals.F.cross_entropy
-    monkeypatch.setattr(evals.F, "cross_entropy", lambda z, t, **k: kept.append(t) or real(z, t, **k))
+    kept, real = [], effects.nnf.cross_entropy
+    monkeypatch.setattr(effects.nnf, "cross_entropy", lambda z, t, **k: kept.append(t) or real(z, t, **k))
     effects.steer(gpt, 1, many, torch.zeros(1, 16), target, new=1)
     share = torch.bincount(torch.cat(kept).flatten()[:6000], minlength=V) / 6000
     assert (share - logp.exp()).abs().max() < 0.03

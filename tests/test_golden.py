@@ -177,7 +177,8 @@ def table_rows(work, ids, vocab):
         fields = {f.name for f in dataclasses.fields(m.module.Config)}
         change = m.change | {k: v for k, v in small.items() if k in fields}
         compare.METHODS[name] = m._replace(change=change, values=(m.values[len(m.values) // 2],))
-    compare.FLOORS.update({name: (values[len(values) // 2],) for name, values in compare.FLOORS.items()})
+    for name, floor in list(compare.FLOORS.items()):
+        compare.FLOORS[name] = floor._replace(values=(floor.values[len(floor.values) // 2],))
     compare.SMALL = 72
     compare.sae.Config.F = 72
     cfg, out = compare.Config(model=target, data=str(work / "words.bin"), device="cpu", tokens=96 * 10, explained=10,

@@ -198,7 +198,7 @@ def test_sum_to_weights_holds_after_training(cfg):
     assert torch.allclose(m.b, mlp.c_proj.bias, atol=1e-5)
     on = torch.tensor([True, False] * 3)
     some = sum(V_t @ U_t for t, V_t, U_t in parts(m) if on[t])
-    assert torch.allclose(m.rest(on), m.M - some, atol=1e-5)
+    assert torch.allclose(m.rest(on), m.product - some, atol=1e-5)
     free = molt.train(dataclasses.replace(cfg, sum_to_weights=True, steps=40, beta=0.))[1]
     assert out["rest"] < free["rest"]
 

@@ -124,18 +124,21 @@ def test_routing_masks_a_uniform_number_of_sites_and_freezes_the_rest():
     assert torch.allclose(masked.float().mean((1, 2)), torch.full((3,), 2 / 3), atol=.01)
 
 
-def test_pgd_never_lowers_the_loss_that_it_climbs(built):
+def test_a_sign_step_goes_to_the_corner_that_its_start_slopes_up_to(built):
     gpt, m, idx, batch, gs = built
+    loss = lambda sources: batch.divergence(m.masked(gs, sources)).item()
     for seed in range(5):
-        gen = torch.Generator()
-        found = [spd.sign_pgd(m, gs, batch, gen.manual_seed(seed), n, size=0.1, keep_best=True) for n in (0, 1, 5, 20)]
-        loss = [batch.divergence(m.masked(gs, source)).item() for source in found]
-        assert loss == sorted(loss) and loss[-1] > loss[0]
+        gen = torch.Generator().manual_seed(seed)
+        start = [torch.rand(n, generator=gen) for n in spd.source_sizes(m)]
+        corner = spd.sign_step(m, gs, batch, gen.manual_seed(seed))
+        assert all(((r == 0) | (r == 1)).all() for r in corner)
+        on_the_way = [r + 0.01 * (end - r) for r, end in zip(start, corner)]
+        assert loss(on_the_way) > loss(start)
 
 
 def test_adversaries_leave_no_gradient_on_the_decomposition(built, cfg):
     gpt, m, idx, batch, gs = built
-    spd.sign_pgd(m, gs, batch, torch.Generator(), steps=2, size=1.)
+    spd.sign_step(m, gs, batch, torch.Generator())
     pgd = spd.PersistentPGD(m, cfg, torch.Generator())
     before = [s.clone() for s in pgd.sources]
     source = pgd.ascend(m, gs, batch, progress=1)
@@ -285,6 +288,13 @@ def test_summary_has_the_promised_keys(cfg):
                 "kl_pgd20", "l0_in", "l0_out", "concept_matched_fraction", "seconds", "config"}
     assert promised <= on_disk.keys() and on_disk["config"]["C"] == cfg.C
     assert abs(on_disk["kl_original"]) < 1e-6
+
+
+def test_the_summary_and_the_table_attack_alike(cfg):
+    m, out = spd.train(cfg)
+    gpt, gen = GPT.load(cfg.model), common.generator(cfg.seed, "summary")
+    rows, _ = data.load_all(cfg.data, gpt.vocab, cfg.T)["test"].labelled(cfg.T, cfg.eval_tokens // cfg.T, "cpu")
+    assert masks.attack(m, gpt, rows[:cfg.pgd_rows], gen)[20] == out["kl_pgd20"] > 0
 
 
 def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):

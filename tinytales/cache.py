@@ -1,6 +1,7 @@
 """TinyTales' tokens and labels, generated once and kept in files that rebuild themselves.
 
-Splits never share a story: story i of a split is story number (first of the split + i) of the generator.
+Splits never share a story: story i of a split is story number (first of the split + i) of the
+generator.
 """
 import contextlib
 import hashlib
@@ -17,45 +18,62 @@ from tinytales import concepts, story, words
 from tinytales.story import VOCAB
 
 CACHE = Path(os.environ.get("NANODECOMP_CACHE", Path(__file__).parent.parent / "cache"))
-SPLITS = dict(train=(0, 4_000_000), fit=(1 << 40, 200_000),         # split: (first story, tokens)
-              dev=(2 << 40, 50_000), test=(3 << 40, 200_000))
-CHUNK = 200_000                 # tokens generated, labelled and written at a time: about 100 MB of memory
+# split: (first story, tokens)
+SPLITS = dict(train=(0, 4_000_000), fit=(1 << 40, 200_000), dev=(2 << 40, 50_000),
+              test=(3 << 40, 200_000))
+CHUNK = 200_000                 # tokens that are written at a time: about 100 MB of memory
 
 
 def version():
-    """Hash of everything that a cached token depends on: these sources."""
-    sources = [Path(m.__file__).read_bytes() for m in (words, story, concepts)]
+    """Hash everything that a cached token depends on: these sources."""
+    sources = [Path(module.__file__).read_bytes() for module in (words, story, concepts)]
     return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
 
 
 def stories(split, n_tokens):
-    """Stories of a split, in order, until n_tokens are reached."""
-    first, total = SPLITS[split][0], 0
+    """Tell the stories of a split, in order, until n_tokens are reached."""
+    number, _ = SPLITS[split]
+    total = 0
     while total < n_tokens:
-        s = story.tell(first)
-        first, total = first + 1, total + len(s.ids)
-        yield s
+        told = story.tell(number)
+        yield told
+        number += 1
+        total += len(told.ids)
 
 
 def arrays(split, n_tokens):
-    """(concept names, cached tokens, packed labels and log-probabilities); built where missing, damaged or of another
-    version.
-    The train split carries tokens alone: nothing is trained on labels."""
+    """Read a split from the cache: (concept names, {"ids", "bits", "logp"}).
+
+    ids: tokens; bits: packed labels; logp: log-probability of the choices charged to each token.
+    The train split has tokens alone: nothing is trained on labels. Files that are missing, damaged
+    or of another version are built first.
+    """
     names = concepts.concept_names(with_state=True)
+    kinds = dict(ids=np.uint16)
+    if split != "train":
+        kinds |= dict(bits=np.uint8, logp=np.float32)
     stem = CACHE / f"tinytales-{split}-{n_tokens}"
-    kinds = dict(ids=np.uint16) if split == "train" else dict(ids=np.uint16, bits=np.uint8, logp=np.float32)
-    meta, parts = Path(f"{stem}.json"), {k: Path(f"{stem}.{k}") for k in kinds}
-    try:
-        old = json.loads(meta.read_text())
-        good = old["version"] == version() and all(checksum(p) == old["crc"][k] for k, p in parts.items())
-    except (OSError, ValueError, KeyError):
-        good = False
-    if not good:
+    meta = Path(f"{stem}.json")
+    parts = {part: Path(f"{stem}.{part}") for part in kinds}
+    if not is_valid(meta, parts):
         build(split, n_tokens, parts, meta)
-    maps = {k: np.memmap(parts[k], kind, "r") for k, kind in kinds.items()}
+
+    maps = {part: np.memmap(parts[part], kind, "r") for part, kind in kinds.items()}
     if "bits" in maps:
-        maps["bits"] = maps["bits"].reshape(-1, (len(names) + 7) // 8)
+        n_bytes = (len(names) + 7) // 8
+        maps["bits"] = maps["bits"].reshape(-1, n_bytes)
     return names, maps
+
+
+def is_valid(meta, parts):
+    """Are the files of a split there, whole and of this version?"""
+    try:
+        recorded = json.loads(meta.read_text())
+        if recorded["version"] != version():
+            return False
+        return all(checksum(path) == recorded["crc"][part] for part, path in parts.items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def checksum(path):
@@ -63,41 +81,65 @@ def checksum(path):
 
 
 def build(split, n_tokens, parts, meta):
-    """Writes the parts of a split under other names, then renames them; the meta file, last, makes them valid."""
+    """Write the files of a split.
+
+    Under other names first, then they are renamed; the meta file, which comes last, makes them
+    valid. A build that is cut off leaves nothing that could be taken for a split.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
-    temps = {k: Path(f"{p}.tmp{os.getpid()}") for k, p in parts.items()}
+    temporary = {part: Path(f"{path}.tmp{os.getpid()}") for part, path in parts.items()}
     table = concepts.lexical(VOCAB)
-    with contextlib.ExitStack() as stack, tqdm(total=n_tokens, unit="tok", desc=f"writing TinyTales {split}") as bar:
-        files = {k: stack.enter_context(open(p, "wb")) for k, p in temps.items()}
-        chunk, size = [], 0
-        for s in stories(split, n_tokens):
-            chunk.append(s)
-            size += len(s.ids)
-            if size >= CHUNK:
-                write_chunk(chunk, files, table)
-                bar.update(size)
-                chunk, size = [], 0
-        if chunk:
-            write_chunk(chunk, files, table)
-            bar.update(size)
-    for k, temp in temps.items():
-        os.replace(temp, parts[k])
-    write(meta, json.dumps(dict(version=version(), crc={k: checksum(p) for k, p in parts.items()})).encode())
+    with contextlib.ExitStack() as stack:
+        bar = tqdm(total=n_tokens, unit="tok", desc=f"writing TinyTales {split}")
+        stack.enter_context(bar)
+        files = {part: stack.enter_context(open(path, "wb")) for part, path in temporary.items()}
+        for chunk in chunks(stories(split, n_tokens)):
+            bar.update(write_chunk(chunk, files, table))
+    for part, path in temporary.items():
+        os.replace(path, parts[part])
+    crc = {part: checksum(path) for part, path in parts.items()}
+    write(meta, json.dumps(dict(version=version(), crc=crc)).encode())
+
+
+def chunks(all_stories):
+    """Collect stories to lists of CHUNK tokens or a little more, the last with what remains."""
+    chunk = []
+    size = 0
+    for told in all_stories:
+        chunk.append(told)
+        size += len(told.ids)
+        if size >= CHUNK:
+            yield chunk
+            chunk = []
+            size = 0
+    if chunk:
+        yield chunk
 
 
 def write_chunk(chunk, files, table):
-    """Appends the ids and, where a file waits for them, the labels and log-probabilities of some stories."""
-    ids = np.concatenate([np.array(s.ids, np.uint16) for s in chunk])
+    """Append some stories to the files; returns how many tokens these are."""
+    ids = np.concatenate([np.array(told.ids, np.uint16) for told in chunk])
     files["ids"].write(ids.tobytes())
     if "bits" not in files:
-        return
-    at = np.cumsum([0] + [len(s.ids) for s in chunk])
-    logp, state, edges = np.zeros(len(ids)), [], []
-    for a, s in zip(at, chunk):
-        for position, lp in s.events:
-            logp[a + position] += lp
-        edges += [a, *(a + p for p, _ in s.spans)]
-        state += [s.plan, *(bits for _, bits in s.spans)]
-    state = np.repeat(np.array(state, np.uint64), np.diff([*edges, len(ids)]))
-    files["bits"].write(np.packbits(concepts.labels(ids, VOCAB, table, state), axis=1).tobytes())
+        return len(ids)
+
+    # Choices are charged to tokens; a span is a run of tokens over which the state stays as it is.
+    logp = np.zeros(len(ids))
+    state = []
+    span_starts = []
+    start = 0
+    for told in chunk:
+        for position, charge in told.events:
+            logp[start + position] += charge
+        for position, bits in [(0, told.plan), *told.spans]:
+            span_starts.append(start + position)
+            state.append(bits)
+        start += len(told.ids)
+
+    # A state for each token.
+    span_lengths = np.diff([*span_starts, len(ids)])
+    state = np.repeat(np.array(state, np.uint64), span_lengths)
+    bits = np.packbits(concepts.labels(ids, VOCAB, table, state), axis=1)
+    files["bits"].write(bits.tobytes())
     files["logp"].write(logp.astype(np.float32).tobytes())
+    return len(ids)
