@@ -65,13 +65,13 @@ def keys_under(heading):
 
 
 # ------------------------------------------------------------------------------ from jobs to rows
-def assemble(found, provenance):
+def assemble(outcomes, provenance):
     """Collect what the jobs found into what results.json holds.
 
-    found: [(job, its numbers, error text or None)]; a job is a method at one sparsity and one seed,
-    or at all seeds at once (seed None). A row is a method at one sparsity."""
+    outcomes: [(job, its numbers, error text or None)]. A job is a method at one sparsity and one
+    seed, or at all seeds at once (seed None); a row is a method at one sparsity."""
     n_seeds = provenance["config"]["seeds"]
-    rows = collect_rows(found, n_seeds)
+    rows = collect_rows(outcomes, n_seeds)
     for row in rows:
         for key in COLUMNS:
             if key in row["metrics"]:
@@ -81,22 +81,23 @@ def assemble(found, provenance):
     apart = noise.differences(middle, BASE, sum(HEADLINES, ()), n_seeds)
     differences = [dict(name=name, metric=key, by=by, p=p)
                    for (name, key), (by, p) in apart.items()]
-    return dict(provenance=provenance, rows=rows, differences=differences, target=target_of(found),
-                columns={key: column._asdict() for key, column in COLUMNS.items()})
+    columns = {key: column._asdict() for key, column in COLUMNS.items()}
+    return dict(provenance=provenance, rows=rows, differences=differences,
+                target=target_of(outcomes), columns=columns)
 
 
-def collect_rows(found, n_seeds):
+def collect_rows(outcomes, n_seeds):
     """Sort the jobs by row, and turn each row's jobs into one dict."""
     by_row = {}
     curves = {}                     # of each method and seed: the numbers at all sparsities
-    for job, numbers, error in found:
+    for job, numbers, error in outcomes:
         by_row.setdefault((job.name, job.value), []).append((job, numbers, error))
         curves.setdefault((job.name, job.seed), []).append(numbers)
     return [make_row(jobs, curves, n_seeds) for jobs in by_row.values()]
 
 
 def make_row(jobs, curves, n_seeds):
-    """What is known of a method at one sparsity: its metrics over seeds, and what failed."""
+    """Summarise a method at one sparsity: its metrics over seeds, and what failed."""
     first = jobs[0][0]
     row = dict(name=first.name, knob=first.knob, value=first.value, floor=first.floor,
                middle=first.middle, seeds=[], failed=[])
@@ -116,7 +117,7 @@ def make_row(jobs, curves, n_seeds):
             row["failed"].append(f"{who}: {error}")
 
     # where something failed, a mean over the seeds that are left would hide it
-    metrics = average_over_seeds(per_seed, of_all=bool(row["failed"]))
+    metrics = average_over_seeds(per_seed, complete=bool(row["failed"]))
     row["metrics"] = metrics | noise.of_seeds(at_once, n_seeds)
     for key in DRAWN:
         row[key] = [numbers[key] for numbers in per_seed if key in numbers]
@@ -140,14 +141,14 @@ def at_one_l0(points):
     return read
 
 
-def average_over_seeds(per_seed, of_all):
+def average_over_seeds(per_seed, complete):
     """Average each number of a row over its seeds: {key: {mean, half, values}}.
 
-    per_seed: one flat dict for each seed. KEY_within is not a number of its own: it is KEY's
-    interval over stories. of_all: leave out what a seed does not have, even as None."""
+    per_seed: one flat dict for each seed. KEY_within is not averaged: it is the interval over
+    stories that belongs to KEY. complete: leave out a key that is missing in one of the dicts."""
     metrics = {}
     for key in dict.fromkeys(itertools.chain.from_iterable(per_seed)):
-        is_missing = of_all and not all(key in numbers for numbers in per_seed)
+        is_missing = complete and not all(key in numbers for numbers in per_seed)
         if is_missing or key.endswith("_within"):
             continue
         values = [numbers.get(key) for numbers in per_seed]
@@ -157,9 +158,10 @@ def average_over_seeds(per_seed, of_all):
     return metrics
 
 
-def target_of(found):
-    """What the intact and the ablated target lose, as the first job found that looked at it."""
-    for job, numbers, _ in found:
+def target_of(outcomes):
+    """What are the losses of the intact and of the ablated target? As measured by the first job
+    that ran on it; controls on an untrained target are passed over."""
+    for job, numbers, _ in outcomes:
         if "ce_original" in numbers and not job.name.endswith(":untrained"):
             return {key: numbers.get(key) for key in OF_TARGET}
     return dict.fromkeys(OF_TARGET)
@@ -190,8 +192,10 @@ def null(row, rows, key):
 
 
 def log_density(row, key):
-    """How dense is a row, for finding a floor that is as dense? The log of its L0 for what is
-    faithful, of the share of the alive units that are on for what units mean."""
+    """How dense is a row? A floor is fair where it is as dense.
+
+    For columns of the table `faithful` the log of L0, for all others the log of the share of the
+    alive units that are on at a token."""
     l0 = mean_or_tiny(row, "l0")
     if COLUMNS[key].table == "faithful":
         return math.log(l0)
@@ -259,10 +263,10 @@ def tables(results):
 
     The first cell of a line is the row's name; the last line of a heading holds the nulls."""
     rows = [row for row in results["rows"] if row["middle"]]
-    found = set().union(*(row["metrics"] for row in rows))
+    filled = set().union(*(row["metrics"] for row in rows))
     shown = []
     for heading in TABLES:
-        keys = [key for key in keys_under(heading) if key in found]
+        keys = [key for key in keys_under(heading) if key in filled]
         lines = []
         for row in rows:
             if row["failed"] or not row["metrics"].keys().isdisjoint(keys):
@@ -274,7 +278,8 @@ def tables(results):
 
 
 def difference_tables(differences):
-    """As `tables`, of how much each method has more than BASE; ° where that may be noise."""
+    """How much more than BASE does each method have? One table for each of HEADLINES, in the form
+    that `tables` returns; ° where a difference may be noise."""
     cells = {}
     for difference in differences:
         key = difference["metric"]

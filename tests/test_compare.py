@@ -461,7 +461,7 @@ def load(path, gpt):
 
 def train(cfg):
     gpt = GPT.load(cfg.model)
-    m = torch.nn.ParameterDict({"R": baselines.directions(cfg.F, gpt.cfg.n_embd, cfg.seed)})
+    m = torch.nn.ParameterDict({"R": baselines.random_directions(cfg.F, gpt.cfg.n_embd, cfg.seed)})
     for step in common.Run(cfg, gpt, "no text", m=m).steps():
         pass
 '''
