@@ -1,152 +1,465 @@
-"""Stability: whether training again with another seed finds the same units, matched as matching.py does it.
+"""Do two seeds find the same units?
 
-S seeds, F units of a decomposition, P matched pairs, R rows of tokens, D residual width
+A decomposition is trained from a random start, on data in random order. If its units are parts of
+the model, and not accidents of the training, then a training with another seed finds them again.
+One says whether it does in four steps:
+
+    1. match    Each unit of one seed gets at most one unit of the other seed, its mate, such that
+                the similarities of all pairs add up to most (metrics/matching.py).
+    2. count    A pair is shared where its two units are alike, 0.7 or more in each thing that is
+                compared. The number to read is the share of ALL alive units (those that are on at
+                ALIVE tokens or more) that are in shared pairs: `agreement`. The mean similarity of
+                the matched pairs says nothing about units that have no mate.
+    3. chance   A matching is the best of very many, so that even random units get mates that are
+                somewhat like them. Each number is computed once more with random units in place of
+                the second seed's, as null_KEY: `by_chance`, `with_null`.
+    4. error    Three seeds make three pairs, but these are not three independent numbers. From
+                three seeds on each number has a standard error, KEY_se: `over_seeds`.
+
+Similar in what? There are three answers, here called spaces:
+
+    weights         two units read alike and write alike: cosines of their vectors
+    inputs          two units write alike, and get alike numbers from the inputs that do occur: what
+                    they read may differ in directions that no input takes
+    activations     two units say alike things at each token: Pearson's r of their values
+
+Units that are alike in weights need not be alike in activations (a threshold, or a competitor, can
+keep one of them silent): activations_shared_if_weights says how often they are. And two seeds can
+write alike outputs without sharing a single unit, so outputs are compared too, without any
+matching: `function_agreement`. Chance is there what two independent errors give: fve_independent.
+
+Matching one to one and the threshold of 0.7 are from Paulo and Belrose 2025, arXiv:2501.16615,
+who find about 30 % of the units of two large SAEs shared.
+
+S seeds, F units of a decomposition, n units of one of its blocks, P matched pairs, R rows of
+tokens, T positions, B rows of a batch, N tokens (position 0 of each row left out), D residual width
 """
 import itertools
 import math
+from collections import defaultdict
+from typing import NamedTuple
 
 import torch
 
 from evals import ALIVE, clean
-from metrics import recording
-from metrics.matching import (AROUND, SHARED, activation_matches, matched_by_one_side, blocks, jaccard, null_blocks, shifted,
-                              weight_matches, with_inputs)
+from metrics import columns, matching
+from metrics.columns import Column
+from metrics.matching import AROUND, SHARED
+from metrics.recording import Active, contributions, record
+
+SPACES = ("weights", "inputs", "activations")       # in which two units can be similar
+ALIKE = 0.5                 # Jaccard index from which on two units are on at the same tokens
+
 
 def mean(values):
-    """Of those that are numbers; None if none is."""
+    """Average those values that are numbers: neither None nor NaN. None if there is none."""
     values = [v for v in values if v is not None and math.isfinite(v)]
     return sum(values) / len(values) if values else None
 
-def total_written(m, a):
-    """How much each unit of a recording writes in all: its mean |contribution| where it is on, times how often."""
-    if not len(a.unit_E):
-        return torch.zeros(a.F, device=a.x_ND.device)
-    return recording.contributions(m, a).norm(dim=-1).nanmean(1).nan_to_num() * a.on()
 
-def agreement(pairs, on_SF, weight_SF):
-    """What Matches say. pairs: {(s, t): Matches of s's units with t's}, all s != t; on_SF: tokens at which each unit of
-    each seed is on; weight_SF: how much it writes. Means over seeds and their others; every share is of a seed's alive
-    units, so that a unit without a mate counts as not found:
-      similarity         mean S of matched pairs               similarity_alive   of alive units, 0 without a mate
-      similarity_shared  of the shared pairs alone             shared_0.5, 0.7, 0.9  share of units in shared pairs
-      shared_rate1 .. 4  of the quarters of the units by how often they are on, rarest first
-      shared_written     of units weighted by what they write  survival_j         shared with j or more of the others"""
-    seeds, rows, hits = range(len(on_SF)), {}, [torch.zeros_like(on_F) for on_F in on_SF]
-    for (s, t), found in pairs.items():
-        alive = on_SF[s] >= ALIVE
-        n, order = int(alive.sum()), on_SF[s].masked_fill(~alive, -1).argsort(descending=True, stable=True)
-        shared = {least: torch.zeros_like(alive).index_fill(0, found.one_P[found.least_P >= least], True)
-                  for least in AROUND}
-        is_, value_P = shared[SHARED], found.value_P.double()
-        hits[s] += is_
-        row = dict(similarity=value_P.mean().item(), similarity_alive=value_P.sum().item() / n if n else None,
-                   similarity_shared=value_P[found.least_P >= SHARED].mean().item())
-        row |= {f"shared_{least}": v[alive].double().mean().item() for least, v in shared.items()}
-        row |= {f"shared_rate{4 - q}": is_[quarter].double().mean().item()
-                for q, quarter in enumerate(order[:n].tensor_split(4))}
-        row["shared_written"] = (weight_SF[s] * is_).sum().item() / max(weight_SF[s][alive].sum().item(), 1e-12)
-        rows[s, t] = row
-    out = {key: mean(row[key] for row in rows.values()) for key in rows[0, 1]}
-    for j in range(1, len(seeds)):
-        out[f"survival_{j}"] = mean((hits[s] >= j)[on_SF[s] >= ALIVE].double().mean().item() for s in seeds)
-    return out
+# ----------------------------------------------------------------------------- one seed, and chance
+class Seed(NamedTuple):
+    """The units of one training: what has to be known to look for them in another."""
+    blocks: list            # what units read and write: the Blocks of metrics/matching.py
+    recording: Active       # where they are on, in the rows on which seeds are compared
+    on_F: torch.Tensor      # at how many tokens of fit each is on
+    written_F: torch.Tensor     # how much each writes in all
 
-def over_seeds(measure, S):
-    """measure(seeds) -> {key: number} for all S seeds; from three on also KEY_se, the jackknife's standard error, which
-    leaves out one seed at a time, since pairs with a seed in common are not independent. (None of nulls, nor of
-    survival_j, which means something else with fewer seeds.)"""
-    out = measure(range(S))
-    if S > 2:
-        without = [measure([t for t in range(S) if t != s]) for s in range(S)]
-        for key in [k for k in out if not k.startswith(("survival", "null"))]:
-            values = [row.get(key) for row in without]
-            if None not in values:
-                out[f"{key}_se"] = ((S - 1) / S * sum((v - sum(values) / S)**2 for v in values))**0.5
-    return out
+    @property
+    def is_alive_F(self):
+        return self.on_F >= ALIVE
 
-def with_null(pairs, nulls, on_SF, weight_SF):
-    """`told` of pairs; of null pairs, as null_KEY; and similarity_corrected = (similarity - null) / (1 - null)."""
-    def measure(seeds):
-        new = {s: i for i, s in enumerate(seeds)}
-        real, null = (agreement({(new[s], new[t]): v for (s, t), v in some.items() if s in new and t in new},
-                           [on_SF[s] for s in seeds], [weight_SF[s] for s in seeds]) for some in (pairs, nulls))
-        if real["similarity"] is not None and null["similarity"] < 1:
-            real["similarity_corrected"] = (real["similarity"] - null["similarity"]) / (1 - null["similarity"])
-        return real | {f"null_{key}": v for key, v in null.items()}
-    return over_seeds(measure, len(on_SF))
+    def alive_blocks(self):
+        """Leave out dead units: what is never on is no part that could be found again."""
+        return [block.where(self.is_alive_F[block.unit_n]) for block in self.blocks]
+
+
+def look_at(m, gpt, fit_RT, rows_RT, tau):
+    """Collect what has to be known of one trained model: a Seed."""
+    recording = record_units(m, gpt, rows_RT, tau)
+    blocks = matching.with_inputs(matching.blocks(m), m, gpt, fit_RT)
+    on_F = record_units(m, gpt, fit_RT, tau).on()
+    return Seed(blocks, recording, on_F, total_written(m, recording))
+
+
+def record_units(m, gpt, rows_RT, tau):
+    """Where are m's units on, f > tau? A recording without labels: no concept is asked about."""
+    return record(m, gpt, rows_RT, rows_RT.new_zeros(*rows_RT.shape, 0), tau)
+
+
+def total_written(m, recording):
+    """How much does each unit of a recording write in all? (F)
+
+    Its mean |contribution| where it is on, times the number of tokens at which it is on.
+    """
+    if not len(recording.unit_E):
+        return torch.zeros(recording.F, device=recording.x_ND.device)
+    length_FJ = contributions(m, recording).norm(dim=-1)
+    return length_FJ.nanmean(1).nan_to_num() * recording.on()
+
+
+def by_chance(seed, R, T, gen):
+    """Make the null of a seed: as many units, but random ones.
+
+    weights, inputs     what units read and write is redrawn (`null_blocks`)
+    activations         each unit says what it says, but some whole rows of text later: it is on as
+                        often, and at the same positions of a row, but in front of the wrong text
+    """
+    rows_later = int(torch.randint(1, R, (1,), generator=gen))
+    later = matching.shifted(seed.recording, rows_later * (T - 1))
+    return seed._replace(blocks=matching.null_blocks(seed.blocks, gen), recording=later)
+
+
+# -------------------------------------------------------------------------------- one pair of seeds
+class Pair(NamedTuple):
+    """What two seeds have in common."""
+    matches: dict           # {space: Matches of the first seed's alive units with the second's}
+    numbers: dict           # {key: number}: what is said without `agreement`
+
+
+def compare_pair(one, other):
+    """Which unit of one seed is which unit of the other? A Pair. Its numbers:
+
+        weights_most, weights_writes, weights_same_mate, inputs_most, ..
+                                    `matched_by_one_side`, in the spaces weights and inputs
+        activations_jaccard_0.5     share of the alive units that are on at about the tokens of
+                                    their mate in activations: Jaccard index 0.5 or more
+    """
+    As = one.alive_blocks()
+    Bs = other.alive_blocks()
+    matches = {}
+    numbers = {}
+
+    # By what units read and write: plainly, and with what they read as the inputs see it.
+    seen_As = [a.over_inputs() for a in As]
+    seen_Bs = [b.over_inputs() for b in Bs]
+    for space, *sides in (("weights", As, Bs), ("inputs", seen_As, seen_Bs)):
+        matches[space] = matching.weight_matches(*sides)
+        for key, value in matching.matched_by_one_side(*sides).items():
+            numbers[f"{space}_{key}"] = value
+
+    # By what they say at each token. Units are matched within their blocks here too.
+    matches["activations"] = matching.activation_matches(
+        one.recording, other.recording, [a.unit_n for a in As], [b.unit_n for b in Bs])
+    jaccard_P = matching.jaccard(one.recording, other.recording, matches["activations"])
+    n_alike = (jaccard_P >= ALIKE).sum().item()
+    n_alive = [seed.is_alive_F.sum().item() for seed in (one, other)]
+    numbers[f"activations_jaccard_{ALIKE}"] = mean(n_alike / n if n else None for n in n_alive)
+    return Pair(matches, numbers)
+
+
+def share_confirmed(pairs, matches):
+    """Which share of some pairs of units is shared in these Matches too? None if no pair is given.
+
+    pairs: {(unit of the first seed, its mate)}.
+    """
+    confirmed = pairs & matches.pairs(SHARED)
+    return len(confirmed) / len(pairs) if pairs else None
+
+
+def shared_units(matches, least, F):
+    """Which of the first seed's F units are in pairs that reach `least`? Bool, (F)."""
+    unit = matches.one_P[matches.least_P >= least]
+    is_shared_F = torch.zeros(F, dtype=torch.bool, device=unit.device)
+    return is_shared_F.index_fill(0, unit, True)
+
+
+def agreement_of_pair(matches, on_F, written_F):
+    """Which share of one seed's units does another seed have? What `agreement` averages."""
+    # Similarity: of the matched pairs, of all alive units, of the shared pairs.
+    is_alive_F = on_F >= ALIVE
+    n_alive = int(is_alive_F.sum())
+    value_P = matches.value_P.double()
+    is_shared_P = matches.least_P >= SHARED
+    row = dict(similarity=value_P.mean().item(),
+               similarity_alive=value_P.sum().item() / n_alive if n_alive else None,
+               similarity_shared=value_P[is_shared_P].mean().item())
+
+    # Counts: every share is of the alive units, so that a unit without a mate is one not found.
+    for least in AROUND:
+        is_found_F = shared_units(matches, least, len(on_F))
+        row[f"shared_{least}"] = is_found_F[is_alive_F].double().mean().item()
+
+    # Are rare units found less often? Quarters of the alive units, those most often on first.
+    is_found_F = shared_units(matches, SHARED, len(on_F))
+    by_rate = on_F.masked_fill(~is_alive_F, -1).argsort(descending=True, stable=True)
+    for i, quarter in enumerate(by_rate[:n_alive].tensor_split(4)):
+        row[f"shared_rate{4 - i}"] = is_found_F[quarter].double().mean().item()
+
+    # Are the units that matter found? Each counts as much as it writes.
+    written = written_F[is_alive_F].sum().item()
+    row["shared_written"] = (written_F * is_found_F).sum().item() / max(written, 1e-12)
+    return row
+
+
+# ----------------------------------------------------------------- all pairs, with chance and error
+def agreement(pairs, on_SF, written_SF):
+    """How many units does another seed find again, in one space? Means over all ordered pairs.
+
+        similarity              mean similarity S of the matched pairs
+        similarity_alive        mean S of the alive units, 0 for one without a mate
+        similarity_shared       mean S of the shared pairs
+        shared_0.5, 0.7, 0.9    share of the alive units in pairs that reach this threshold
+        shared_rate1 .. 4       shared_0.7 of each quarter of the alive units, rarest on first
+        shared_written          shared_0.7 with each unit weighted by how much it writes
+        survival_j              share of the alive units that j or more of the other seeds share
+
+    0 = nothing is found again, 1 = everything. pairs: {(s, t): Matches of s's units with t's} for
+    all s != t. on_SF: at how many tokens each unit of each seed is on; written_SF: how much it
+    writes.
+    """
+    rows = []
+    n_finders_SF = [torch.zeros_like(on_F) for on_F in on_SF]
+    for (s, _), matches in pairs.items():
+        rows.append(agreement_of_pair(matches, on_SF[s], written_SF[s]))
+        n_finders_SF[s] += shared_units(matches, SHARED, len(on_SF[s]))
+    answers = {}
+    for key in rows[0]:
+        answers[key] = mean(row[key] for row in rows)
+
+    # Is a unit in one of the other seeds, in two, .. in all?
+    for j in range(1, len(on_SF)):
+        shares = []
+        for on_F, n_finders_F in zip(on_SF, n_finders_SF):
+            is_alive_F = on_F >= ALIVE
+            shares.append((n_finders_F >= j)[is_alive_F].double().mean().item())
+        answers[f"survival_{j}"] = mean(shares)
+    return answers
+
+
+def over_seeds(ask, S):
+    """Ask about all S seeds, and how far the answers depend on which seeds there are.
+
+    ask(seeds) -> {key: number}. From three seeds on each key also gets KEY_se, its standard error
+    by the jackknife, which leaves out one seed at a time. The spread over pairs would be too small
+    an error: pairs with a seed in common are not independent.
+
+        se^2 = (S - 1) / S  sum over s of (x without s - mean of these)^2
+
+    Nulls get none, nor does survival_j, which means something else for fewer seeds.
+    """
+    answers = ask(range(S))
+    if S < 3:
+        return answers
+
+    without = []
+    for left_out in range(S):
+        without.append(ask([s for s in range(S) if s != left_out]))
+    for key in list(answers):
+        values = [row.get(key) for row in without]
+        if None in values or key.startswith(("survival", "null")):
+            continue
+        center = sum(values) / S
+        squares = sum((value - center)**2 for value in values)
+        answers[f"{key}_se"] = ((S - 1) / S * squares)**0.5
+    return answers
+
 
 def over_pairs(table, S):
-    """{key: {(s, t): number}} meaned over pairs of seeds."""
-    return over_seeds(lambda seeds: {key: mean(v for pair, v in row.items() if {*pair} <= {*seeds})
-                                     for key, row in table.items()}, S)
+    """Average {key: {(s, t): number}} over pairs of S seeds: {key, KEY_se: number}."""
+    def average(seeds):
+        answers = {}
+        for key, row in table.items():
+            answers[key] = mean(row[s, t] for s, t in row if s in seeds and t in seeds)
+        return answers
 
+    return over_seeds(average, S)
+
+
+def renumber(pairs, seeds):
+    """Keep the pairs among these seeds, and number the seeds from 0 on: {(s, t): Matches}."""
+    new = {s: i for i, s in enumerate(seeds)}
+    return {(new[s], new[t]): matches for (s, t), matches in pairs.items() if s in new and t in new}
+
+
+def with_null(pairs, null_pairs, on_SF, written_SF):
+    """How far is agreement above chance? `agreement` of pairs, and of null pairs as null_KEY, and
+
+        similarity_corrected = (similarity - null) / (1 - null)     0 = chance, 1 = found again
+
+    with the standard errors of `over_seeds`.
+    """
+    def answers_of(seeds):
+        about = ([on_SF[s] for s in seeds], [written_SF[s] for s in seeds])
+        answers = agreement(renumber(pairs, seeds), *about)
+        nulls = agreement(renumber(null_pairs, seeds), *about)
+        real = answers["similarity"]
+        null = nulls["similarity"]
+        if real is not None and null < 1:
+            answers["similarity_corrected"] = (real - null) / (1 - null)
+        return answers | {f"null_{key}": value for key, value in nulls.items()}
+
+    return over_seeds(answers_of, len(on_SF))
+
+
+# ----------------------------------------------------------------------------- without any matching
 @torch.no_grad()
 def function_agreement(ms, gpt, rows_RT, batch=16):
-    """Seeds can agree on y_hat and differ in units. One pass per seed:
-      fve              1 - E|y_hat_A - y_hat_B|^2 / E|y_hat_A - E y_hat_A|^2
-      fve_independent  the same if both had made their own errors independently: what being good at y alone gives
-      error_cosine     E e_A . e_B / (|e_A| |e_B|), e = y - y_hat: null 0; 1 where seeds fail alike"""
-    (layer,), S, n, gram, total = ms[0].layers, len(ms), 0, 0, 0
-    for idx in rows_RT.split(batch):
-        pairs = [clean(m, gpt, idx, layer) for m in ms]
-        y = [m.decode(layer, f_BTF, x_BTD) for m, (x_BTD, f_BTF) in zip(ms, pairs)] + [gpt.mlp(layer)(pairs[0][0])]
-        y_SND = torch.stack(y)[:, :, 1:].flatten(1, 2).double()
-        gram, total = gram + torch.einsum("snd,tnd->st", y_SND, y_SND), total + y_SND.sum(1)
-        n += y_SND.shape[1]
-    apart = gram.diagonal().unsqueeze(1) + gram.diagonal() - 2 * gram           # |a - b|^2, the last one is y
-    spread, error = gram.diagonal() - total.square().sum(1) / n, apart[:S, S]
-    spread = torch.where(spread > 1e-9 * gram.diagonal(), spread, math.nan)     # nothing is said of a constant
-    dot = (error.unsqueeze(1) + error - apart[:S, :S]) / 2
-    tables = dict(fve=1 - apart[:S, :S] / spread[:S].unsqueeze(1),
-                  fve_independent=1 - (error.unsqueeze(1) + error) / spread[:S].unsqueeze(1),
-                  error_cosine=dot / (error.unsqueeze(1) * error).sqrt().clamp(min=1e-12))
-    return over_pairs({key: {(s, t): table[s, t].item() for s, t in itertools.permutations(range(S), 2)}
-                       for key, table in tables.items()}, S)
+    """Do the seeds write the same output, whatever their units? Means over ordered pairs A, B.
 
+        fve                 1 - E|y_A - y_B|^2 / E|y_A - E y_A|^2      1 = the same output
+        fve_independent     1 - (E|e_A|^2 + E|e_B|^2) / E|y_A - E y_A|^2: the fve of two seeds that
+                            make errors of these sizes independently. So much comes from both
+                            being good at y: only what fve has above it is agreement
+        error_cosine        E e_A . e_B / sqrt(E|e_A|^2 E|e_B|^2)      0 = chance, 1 = fail alike
+
+    with y the MLP's output, y_A what seed A makes of it and e_A = y - y_A. One pass per seed.
+    """
+    layer, = ms[0].layers
+    S = len(ms)
+    n = 0
+    gram = 0                # sum over tokens of y_A . y_B, (S + 1, S + 1): the last is y itself
+    total = 0               # sum over tokens of y_A, (S + 1, D)
+    for idx_BT in rows_RT.split(batch):
+        outputs = []
+        for m in ms:
+            x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
+            outputs.append(m.decode(layer, f_BTF, x_BTD))
+        outputs.append(gpt.mlp(layer)(x_BTD))
+        y_SND = torch.stack(outputs)[:, :, 1:].flatten(1, 2).double()
+        gram = gram + torch.einsum("snd,tnd->st", y_SND, y_SND)
+        total = total + y_SND.sum(1)
+        n += y_SND.shape[1]
+
+    # Sums of squares from the sums of products: |a - b|^2 = a . a + b . b - 2 a . b
+    square = gram.diagonal()
+    distance = square.unsqueeze(1) + square - 2 * gram
+    spread = square - total.square().sum(1) / n
+    # An output that never varies has nothing to be explained: NaN, which no mean counts.
+    spread = torch.where(spread > 1e-9 * square, spread, math.nan)
+    spread_S1 = spread[:S].unsqueeze(1)
+
+    # e_A . e_B = (|e_A|^2 + |e_B|^2 - |e_A - e_B|^2) / 2, where e_A - e_B = y_B - y_A
+    error_S = distance[:S, S]
+    error_S1 = error_S.unsqueeze(1)
+    apart_SS = distance[:S, :S]
+    dot_SS = (error_S1 + error_S - apart_SS) / 2
+    table = dict(fve=ordered_pairs(1 - apart_SS / spread_S1),
+                 fve_independent=ordered_pairs(1 - (error_S1 + error_S) / spread_S1),
+                 error_cosine=ordered_pairs(dot_SS / (error_S1 * error_S).sqrt().clamp(min=1e-12)))
+    return over_pairs(table, S)
+
+
+def ordered_pairs(table_SS):
+    """Read a table of seeds by seeds off its diagonal: {(s, t): number}."""
+    pairs = itertools.permutations(range(len(table_SS)), 2)
+    return {(s, t): table_SS[s, t].item() for s, t in pairs}
+
+
+# ---------------------------------------------------------------------------------------- all of it
 @torch.no_grad()
 def stability(ms, gpt, fit_RT, rows_RT, gen, tau=0.):
-    """A flat dict of all of the above for two or more seeds of one method at one MLP; a unit is on where f > tau. Which
-    units are alive, and how often they are on, is told on fit_RT, all else on rows_RT.
-      weights_.., inputs_.., activations_..   `with_null`; of one of several blocks alone: weights_in_..
-      weights_most, .._writes, .._same_mate   `alone`; likewise inputs_..
-      activations_jaccard_0.5         share of alive units with a mate that is on at the same tokens, Jaccard >= 0.5
-      activations_shared_if_weights   of the units shared in weights, those shared in activations with the same mate: to
-                                      be read beside activations_shared_0.7, which is of all alive units
-      function_..                     `function_agreement`
-    and null_KEY, from three seeds on KEY_se. 1,024 units, 50,000 tokens: 20 s for two seeds, 42 s for three."""
-    (R, T), found, extra = rows_RT.shape, {}, {}
-    record = lambda m, rows_RT: recording.record(m, gpt, rows_RT, rows_RT.new_zeros(*rows_RT.shape, 0), tau)
-    seen, every = [record(m, rows_RT) for m in ms], [with_inputs(blocks(m), m, gpt, fit_RT) for m in ms]
-    on_SF = [record(m, fit_RT).on() for m in ms]
-    weight_SF = [total_written(m, a) for m, a in zip(ms, seen)]
-    alive_only = lambda Bs, on_F: [b.where((on_F >= ALIVE)[b.unit_n]) for b in Bs]
+    """Do two or more seeds of one method find the same units of one MLP? A flat dict.
 
-    for s, t in itertools.combinations(range(len(ms)), 2):
-        As, a, n_alive = alive_only(every[s], on_SF[s]), seen[s], [(on_SF[k] >= ALIVE).sum().item() for k in (s, t)]
-        later = shifted(seen[t], int(torch.randint(1, R, (1,), generator=gen)) * (T - 1))
-        shared_w = weight_matches(As, alive_only(every[t], on_SF[t])).pairs(SHARED)
-        for null, Bs, b in (("", every[t], seen[t]), ("null_", null_blocks(every[t], gen), later)):
-            Bs = alive_only(Bs, on_SF[t])
-            by_a = activation_matches(a, b, *([c.unit_n for c in Cs] for Cs in (As, Bs)))
-            spaces = dict(weights=(As, Bs), inputs=[[c.over_inputs() for c in Cs] for Cs in (As, Bs)])
-            by = {space: weight_matches(*both) for space, both in spaces.items()} | dict(activations=by_a)
-            for space, matches in by.items():
-                found.setdefault(null + space, {}).update({(s, t): matches, (t, s): matches.back()})
-            alike = (jaccard(a, b, by_a) >= 0.5).sum().item()
-            again = len(shared_w & by_a.pairs(SHARED))
-            row = {f"{space}_{key}": v for space, both in spaces.items() for key, v in matched_by_one_side(*both).items()} | {
-                "activations_jaccard_0.5": mean(alike / n if n else None for n in n_alive),
-                "activations_shared_if_weights": again / len(shared_w) if shared_w else None}
-            for key, v in row.items():
-                extra.setdefault(null + key, {})[s, t] = v
-    out = over_pairs(extra, len(ms))
-    parts = [None] + every[0] * (len(every[0]) > 1)
-    for space, block in itertools.product(("weights", "inputs", "activations"), parts):
-        unit_n = torch.arange(seen[0].F, device=rows_RT.device) if block is None else block.unit_n
-        some = [{key: v.within(unit_n) for key, v in found[null + space].items()} for null in ("", "null_")]
-        ons = [torch.zeros_like(on_F).index_put((unit_n,), on_F[unit_n]) for on_F in on_SF]
-        name = space if block is None else f"{space}_{block.name}"
-        for key, v in with_null(*some, ons, weight_SF).items():
-            plain = key.removeprefix("null_")
-            out[f"null_{name}_{plain}" if plain != key else f"{name}_{key}"] = v
-    return out | {f"function_{key}": v for key, v in function_agreement(ms, gpt, rows_RT).items()}
+        weights_.., inputs_.., activations_..   `with_null`, in each space; and for one block alone
+                                                where there are several: weights_in_..
+        weights_most, ..                        the numbers of `compare_pair`
+        activations_shared_if_weights           share of the pairs shared in weights that are shared
+                                                in activations too, with the same mate. Hold it
+                                                against activations_shared_0.7, the share of all
+                                                alive units
+        function_..                             `function_agreement`
+
+    and null_KEY of all but function_.., and from three seeds on KEY_se. Which units are alive is
+    counted on fit_RT, everything else is measured on rows_RT. A unit is on where f > tau. 1,024
+    units, 50,000 tokens: 20 s for two seeds, 42 s for three.
+    """
+    R, T = rows_RT.shape
+    S = len(ms)
+    seeds = [look_at(m, gpt, fit_RT, rows_RT, tau) for m in ms]
+
+    # Each pair of seeds is compared once for real and once for chance.
+    pairs = defaultdict(dict)       # {space or null_space: {(s, t): Matches}}
+    table = defaultdict(dict)       # {key or null_key: {(s, t): number}}
+    for s, t in itertools.combinations(range(S), 2):
+        real = compare_pair(seeds[s], seeds[t])
+        null = compare_pair(seeds[s], by_chance(seeds[t], R, T, gen))
+        shared_in_weights = real.matches["weights"].pairs(SHARED)
+        for prefix, pair in (("", real), ("null_", null)):
+            for space, matches in pair.matches.items():
+                pairs[prefix + space][s, t] = matches
+                pairs[prefix + space][t, s] = matches.back()
+            for key, number in pair.numbers.items():
+                table[prefix + key][s, t] = number
+            confirmed = share_confirmed(shared_in_weights, pair.matches["activations"])
+            table[f"{prefix}activations_shared_if_weights"][s, t] = confirmed
+
+    # What is said of all units in each space, and of each block where there are several.
+    answers = over_pairs(table, S)
+    blocks = {"": torch.arange(len(seeds[0].on_F), device=rows_RT.device)}
+    if len(seeds[0].blocks) > 1:
+        blocks |= {f"_{block.name}": block.unit_n for block in seeds[0].blocks}
+    for space in SPACES:
+        for block, unit_n in blocks.items():
+            inside = within_units(pairs[space], pairs[f"null_{space}"], seeds, unit_n)
+            answers |= put_before(f"{space}{block}_", inside)
+    return answers | put_before("function_", function_agreement(ms, gpt, rows_RT))
+
+
+def within_units(pairs, null_pairs, seeds, unit_n):
+    """Ask `with_null` about these units alone. The rest pass for dead: on at 0 tokens."""
+    on_SF = []
+    for seed in seeds:
+        on_SF.append(torch.zeros_like(seed.on_F).index_put((unit_n,), seed.on_F[unit_n]))
+    inside = {pair: matches.within(unit_n) for pair, matches in pairs.items()}
+    null_inside = {pair: matches.within(unit_n) for pair, matches in null_pairs.items()}
+    return with_null(inside, null_inside, on_SF, [seed.written_F for seed in seeds])
+
+
+def put_before(name, answers):
+    """Put a name before each key, behind "null_": null_similarity -> null_weights_similarity."""
+    named = {}
+    for key, value in answers.items():
+        plain = key.removeprefix("null_")
+        null = "null_" if plain != key else ""
+        named[f"{null}{name}{plain}"] = value
+    return named
+
+
+# ------------------------------------------------------------------------------------ for the table
+COLUMNS = {
+    "weights_similarity_corrected": Column(
+        "weights", "up", 0, 3, table="stability",
+        text="similarity in weights of units of two seeds, matched one to one, in excess of "
+             "random units: mean of two cosines, spd and molt their product, which is lower"),
+    "weights_shared_0.7": Column(
+        "same w", "up", None, 3, table="stability",
+        text="share of the alive units with a mate in another seed that reads and writes alike, "
+             "cosines of 0.7 or more (molt: their product)"),
+    "inputs_shared_0.7": Column(
+        "same i", "up", None, 3, table="stability",
+        text="share of the alive units with a mate in another seed that writes alike and gets "
+             "alike numbers from each token: cosines of 0.7 or more, that of what two units read "
+             "taken over the inputs (molt: their product)"),
+    "activations_similarity_corrected": Column(
+        "values", "up", 0, 3, table="stability",
+        text="correlation over tokens of the values of units of two seeds, matched one to one, in "
+             "excess of shifted tokens"),
+    "activations_shared_0.7": Column(
+        "same v", "up", None, 3, table="stability",
+        text="share of the alive units with a mate in another seed whose values correlate with "
+             "theirs, 0.7 or more"),
+    "activations_survival": Column(
+        "in all", "up", None, 3, table="stability",
+        text="share of the alive units with a mate in every other seed whose values correlate with "
+             "theirs, 0.7 or more"),
+    "function_fve": Column(
+        "output", "up", None, 3, table="stability",
+        text="FVE of one seed's output by another's"),
+    "function_fve_independent": Column(
+        "by chance", "", None, 3, table="stability",
+        text="FVE of one seed's output by another's, if seeds erred independently"),
+}
+
+
+def measure(ms, arena, gen):
+    """Do the seeds ms of one method find the same units? The numbers of the table stability.
+
+    Returns (numbers, details) as metrics/columns.py has them.
+    """
+    found = stability(ms, arena.gpt, arena.fit[0], arena.test[0], gen)
+    # Found in every other seed, however many there are.
+    last = f"activations_survival_{len(ms) - 1}"
+    found["activations_survival"] = found[last]
+    found["null_activations_survival"] = found[f"null_{last}"]
+    return columns.split(COLUMNS, found)

@@ -2,6 +2,7 @@
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -438,3 +439,14 @@ def test_looking_changes_nothing_and_repeats(gpt, rows):
     assert all(v is None or isinstance(v, (int, float)) and math.isfinite(v) for v in found[0].values())
     plain = {key for key in found[0] if not key.startswith(("null", "function")) and not key.endswith("corrected")}
     assert {key for key in plain if f"null_{key}" not in found[0]} == set()        # a number without its null
+
+
+def test_what_is_measured_has_its_columns(gpt, rows):
+    ms, arena = [make("sae", gpt, seed) for seed in range(3)], SimpleNamespace(gpt=gpt, fit=(rows, None), test=(rows, None))
+    numbers, details = stability.measure(ms, arena, common.generator(0, "measure"))
+    assert list(numbers) == list(stability.COLUMNS) and not numbers.keys() & details.keys()
+    assert all(number is not None for number in numbers.values())
+    found = stability.stability(ms, gpt, rows, rows, common.generator(0, "measure"))
+    assert found.items() <= (numbers | details).items()
+    assert numbers["activations_survival"] == found["activations_survival_2"]
+    assert details["null_activations_survival"] == found["null_activations_survival_2"]
