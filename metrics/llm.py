@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 
 import common
-from metrics.words import dense, windows
+from metrics import columns
+from metrics.columns import Column
+from metrics.words import active_windows, dense, recorded, scorable, windows
 
 class ChatClient:
     """Any OpenAI-compatible endpoint. The key comes from the environment and is stored nowhere; replies are cached."""
@@ -99,3 +101,31 @@ def llm_explain(client, fit, test, rows_RT, rows2_RT, vocab, units, gen, shown=2
             missing, asked = missing + said.count(None), asked + len(said)
             out[task].append((sum(yes) / len(yes) + 1 - sum(no) / len(no)) / 2 if yes and no else math.nan)
     return out | dict(failures=missing / max(1, asked))
+
+
+# ------------------------------------------------------------------------------------ for the table
+COLUMNS = {
+    "judge_det": Column(
+        "LLM det", "up", beat="random", digits=3, table="by LLM",
+        text="balanced accuracy of an LLM that tells windows where the unit is on from others by "
+             "its own explanation; never mixed with the rules'"),
+    "judge_fuzz": Column(
+        "LLM fuzz", "up", beat="random", digits=3, table="by LLM",
+        text="balanced accuracy of an LLM that tells right from wrong marks in a window"),
+    "judge_failures": Column(
+        "no answer", "down", beat=None, digits=3, table="by LLM",
+        text="share of its answers that could not be used"),
+}
+
+
+def measure(m, arena, gen):
+    """How well does an LLM explain m's units? (numbers, details), as metrics/columns.py says."""
+    fit, test, least = recorded(m, arena)
+    windows = active_windows(fit, arena.fit[0].shape[1])
+    units = scorable(windows, arena.explained, least, gen)
+    found = llm_explain(arena.judge, fit, test, arena.fit[0], arena.test[0], arena.gpt.vocab,
+                        units, gen)
+    answers = {f"judge_{key}": torch.tensor(found[key]).nanmean().item() for key in ("det", "fuzz")}
+    answers |= dict(judge=found["judge"], judge_failures=found["failures"],
+                    judge_texts=found["texts"])
+    return columns.split(COLUMNS, answers)

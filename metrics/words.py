@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from evals import f1_scores
+from evals import ALIVE, f1_scores
+from metrics import columns
+from metrics.columns import Column
 from metrics.concepts import auroc
+from metrics.recording import record, split_by_sign
 from tinytales import concepts
 
 CLAUSES, TOKENS, RARE = 3, 8, 20        # most clauses, most tokens in a set, fewest occurrences of a literal in fit
@@ -219,3 +222,60 @@ def explain(fit, test, rows_RT, rows2_RT, vocab, gen, n=100, least=200):
     return dict(judge="rule", units=units, texts=[rules.text(u) for u in range(len(units))], **scores,
                 lookup_f1=lookup_f1(fit, test, units, rows_RT, rows2_RT, len(vocab)),
                 scorable=(active_WF.sum(0) >= least).sum().item())
+
+
+# ------------------------------------------------------------------------------------ for the table
+CHANCE = dict(det=0.5, det_hard=0.5, fuzz=0.5, discr=0.5)       # of a rule in words; else 0
+COLUMNS = {
+    "rule_det_hard": Column(
+        "det hard", "up", beat="random", digits=3, table="words",
+        text="does a rule in words tell where its unit is on from where the units most like it "
+             "are; balanced accuracy, 0.5 is chance and for rare units; no LLM"),
+    "rule_det": Column(
+        "detect", "up", beat="random", digits=3, table="words",
+        text="does a rule in words tell where its unit is on from any other windows; balanced accuracy"),
+    "rule_fuzz": Column(
+        "fuzz", "up", beat="random", digits=3, table="words",
+        text="AUROC of marked tokens that satisfy the rule"),
+    "rule_sim": Column(
+        "simulate", "up", beat="random", digits=3, table="words",
+        text="correlation of the rule's guess with the unit's value"),
+    "rule_discr": Column(
+        "discrim", "up", beat=0.5, digits=3, table="words",
+        text="how often its own rule beats that of a neighbour"),
+    "rule_f1": Column(
+        "token F1", "up", beat="random", digits=3, table="words",
+        text="F1 of the rule over tokens as they come"),
+    "rule_lookup_f1": Column(
+        "lookup F1", "", beat=None, digits=3, table="words",
+        text="F1 of the best table of tokens, of any size, over tokens as they come"),
+    "rule_scorable": Column(
+        "scorable", "up", beat=None, digits=3, table="words",
+        text="share of the alive units on often enough to be explained"),
+}
+
+
+def recorded(m, arena):
+    """Recordings of fit and test, and in how many windows of fit a unit has to be on to be
+    explained: 200 of 200,000."""
+    fit = record(m, arena.gpt, *arena.fit)
+    test = record(m, arena.gpt, *arena.test)
+    fit, test = split_by_sign(fit, test)
+    return fit, test, max(10, arena.fit[0].numel() // 1000)
+
+
+def measure(m, arena, gen):
+    """How well do rules in words explain m's units? (numbers, details), as metrics/columns.py
+    says."""
+    fit, test, least = recorded(m, arena)
+    found = explain(fit, test, arena.fit[0], arena.test[0], arena.gpt.vocab, gen, arena.explained,
+                    least)
+    # alive units that are too rare for a rule are at chance
+    n_alive = (fit.on() >= ALIVE).sum().item()
+    share = found["scorable"] / max(1, n_alive)
+    answers = dict(rule_scorable=share, rule_units=len(found["units"]), texts=found["texts"])
+    for key, value in found.items():
+        if torch.is_tensor(value) and key != "units":
+            mean = value.float().nanmean().item()
+            answers[f"rule_{key}"] = share * mean + (1 - share) * CHANCE.get(key, 0)
+    return columns.split(COLUMNS, answers)
