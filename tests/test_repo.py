@@ -76,6 +76,7 @@ PLAIN = {           # files that tests/density.py finds nothing wrong with, and 
     "metrics/effects.py",
     "metrics/faithful.py",
     "metrics/masks.py",
+    "metrics/matching.py",
     "metrics/recording.py",
     "metrics/stability.py",
     "report/curve.py",
