@@ -1,9 +1,13 @@
-"""An LLM, at any OpenAI-compatible endpoint, in place of the rules of words.py: it explains and judges units.
+"""How well does an LLM explain units? It takes the place of the rules of words.py: it explains and
+it judges, at any OpenAI-compatible endpoint.
 
-It sees windows of tokens with the unit's activity marked, writes one sentence, and then, from that sentence alone, says
-of other windows whether the unit is active there (detection) and whether marked tokens are the right ones (fuzzing), as
-Paulo et al. 2024 (arXiv:2410.13928) have it; it explains from fit and is asked about test. Standard library only.
-Every result carries the model's name as "judge": these scores and the rules' are never mixed.
+It sees windows of tokens with the unit's activity marked, and writes one sentence. Then, from that
+sentence alone, it says of other windows whether the unit is active there (detection) and whether
+marked tokens are the right ones (fuzzing), as Paulo et al. 2024 (arXiv:2410.13928) have it. It
+explains from fit and is asked about test. Every result carries the model's name as "judge": these
+scores and the rules' are never mixed. Standard library only.
+
+N tokens (position 0 of each row left out), U units, W windows, S tokens of a window
 """
 import hashlib
 import json
@@ -22,88 +26,167 @@ from metrics import columns
 from metrics.columns import Column
 from metrics.words import active_windows, dense, recorded, scorable, windows
 
+
 class ChatClient:
-    """Any OpenAI-compatible endpoint. The key comes from the environment and is stored nowhere; replies are cached."""
-    def __init__(self, base_url, model, key_env="OPENAI_API_KEY", timeout=60, retries=4, wait=1., cache="cache/judge"):
-        self.url, self.model, self.cache = base_url.rstrip("/") + "/chat/completions", model, Path(cache)
-        self.key, self.timeout, self.retries, self.wait = os.environ.get(key_env), timeout, retries, wait
+    """Any OpenAI-compatible endpoint. Its key comes from the environment and is stored nowhere;
+    replies are cached."""
+
+    def __init__(self, base_url, model, key_env="OPENAI_API_KEY", timeout=60, retries=4, wait=1.,
+                 cache="cache/judge"):
+        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.model = model
+        self.key = os.environ.get(key_env)
+        self.timeout = timeout
+        self.retries = retries
+        self.wait = wait                # seconds before the second try; doubled before each other
+        self.cache = Path(cache)
 
     def chat(self, messages, temperature=0, max_tokens=200):
-        body = dict(model=self.model, messages=messages, temperature=temperature, max_tokens=max_tokens)
-        body = json.dumps(body).encode()
+        """The reply to some messages; fails if the endpoint gives none after all tries."""
+        body = json.dumps(dict(model=self.model, messages=messages, temperature=temperature,
+                               max_tokens=max_tokens)).encode()
         path = self.cache / hashlib.sha256(self.url.encode() + body).hexdigest()
         if path.exists():
             return path.read_text()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
         for attempt in range(self.retries + 1):
             try:
-                with urllib.request.urlopen(urllib.request.Request(self.url, body, headers), timeout=self.timeout) as r:
-                    reply = json.load(r)["choices"][0]["message"]["content"]
+                reply = self.post(body, headers)
                 common.write(path, reply.encode())
                 return reply
-            except (OSError, ValueError, LookupError, TypeError) as e:          # HTTPError and URLError are OSErrors
+            except (OSError, ValueError, LookupError, TypeError) as e:
+                # HTTPError and URLError are OSErrors; only the first has a code. To try again
+                # helps where there were too many requests, or the server is at fault
                 code = getattr(e, "code", 500)
-                if attempt == self.retries or code != 429 and code < 500:
+                is_final = code != 429 and code < 500
+                if attempt == self.retries or is_final:
                     common.fail(f"--judge_url {self.url}: {e}")
                 time.sleep(self.wait * 2 ** attempt)
 
-EXPLAIN = """Below are passages on which one unit of a language model is active. The tokens where it is active stand in
-<< >>, followed by its activity from 0 to 10. Work out what these tokens, or what comes before them, have in common. End
-with a line that starts with [EXPLANATION]: and says it in at most 30 words."""
-JUDGE = {"det": "Does the passage hold at least one token that fits the explanation?",
-         "fuzz": "Do the tokens in << >> fit the explanation?"}
+    def post(self, body, headers):
+        """One request: the text of the reply's message."""
+        request = urllib.request.Request(self.url, body, headers)
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            return json.load(response)["choices"][0]["message"]["content"]
 
-def passage(ids, value, vocab, numbers=False, marks=True):
+
+EXPLAIN = (
+    "Below are passages on which one unit of a language model is active. The tokens where it is "
+    "active stand in\n<< >>, followed by its activity from 0 to 10. Work out what these tokens, or "
+    "what comes before them, have in common. End\nwith a line that starts with [EXPLANATION]: and "
+    "says it in at most 30 words.")
+JUDGE = {
+    "det": "Does the passage hold at least one token that fits the explanation?",
+    "fuzz": "Do the tokens in << >> fit the explanation?",
+}
+
+
+def passage(ids_S, value_S, vocab, numbers=False, marks=True):
     """Text of a window: where value > 0, in << >>, with the activity as a number from 0 to 10."""
-    ten = [f" ({max(1, round(v * 10))})" * numbers for v in (value / value.max().clamp(min=1e-9)).tolist()]
-    return " ".join(f"<<{vocab[i]}>>{n}" if v > 0 and marks else vocab[i] for i, v, n in zip(ids.tolist(), value, ten))
+    share_S = value_S / value_S.max().clamp(min=1e-9)
+    words = []
+    for i, value, share in zip(ids_S.tolist(), value_S, share_S.tolist()):
+        word = vocab[i]
+        if value > 0 and marks:
+            word = f"<<{word}>>"
+            if numbers:
+                word += f" ({max(1, round(share * 10))})"
+        words.append(word)
+    return " ".join(words)
+
 
 def judge(client, explanation, passages, task, seed=0, batch=5):
     """0, 1 or None (no usable answer) for each passage: in random order, `batch` in a prompt."""
-    order, answer = random.Random(seed).sample(range(len(passages)), len(passages)), [None] * len(passages)
-    for some in (order[i:i + batch] for i in range(0, len(order), batch)):
-        listed = "\n".join(f"{n}. {passages[i]}" for n, i in enumerate(some, 1))
-        question = (f"Explanation of a unit: {explanation}\nFor each of the {len(some)} passages: {JUDGE[task]} "
+    order = random.Random(seed).sample(range(len(passages)), len(passages))
+    answers = [None] * len(passages)
+    for start in range(0, len(order), batch):
+        asked = order[start:start + batch]
+        listed = "\n".join(f"{n}. {passages[i]}" for n, i in enumerate(asked, 1))
+        question = (f"Explanation of a unit: {explanation}\n"
+                    f"For each of the {len(asked)} passages: {JUDGE[task]} "
                     f"Reply with a JSON list of 0 or 1, nothing else.\n{listed}")
         reply = client.chat([dict(role="user", content=question)])
-        found = re.findall(r"\[[\s01,]*\]", reply)
-        said = re.findall("[01]", found[-1]) if found else []
-        for i, s in zip(some, said if len(said) == len(some) else []):
-            answer[i] = int(s)
-    return answer
+        for i, answer in zip(asked, read_list(reply, len(asked))):
+            answers[i] = answer
+    return answers
+
+
+def read_list(reply, n):
+    """The last JSON list of 0 and 1 in a reply; nothing if it has another length than n."""
+    lists = re.findall(r"\[[\s01,]*\]", reply)
+    answers = re.findall("[01]", lists[-1]) if lists else []
+    return [int(answer) for answer in answers] if len(answers) == n else []
+
+
+def windows_to_show(value_WS, shown):
+    """Of one unit's active windows, `shown`: half are the strongest, half spread over the rest."""
+    largest_W = value_WS.amax(1)
+    n_active = (largest_W > 0).sum()
+    order = largest_W.argsort(descending=True)[:n_active]
+    half = min(shown, len(order)) // 2
+    spread = torch.linspace(0, len(order) - half - 1, half).long()
+    return torch.cat([order[:half], order[half:][spread]])
+
+
+def balanced_accuracy(on_active, on_idle):
+    """Of answers 0, 1 or None about active and about idle windows; NaN if one has no answer."""
+    yes = [answer for answer in on_active if answer is not None]
+    no = [answer for answer in on_idle if answer is not None]
+    if not yes or not no:
+        return math.nan
+    return (sum(yes) / len(yes) + 1 - sum(no) / len(no)) / 2
+
 
 def llm_explain(client, fit, test, rows_RT, rows2_RT, vocab, units, gen, shown=20, scored=20):
-    """explain.explain by an LLM: each unit's text from `shown` of its windows of fit, half the strongest, half spread
-    over the others, and det and fuzz from `scored` active and as many inactive windows of test: balanced accuracy of
-    the answers given; failures = share of passages without one. 1 + 4 scored / 5 calls per unit."""
-    T, out = rows_RT.shape[1], dict(judge=client.model, units=units, texts=[], det=[], fuzz=[])
-    ids, ids2 = (windows(rows[:, 1:].reshape(-1, 1), T)[..., 0].long() for rows in (rows_RT, rows2_RT))
-    value, value2 = (windows(dense(a, units), T) for a in (fit, test))
-    missing, asked = 0, 0
+    """words.explain by an LLM: a text for each unit from `shown` windows of fit, and det and fuzz
+    from `scored` active and as many inactive windows of test.
+
+    det, fuzz: balanced accuracy of the answers given; failures: share of passages without one.
+    1 + 4 scored / 5 calls per unit."""
+    T = rows_RT.shape[1]
+    ids_WS = windows(rows_RT[:, 1:].reshape(-1, 1), T)[..., 0].long()
+    ids2_WS = windows(rows2_RT[:, 1:].reshape(-1, 1), T)[..., 0].long()
+    value_WSU = windows(dense(fit, units), T)
+    value2_WSU = windows(dense(test, units), T)
+    out = dict(judge=client.model, units=units, texts=[], det=[], fuzz=[])
+    n_missing = 0
+    n_asked = 0
     for u in range(len(units)):
-        order = value[..., u].amax(1).argsort(descending=True)[:(value[..., u].amax(1) > 0).sum()]
-        half = min(shown, len(order)) // 2
-        pick = torch.cat([order[:half], order[half:][torch.linspace(0, len(order) - half - 1, half).long()]])
-        text = client.chat([dict(role="user", content=EXPLAIN + "\n" + "\n".join(
-            passage(ids[w], value[w, :, u], vocab, numbers=True) for w in pick))])
-        out["texts"].append(text.split("[EXPLANATION]:")[-1].strip())
-        v = value2[..., u]
-        active, idle = ((v.amax(1) > 0) == on for on in (True, False))
-        some = [where.nonzero().squeeze(1) for where in (active, idle)]
-        some = [w[torch.randperm(len(w), generator=gen)[:scored]] for w in some]
-        n_marks = math.ceil((v[active] > 0).sum(1).float().mean().nan_to_num().item())
-        random_marks = (torch.rand(v.shape, generator=gen).argsort(1).argsort(1) < n_marks).float()
+        # its sentence, from fit
+        passages = []
+        for w in windows_to_show(value_WSU[..., u], shown):
+            passages.append(passage(ids_WS[w], value_WSU[w, :, u], vocab, numbers=True))
+        request = EXPLAIN + "\n" + "\n".join(passages)
+        reply = client.chat([dict(role="user", content=request)])
+        text = reply.split("[EXPLANATION]:")[-1].strip()
+        out["texts"].append(text)
+
+        # windows of test, active and idle; idle ones get as many marks, at random
+        value_WS = value2_WSU[..., u]
+        active_W = value_WS.amax(1) > 0
+        places = [is_it.nonzero().squeeze(1) for is_it in (active_W, ~active_W)]
+        active, idle = [w[torch.randperm(len(w), generator=gen)[:scored]] for w in places]
+        n_on = (value_WS[active_W] > 0).sum(1).float().mean()
+        n_marks = math.ceil(n_on.nan_to_num().item())
+        dice_WS = torch.rand(value_WS.shape, generator=gen).argsort(1).argsort(1)
+        marked_WS = torch.where(active_W.unsqueeze(1), value_WS, (dice_WS < n_marks).float())
+
+        # what it says of them, from its sentence alone
         for task in ("det", "fuzz"):
-            shown_v = torch.where(active.unsqueeze(1), v, random_marks)
-            parts = [[passage(ids2[w], shown_v[w], vocab, marks=task == "fuzz") for w in ws] for ws in some]
-            said = judge(client, out["texts"][-1], sum(parts, []), task)
-            yes, no = ([s for s in part if s is not None] for part in (said[:len(parts[0])], said[len(parts[0]):]))
-            missing, asked = missing + said.count(None), asked + len(said)
-            out[task].append((sum(yes) / len(yes) + 1 - sum(no) / len(no)) / 2 if yes and no else math.nan)
-    return out | dict(failures=missing / max(1, asked))
+            passages = []
+            for w in torch.cat([active, idle]):
+                passages.append(passage(ids2_WS[w], marked_WS[w], vocab, marks=task == "fuzz"))
+            answers = judge(client, text, passages, task)
+            n_missing += answers.count(None)
+            n_asked += len(answers)
+            on_active = answers[:len(active)]
+            out[task].append(balanced_accuracy(on_active, answers[len(active):]))
+    return out | dict(failures=n_missing / max(1, n_asked))
 
 
-# ------------------------------------------------------------------------------------ for the table
+# -------------------------------------------------------------------------------- for the table
 COLUMNS = {
     "judge_det": Column(
         "LLM det", "up", beat="random", digits=3, table="by LLM",

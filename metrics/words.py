@@ -1,15 +1,22 @@
-"""Explanations of units that people can read, found offline, and how well they hold.
+"""Can a short rule in words say where a unit is on? Explanations that people can read, found
+offline, and how well they hold.
 
-A rule is up to CLAUSES clauses joined by "or". A clause is one literal, or a set of up to TOKENS tokens at one place,
-and at most one more of either kind. Literals are facts about the text up to the token: which token is 0, 1 or 2 places
-back, of which class of words; which word is among the last 16; where in its sentence or story it stands. Rules are
-built greedily for the best F1 over the tokens of fit, all units at once, and scored on test against nulls. A rule score
-is no LLM score (llm.py): each result names its judge, and they are never averaged. (Detection and fuzzing: Paulo et
-al. 2024, arXiv:2410.13928; here over all windows of test, in balanced accuracy.)
-N tokens (position 0 of each row left out), U units, J literals, V vocabulary, W windows
+A rule is up to CLAUSES clauses joined by "or". A clause is one literal, or a set of up to TOKENS
+tokens at one place, and at most one more of either kind. Literals are facts about the text up to
+the token: which token is 0, 1 or 2 places back, of which class of words; which word is among the
+last 16; where in its sentence or story it stands.
+
+Rules are built greedily for the best F1 over the tokens of fit, all units at once, and scored on
+test against nulls. A rule's score is no LLM's score (llm.py): each result names its judge, and they
+are never averaged. Detection and fuzzing: Paulo et al. 2024, arXiv:2410.13928; here over all
+windows of test, in balanced accuracy.
+
+N tokens (position 0 of each row left out), R rows, T positions, U units, F all units, J literals,
+K nearest units, V vocabulary, W windows, S tokens of a window
 """
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,210 +28,368 @@ from metrics.concepts import auroc
 from metrics.recording import record, split_by_sign
 from tinytales import concepts
 
-CLAUSES, TOKENS, RARE = 3, 8, 20        # most clauses, most tokens in a set, fewest occurrences of a literal in fit
+CLAUSES = 3             # most clauses of a rule
+TOKENS = 8              # most tokens in a set
+RARE = 20               # fewest occurrences of a literal in fit
 GAIN = dict(clause=0.02, both=0.01, token=0.005)    # what each adds to F1 at least
-WINDOW, NEAR = 32, 10                   # tokens of a window, neighbours for hard negatives
-BACK, RECENT = 3, 16                    # places back, including this one; tokens that count as recent
+WINDOW = 32             # tokens of a window
+NEAR = 10               # neighbours of a unit, for hard negatives
+BACK = 3                # places that a literal looks at: this token, and the two before it
+RECENT = 16             # tokens that count as recent
+PLACES = ("", "after ", "two after ")               # how a rule says each place
+PIECE = 8192            # tokens that are counted at a time, so that truth tables stay boolean
 
-# ------------------------------------------------------------------------------------------------ the rules
+
+# ----------------------------------------------------------------------------------- the rules
 class Literals:
-    """The facts that rules are made of; which words are frequent enough comes from rows of fit."""
+    """The facts that rules are made of. Which words are frequent enough comes from rows of fit."""
+
     def __init__(self, rows_RT, vocab):
-        self.vocab, V = vocab, len(vocab)
+        self.vocab = vocab
+        V = len(vocab)
         self.table = torch.from_numpy(concepts.lexical(vocab))
         count_V = torch.bincount(rows_RT.flatten().cpu(), minlength=V)
-        self.words, self.common = (count_V >= RARE).nonzero().squeeze(1), count_V.topk(min(400, V)).indices
-        say, classes = [repr(w)[1:-1] for w in vocab], [*concepts.WORDS, *concepts.PATTERNS]
-        place = lambda o: ("", "after ", "two after ")[o]
-        self.names = [f"{place(o)}'{say[w]}'" for o in range(BACK) for w in self.words.tolist()]
-        self.n_tokens = len(self.words)                                     # the first BACK * n_tokens are tokens
-        self.names += [f"{place(o)}[{c}]" for o in range(BACK) for c in classes]
-        self.names += [f"'{say[w]}' among the last {RECENT}" for w in self.common.tolist()] + concepts.STRUCTURE
+        self.words = (count_V >= RARE).nonzero().squeeze(1)
+        self.common = count_V.topk(min(400, V)).indices
+
+        # their names, in the order of the columns that __call__ fills
+        spelled = [repr(word)[1:-1] for word in vocab]
+        classes = [*concepts.WORDS, *concepts.PATTERNS]
+        self.n_tokens = len(self.words)             # the first BACK * n_tokens literals are tokens
+        self.names = []
+        for place in PLACES:
+            self.names += [f"{place}'{spelled[word]}'" for word in self.words.tolist()]
+        for place in PLACES:
+            self.names += [f"{place}[{name}]" for name in classes]
+        for word in self.common.tolist():
+            self.names.append(f"'{spelled[word]}' among the last {RECENT}")
+        self.names += concepts.STRUCTURE
 
     def __call__(self, rows_RT):
-        """Truth (N, J), bool: about 2 kB a token."""
-        idx, parts = rows_RT.cpu(), []
-        back = lambda o: torch.cat([idx.new_full((len(idx), o), -1), idx[:, :idx.shape[1] - o]], 1).unsqueeze(-1)
-        parts += [back(o) == self.words for o in range(BACK)]
-        parts += [self.table[back(o).squeeze(-1)] & (back(o) >= 0) for o in range(BACK)]
-        seen = (idx.unsqueeze(-1) == self.common).short().cumsum(1, dtype=torch.int16)
-        parts.append(seen > torch.cat([torch.zeros_like(seen[:, :RECENT]), seen[:, :-RECENT]], 1)[:, :idx.shape[1]])
-        parts.append(torch.from_numpy(np.stack([concepts.structural(row.numpy(), self.vocab, self.table.numpy())
-                                                for row in idx])))
+        """Which literals hold at each token? (N, J), bool: about 2 kB a token."""
+        idx_RT = rows_RT.cpu()
+        back = [shifted(idx_RT, places) for places in range(BACK)]
+        parts = [token_RT.unsqueeze(-1) == self.words for token_RT in back]
+        for token_RT in back:
+            # no class of words holds before the row begins
+            parts.append(self.table[token_RT] & (token_RT >= 0).unsqueeze(-1))
+
+        # was a word seen more often by now than RECENT tokens ago?
+        is_word = idx_RT.unsqueeze(-1) == self.common
+        seen = is_word.short().cumsum(1, dtype=torch.int16)
+        earlier = torch.cat([torch.zeros_like(seen[:, :RECENT]), seen[:, :-RECENT]], 1)
+        parts.append(seen > earlier[:, :idx_RT.shape[1]])
+
+        classes = self.table.numpy()
+        rows = [concepts.structural(row.numpy(), self.vocab, classes) for row in idx_RT]
+        parts.append(torch.from_numpy(np.stack(rows)))
         return torch.cat(parts, -1)[:, 1:].flatten(0, 1).to(rows_RT.device)
+
+
+def shifted(idx_RT, places):
+    """The token so many places back; -1 before the row begins."""
+    missing = idx_RT.new_full((len(idx_RT), places), -1)
+    return torch.cat([missing, idx_RT[:, :idx_RT.shape[1] - places]], 1)
+
+
+class Clause(NamedTuple):
+    """One clause of each of U rules."""
+    base_JU: torch.Tensor           # the literals of which one must hold
+    also_JU: torch.Tensor           # those of which one must hold too, if any are named
+    used_U: torch.Tensor            # has the rule this clause?
+    weight_U: torch.Tensor          # mean value of the unit where the clause holds
+
+    def holds(self, truth_NJ):
+        """Where does the clause of each rule hold? (N, U)."""
+        base = counts(truth_NJ, self.base_JU) > 0
+        also = counts(truth_NJ, self.also_JU) > 0
+        return base & (also | (self.also_JU.sum(0) == 0)) & self.used_U
+
 
 @dataclass
 class Rules:
-    """U rules of up to CLAUSES clauses: base (J, U), also (J, U): the literals of which one must hold, and of which one
-    must hold too, if any are named; used (U); weight (U): mean value of the unit where the clause holds."""
-    names: list
+    """U rules of up to CLAUSES clauses."""
+    names: list                     # of the literals
     clauses: list = field(default_factory=list)
 
-    def holds(self, clause, truth_NJ):
-        """(N, U): where a clause does."""
-        base, also, used, _ = clause
-        return (counts(truth_NJ, base) > 0) & ((counts(truth_NJ, also) > 0) | (also.sum(0) == 0)) & used
-
     def guess(self, truth_NJ):
-        """(N, U): the largest weight of a clause that holds, 0 for none."""
-        return torch.stack([self.holds(clause, truth_NJ) * clause[3] for clause in self.clauses]).amax(0)
+        """What value does each rule expect? (N, U): the largest weight of a clause that holds, 0
+        for none."""
+        guesses = [clause.holds(truth_NJ) * clause.weight_U for clause in self.clauses]
+        return torch.stack(guesses).amax(0)
 
     def text(self, u):
-        """One sentence."""
-        def say(which_JU):
-            names = [self.names[j] for j in which_JU[:, u].nonzero().squeeze(1)]
-            place = re.match("(two )?(after )?", names[0])[0] if names else ""
-            return place + " / ".join(name.removeprefix(place) for name in names)
-        parts = [say(base) + f", and {say(also)}" * bool(also[:, u].any())
-                 for base, also, used, _ in self.clauses if used[u]]
+        """One rule as one sentence."""
+        parts = []
+        for clause in self.clauses:
+            if clause.used_U[u]:
+                part = self.spell(clause.base_JU[:, u])
+                if clause.also_JU[:, u].any():
+                    part += f", and {self.spell(clause.also_JU[:, u])}"
+                parts.append(part)
         return "; or ".join(parts) or "nothing in common"
 
+    def spell(self, is_named_J):
+        """Literals at one place: the place once, then what can stand there."""
+        names = [self.names[j] for j in is_named_J.nonzero().squeeze(1)]
+        place = re.match("(two )?(after )?", names[0])[0] if names else ""
+        return place + " / ".join(name.removeprefix(place) for name in names)
+
+
 def counts(truth_NJ, x_JU):
-    """truth_NJ @ x_JU in pieces: the truth table stays boolean."""
-    return torch.cat([part.float() @ x_JU.float() for part in truth_NJ.split(8192)])
+    """truth_NJ @ x_JU, in pieces."""
+    pieces = [part.float() @ x_JU.float() for part in truth_NJ.split(PIECE)]
+    return torch.cat(pieces)
+
 
 def tally(truth_NJ, *masks_NU):
-    """For each mask (J, U): at how many of its tokens each literal holds."""
-    out = [0] * len(masks_NU)
-    for rows, *masks in zip(truth_NJ.split(8192), *(m.split(8192) for m in masks_NU)):
-        out = [total + rows.float().T @ mask.float() for total, mask in zip(out, masks)]
-    return out
+    """At how many of each mask's tokens does each literal hold? (J, U) for each mask."""
+    totals = [0] * len(masks_NU)
+    pieces = [mask.split(PIECE) for mask in masks_NU]
+    for truth, *masks in zip(truth_NJ.split(PIECE), *pieces):
+        for i, mask in enumerate(masks):
+            totals[i] = totals[i] + truth.float().T @ mask.float()
+    return totals
+
 
 def choose(hits_JU, said_JU, hit_U, size_U, n_tokens):
-    """The literal, or the set of up to TOKENS tokens at one place, that would raise F1 = 2 (hit + hits) / (size + said)
-    most: (J, U) marks, and that F1. Tokens at one place exclude each other, so their counts add up, and the best set is
-    that of the largest gains 2 hits - F1 said, at the F1 that it reaches."""
-    score = lambda hits, said: f1_scores(size_U, said, hit_U + hits)
-    f1_JU = score(hits_JU, said_JU) * (said_JU >= RARE)
-    best_U, which_JU = f1_JU.max(0).values, torch.zeros_like(f1_JU).scatter_(0, f1_JU.argmax(0)[None], 1)
+    """Which literal, or set of up to TOKENS tokens at one place, would raise a rule's F1 most?
+
+        F1 = 2 (hit + hits) / (size + said)
+
+    hit: tokens that the rule is right about so far; size: tokens that it names plus those where the
+    unit is on; hits, said: what each literal would add. Returns marks (J, U) and that F1 (U).
+    Tokens at one place exclude each other, so their counts add up, and the best set is that of the
+    largest gains 2 hits - F1 said, at the F1 that it reaches: four rounds find it."""
+    # the best single literal
+    f1_JU = f1_scores(size_U, said_JU, hit_U + hits_JU) * (said_JU >= RARE)
+    best_U = f1_JU.max(0).values
+    which_JU = torch.zeros_like(f1_JU).scatter_(0, f1_JU.argmax(0)[None], 1)
+
+    # a set of tokens at one place, where that is better
     for place in range(BACK):
         rows = slice(place * n_tokens, (place + 1) * n_tokens)
-        hits, said, f1_U = hits_JU[rows], said_JU[rows], best_U
+        hits = hits_JU[rows]
+        said = said_JU[rows]
+        f1_U = best_U
         for _ in range(4):
             gain = ((2 * hits - f1_U * said) / size_U).topk(min(TOKENS, n_tokens), 0)
-            kept = torch.zeros_like(hits).scatter_(0, gain.indices, (gain.values >= GAIN["token"]).float())
-            f1_U = score((hits * kept).sum(0), (said * kept).sum(0))
+            is_kept = (gain.values >= GAIN["token"]).float()
+            kept = torch.zeros_like(hits).scatter_(0, gain.indices, is_kept)
+            f1_U = f1_scores(size_U, (said * kept).sum(0), hit_U + (hits * kept).sum(0))
         better = f1_U > best_U + 1e-6
         best_U = torch.where(better, f1_U, best_U)
         which_JU[:, better] = 0
         which_JU[rows, better] = kept[:, better]
     return which_JU, best_U
 
+
 def find_rules(literals, truth_NJ, value_NU):
-    """Rules for U units from their values (0: off) at N tokens. 20 s for 100 units and 50,000 tokens on two cores."""
-    on_NU, rules = value_NU > 0, Rules(literals.names)
-    said_NU = torch.zeros_like(on_NU)
+    """Find a rule for each of U units from their values (0: off) at N tokens. 20 s for 100 units
+    and 50,000 tokens on two cores."""
+    on_NU = value_NU > 0
+    said_NU = torch.zeros_like(on_NU)               # what the clauses so far name
+    rules = Rules(literals.names)
     for _ in range(CLAUSES):
-        hit_U, size_U, W = (on_NU & said_NU).sum(0), (said_NU.sum(0) + on_NU.sum(0)).clamp(min=1), literals.n_tokens
-        base, f1_U = choose(*tally(truth_NJ, on_NU & ~said_NU, ~said_NU), hit_U, size_U, W)
-        here_NU = (counts(truth_NJ, base) > 0) & ~said_NU
-        also, both_U = choose(*tally(truth_NJ, on_NU & here_NU, here_NU), hit_U, size_U, W)
-        also = also * (both_U >= f1_U + GAIN["both"])
-        used_U = torch.maximum(f1_U, both_U * also.any(0)) >= 2 * hit_U / size_U + GAIN["clause"]
-        holds_NU = rules.holds((base, also, used_U, None), truth_NJ)
-        rules.clauses.append((base, also, used_U, (value_NU * holds_NU).sum(0) / holds_NU.sum(0).clamp(min=1)))
+        hit_U = (on_NU & said_NU).sum(0)
+        size_U = (said_NU.sum(0) + on_NU.sum(0)).clamp(min=1)
+        so_far = (hit_U, size_U, literals.n_tokens)
+
+        # the clause's first part, among tokens that no clause names yet
+        base_JU, f1_U = choose(*tally(truth_NJ, on_NU & ~said_NU, ~said_NU), *so_far)
+
+        # its second part, among tokens where the first holds, if it pays
+        here_NU = (counts(truth_NJ, base_JU) > 0) & ~said_NU
+        also_JU, both_U = choose(*tally(truth_NJ, on_NU & here_NU, here_NU), *so_far)
+        also_JU = also_JU * (both_U >= f1_U + GAIN["both"])
+
+        # the clause, if it pays
+        reached_U = torch.maximum(f1_U, both_U * also_JU.any(0))
+        used_U = reached_U >= 2 * hit_U / size_U + GAIN["clause"]
+        clause = Clause(base_JU, also_JU, used_U, None)
+        holds_NU = clause.holds(truth_NJ)
+        weight_U = (value_NU * holds_NU).sum(0) / holds_NU.sum(0).clamp(min=1)
+        rules.clauses.append(clause._replace(weight_U=weight_U))
         said_NU = said_NU | holds_NU
     return rules
 
-# ----------------------------------------------------------------------------------------- how well they hold
+
+# --------------------------------------------------------------------------- how well they hold
 def windows(x_NU, T):
-    """(W, WINDOW, U): the tokens of rows of T in windows; position 0 of a row, which N leaves out, is empty."""
-    rows, size = x_NU.view(-1, T - 1, x_NU.shape[1]), min(WINDOW, T)
-    rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)[:, :T // size * size]
-    return rows.reshape(-1, size, x_NU.shape[1])
+    """Cut rows of T tokens into windows: (W, S, U). Position 0 of a row, which N leaves out, is
+    empty."""
+    rows = x_NU.view(-1, T - 1, x_NU.shape[1])
+    size = min(WINDOW, T)
+    rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)
+    return rows[:, :T // size * size].reshape(-1, size, x_NU.shape[1])
+
 
 def balanced(said_WR, active_WU):
-    """(R, U): balanced accuracy of each rule's windows for each unit."""
-    said, active = said_WR.float(), active_WU.float()
-    rate = lambda a, b: (a.T @ b) / b.sum(0)
-    return (rate(said, active) + rate(1 - said, 1 - active)) / 2
+    """How well do each rule's windows tell each unit's? Balanced accuracy (R, U)."""
+    said = said_WR.float()
+    active = active_WU.float()
+    hit_rate = (said.T @ active) / active.sum(0)
+    reject_rate = ((1 - said).T @ (1 - active)) / (1 - active).sum(0)
+    return (hit_rate + reject_rate) / 2
+
 
 def active_windows(a, T):
-    """(W, F): where each unit of a recording (recording.py) is on, as `windows` cuts rows of T."""
-    row, position = a.token_E // (T - 1), a.token_E % (T - 1) + 1
-    per_row, size = T // WINDOW or 1, min(WINDOW, T)
-    out = torch.zeros(a.N // (T - 1) * per_row, a.F, dtype=torch.bool, device=row.device)
-    fits = position < per_row * size
-    out[(row * per_row + position // size)[fits], a.unit_E[fits]] = True
-    return out
+    """In which windows is each unit of a recording (recording.py) on? (W, F), as `windows` cuts."""
+    row_E = a.token_E // (T - 1)
+    position_E = a.token_E % (T - 1) + 1
+    per_row = T // WINDOW or 1
+    size = min(WINDOW, T)
+    n_windows = a.N // (T - 1) * per_row
+    active_WF = torch.zeros(n_windows, a.F, dtype=torch.bool, device=row_E.device)
+    fits_E = position_E < per_row * size
+    window_E = row_E * per_row + position_E // size
+    active_WF[window_E[fits_E], a.unit_E[fits_E]] = True
+    return active_WF
+
 
 def neighbours(active_WF, units, k=NEAR):
-    """(U, k): the units most often active in the same windows (Jaccard)."""
-    a = active_WF.float()
-    both = a[:, units].T @ a
-    jaccard = both / (a[:, units].sum(0).unsqueeze(1) + a.sum(0) - both).clamp(min=1)
-    return jaccard.scatter(1, units.unsqueeze(1), -1).topk(min(k, a.shape[1] - 1), 1).indices
+    """Which units are active in the windows of these, most often? By Jaccard index, (U, k)."""
+    active = active_WF.float()
+    own = active[:, units]
+    both_UF = own.T @ active
+    either_UF = own.sum(0).unsqueeze(1) + active.sum(0) - both_UF
+    jaccard_UF = both_UF / either_UF.clamp(min=1)
+    jaccard_UF = jaccard_UF.scatter(1, units.unsqueeze(1), -1)         # nobody is its own neighbour
+    return jaccard_UF.topk(min(k, active.shape[1] - 1), 1).indices
+
 
 def scorable(active_WF, n, least, gen):
-    """Up to n units that are active in `least` windows or more, an equal number from each tenth of the densities."""
-    n_F = active_WF.sum(0)
-    parts = n_F.argsort()[(n_F < least).sum():].tensor_split(10)
-    return torch.cat([part[torch.randperm(len(part), generator=gen)[:-(-n // 10)]] for part in parts])[:n].sort().values
+    """Draw up to n units that are active in `least` windows or more, as many from each tenth of
+    the densities."""
+    n_active_F = active_WF.sum(0)
+    n_rare = (n_active_F < least).sum()
+    per_tenth = -(-n // 10)                         # rounded up
+    drawn = []
+    for tenth in n_active_F.argsort()[n_rare:].tensor_split(10):
+        drawn.append(tenth[torch.randperm(len(tenth), generator=gen)[:per_tenth]])
+    return torch.cat(drawn)[:n].sort().values
+
+
+def hard_negatives(active_WF, active_WU, near_UK, gen):
+    """In which windows is a unit off while many of its neighbours are on? (W, U), bool: the most
+    crowded ones, at most as many as it is active in."""
+    crowd_WU = torch.stack([active_WF[:, near].sum(1) for near in near_UK], 1)
+    crowd_WU = crowd_WU.masked_fill(active_WU, 0)
+    dice = torch.rand(crowd_WU.shape, generator=gen).to(crowd_WU.device)       # ties at random
+    rank = (crowd_WU + dice).argsort(0, descending=True).argsort(0)
+    return (rank < active_WU.sum(0)) & (crowd_WU > 0)
+
+
+def rate_in(where_WU, is_true_WU):
+    """At what share of some windows is something true? (U)."""
+    return (is_true_WU & where_WU).sum(0) / where_WU.sum(0)
+
 
 def rule_scores(said_NU, guess_NU, value_NU, active_WF, units, near_UK, T, gen):
-    """Each (U): of rules, that say said_NU and guess the values guess_NU of `units`. Chance is .5 for
-      det, det_hard   balanced accuracy over windows; hard negatives: of the windows where this one is not active, those
-                      where most near units are, as many as it is active in at most
-      fuzz            AUROC of the share of marked tokens that satisfy the rule, marks at random in inactive windows
-      discr           how often its own rule has a better det for it than the rule of a near unit among `units`
+    """How well do rules hold, that say said_NU and guess the values guess_NU of `units`?
+
+    Each (U). Chance is .5 for
+      det, det_hard   balanced accuracy over windows; det_hard against hard_negatives alone
+      fuzz            AUROC of the share of marked tokens that satisfy the rule, marks at random in
+                      inactive windows
+      discr           how often its own rule has a better det for it than the rule of a near unit
+                      among `units`
     and 0 for
-      sim             Pearson of guess and value       f1, precision, recall       over tokens, at their natural rate"""
-    on_NU, out = value_NU > 0, {}
-    on, said, active = windows(on_NU, T), windows(said_NU, T), active_WF[:, units]
-    claims = said.any(1)
+      sim             Pearson's r of guess and value
+      f1, precision, recall       over tokens, at their natural rate"""
+    on_NU = value_NU > 0
+    on = windows(on_NU, T)
+    said = windows(said_NU, T)
+    active = active_WF[:, units]
+    claims = said.any(1)                            # of a window: does the rule hold in it?
+    out = {}
+
+    # detection: against all other windows, and against the hardest
     table_RU = balanced(claims, active)
     out["det"] = own = table_RU.diagonal()
-    crowd = torch.stack([active_WF[:, near].sum(1) for near in near_UK], 1).masked_fill(active, 0)
-    order = crowd + torch.rand(crowd.shape, generator=gen).to(crowd.device)                         # ties at random
-    hard = (order.argsort(0, descending=True).argsort(0) < active.sum(0)) & (crowd > 0)
-    hit, false = ((claims & where).sum(0) / where.sum(0) for where in (active, hard))
-    out["det_hard"] = (hit + 1 - false) / 2
-    n_marks = (on.sum((0, 1)) / active.sum(0).clamp(min=1)).ceil()
+    hard = hard_negatives(active_WF, active, near_UK, gen)
+    out["det_hard"] = (rate_in(active, claims) + 1 - rate_in(hard, claims)) / 2
+
+    # fuzzing: in inactive windows as many tokens are marked as a unit's active ones have, at random
+    n_marks_U = (on.sum((0, 1)) / active.sum(0).clamp(min=1)).ceil()
     dice = torch.rand(on.shape[:2], generator=gen).argsort(1).argsort(1).to(on.device)
-    marks = torch.where(active.unsqueeze(1), on, dice.unsqueeze(-1) < n_marks)
+    marks = torch.where(active.unsqueeze(1), on, dice.unsqueeze(-1) < n_marks_U)
     share_WU = (marks & said).sum(1) / marks.sum(1).clamp(min=1)
     out["fuzz"] = auroc(share_WU.T, active.T)
-    near_RU = (near_UK.unsqueeze(-1) == units).any(1).T
-    out["discr"] = (((own > table_RU) + 0.5 * (own == table_RU)) * near_RU).sum(0) / near_RU.sum(0)
-    g, v = (v.float() - v.float().mean(0) for v in (guess_NU, value_NU))
-    out["sim"] = (g * v).sum(0) / (g.norm(dim=0) * v.norm(dim=0)).clamp(min=1e-9)
-    tp = (said_NU & on_NU).sum(0)
-    out["precision"], out["recall"] = tp / said_NU.sum(0).clamp(min=1), tp / on_NU.sum(0)
-    return out | dict(f1=f1_scores(said_NU.sum(0), on_NU.sum(0), tp))
+
+    # discrimination: a tie with a near unit's rule is half a win
+    is_near_RU = (near_UK.unsqueeze(-1) == units).any(1).T
+    wins_RU = (own > table_RU) + (own == table_RU) / 2
+    out["discr"] = (wins_RU * is_near_RU).sum(0) / is_near_RU.sum(0)
+
+    # over tokens: values, then on and off
+    guess = guess_NU.float() - guess_NU.float().mean(0)
+    value = value_NU.float() - value_NU.float().mean(0)
+    norms_U = guess.norm(dim=0) * value.norm(dim=0)
+    out["sim"] = (guess * value).sum(0) / norms_U.clamp(min=1e-9)
+    right_U = (said_NU & on_NU).sum(0)
+    out["precision"] = right_U / said_NU.sum(0).clamp(min=1)
+    out["recall"] = right_U / on_NU.sum(0)
+    out["f1"] = f1_scores(said_NU.sum(0), on_NU.sum(0), right_U)
+    return out
+
 
 def lookup_f1(fit, test, units, rows_RT, rows2_RT, V):
-    """(U): F1 on test of the best table "on at these tokens", of any size: what needs no context."""
-    at, at2 = (rows[:, 1:].flatten() for rows in (rows_RT, rows2_RT))
-    (on_NU, on2_NU), total_V = [(dense(a, units) > 0).float() for a in (fit, test)], torch.bincount(at, minlength=V)
-    hit_VU = torch.zeros(V, len(units)).to(on_NU).index_add_(0, at, on_NU)
+    """How much needs no context? F1 on test (U) of the best table "on at these tokens", of any
+    size, made on fit."""
+    at_N = rows_RT[:, 1:].flatten()
+    at2_N = rows2_RT[:, 1:].flatten()
+    on_NU = (dense(fit, units) > 0).float()
+    on2_NU = (dense(test, units) > 0).float()
+    total_V = torch.bincount(at_N, minlength=V)
+    hit_VU = torch.zeros(V, len(units)).to(on_NU).index_add_(0, at_N, on_NU)
+
+    # a token belongs in the table if the unit is on at more than half the F1 reached
     f1_U = torch.zeros(len(units)).to(on_NU)
-    for _ in range(8):          # a token belongs in it if it is on at more than half the F1 reached
+    for _ in range(8):
         kept_VU = 2 * hit_VU > f1_U * total_V.unsqueeze(1)
-        f1_U = f1_scores((total_V.unsqueeze(1) * kept_VU).sum(0), on_NU.sum(0), (hit_VU * kept_VU).sum(0))
-    return f1_scores(kept_VU[at2].sum(0), on2_NU.sum(0), (kept_VU[at2] * on2_NU).sum(0))
+        said_U = (total_V.unsqueeze(1) * kept_VU).sum(0)
+        f1_U = f1_scores(said_U, on_NU.sum(0), (hit_VU * kept_VU).sum(0))
+    said2_NU = kept_VU[at2_N]
+    return f1_scores(said2_NU.sum(0), on2_NU.sum(0), (said2_NU * on2_NU).sum(0))
+
 
 def dense(a, units):
-    """(N, U) values of some units of a recording."""
-    return torch.stack([a.at(u, torch.arange(a.N, device=units.device)) for u in units], 1)
+    """Values (N, U) of some units of a recording."""
+    tokens = torch.arange(a.N, device=units.device)
+    return torch.stack([a.at(u, tokens) for u in units], 1)
+
 
 def explain(fit, test, rows_RT, rows2_RT, vocab, gen, n=100, least=200):
-    """The rule of each of up to n units of fit and test (recording.py) of these rows: {"judge": "rule", "units",
-    "texts", scores of rule_scores, "lookup_f1", "scorable"}. A minute for 100 units and 50,000 tokens."""
-    T, active_WF, active2_WF = rows_RT.shape[1], *(active_windows(a, rows_RT.shape[1]) for a in (fit, test))
+    """Find and score the rule of each of up to n units of fit and test, recordings (recording.py)
+    of rows_RT and rows2_RT.
+
+    Returns {"judge": "rule", "units", "texts", scores of rule_scores, "lookup_f1", "scorable"}. A
+    minute for 100 units and 50,000 tokens."""
+    T = rows_RT.shape[1]
+    active_WF = active_windows(fit, T)
+    active2_WF = active_windows(test, T)
     units = scorable(active_WF, n, least, gen)
     if not len(units):
         return dict(judge="rule", units=units, texts=[], scorable=0)
+
+    # rules from fit
     literals = Literals(rows_RT, vocab)
     rules = find_rules(literals, literals(rows_RT), dense(fit, units))
+
+    # their scores on test
     guess_NU = rules.guess(literals(rows2_RT))
     near_UK = neighbours(active_WF, units)
-    scores = rule_scores(guess_NU > 0, guess_NU, dense(test, units), active2_WF, units, near_UK, T, gen)
-    return dict(judge="rule", units=units, texts=[rules.text(u) for u in range(len(units))], **scores,
-                lookup_f1=lookup_f1(fit, test, units, rows_RT, rows2_RT, len(vocab)),
-                scorable=(active_WF.sum(0) >= least).sum().item())
+    scores = rule_scores(guess_NU > 0, guess_NU, dense(test, units), active2_WF, units, near_UK, T,
+                         gen)
+    texts = [rules.text(u) for u in range(len(units))]
+    table_f1_U = lookup_f1(fit, test, units, rows_RT, rows2_RT, len(vocab))
+    n_scorable = (active_WF.sum(0) >= least).sum().item()
+    return dict(judge="rule", units=units, texts=texts, **scores, lookup_f1=table_f1_U,
+                scorable=n_scorable)
 
 
-# ------------------------------------------------------------------------------------ for the table
+# -------------------------------------------------------------------------------- for the table
 CHANCE = dict(det=0.5, det_hard=0.5, fuzz=0.5, discr=0.5)       # of a rule in words; else 0
 COLUMNS = {
     "rule_det_hard": Column(
@@ -233,7 +398,8 @@ COLUMNS = {
              "are; balanced accuracy, 0.5 is chance and for rare units; no LLM"),
     "rule_det": Column(
         "detect", "up", beat="random", digits=3, table="words",
-        text="does a rule in words tell where its unit is on from any other windows; balanced accuracy"),
+        text="does a rule in words tell where its unit is on from any other windows; balanced "
+             "accuracy"),
     "rule_fuzz": Column(
         "fuzz", "up", beat="random", digits=3, table="words",
         text="AUROC of marked tokens that satisfy the rule"),
