@@ -1,15 +1,16 @@
 """SAE: which few of F directions add up to the activations of an MLP on each token?
 
 A sparse autoencoder turns the activations a of a token into F numbers f, nearly all of them zero,
-and rebuilds a as the sum of the directions W_dec[i], each times its f_i. A unit, i, reads along
-W_enc[i] and writes along W_dec[i]. What differs between SAEs is how f is made sparse.
+and rebuilds a as the sum of the directions W_dec[i], each times its f_i. Unit i, a latent, reads
+along W_enc[i] and writes along W_dec[i]. What differs between SAEs is how f is made sparse.
 
-    pre = W_enc (a - b_dec) + b_enc
+    pre = (a - b_dec) W_enc^T + b_enc
     a_hat = f W_dec + b_dec                 rows of W_dec have norm 1; a is scaled: E|a| = sqrt(D)
-    loss = NMSE + c_aux AuxK + lambda penalty
+    loss = NMSE + c_aux AuxK + lambda penalty           topk and batchtopk have no penalty
     NMSE = E|a - a_hat|^2 / E|a - E a|^2    --objective kl: KL of the model's predictions instead
     AuxK = |e - e_hat|^2 / |e - E e|^2      what is missing, e = a - a_hat, rebuilt by dead units:
-                                            e_hat from the D / 2 largest pre; it revives them
+                                            e_hat from their D / 2 largest pre, negative ones
+                                            too. Only dead units learn from it: it revives them
 
 The sparsities (--variant), a function each:
     topk        f = the k largest of relu(pre) of each token
@@ -22,15 +23,17 @@ The sparsities (--variant), a function each:
                 Bricken et al. 2023, "Towards monosemanticity"
 How to fork this file for a sparsity with parameters of its own: stochastic.py.
 
---site says what a is: the MLP's output; its input (mlp_in), so that the model gets the MLP of
-a_hat; or the residual stream after the MLP (resid), which a_hat replaces.
+--site says what a is, and so what the model gets: the MLP's output (mlp_out), and a_hat stands in
+for it; its input (mlp_in), and the MLP reads a_hat; or the residual stream after the MLP (resid),
+and a_hat is the stream.
 
-Differs from the papers: theta is trained raw and clamped at 0, in a wide window; relu's lambda
-follows L0, whose goal falls from F to k, so that every variant ends at an L0 of about k; unit-norm
-rows and AuxK in every variant.
+Differs from the papers: theta itself is trained, not its logarithm, clamped at 0, in a wide window;
+relu's lambda follows L0, whose goal falls from F to k, so that every variant ends at an L0 of about
+k; unit-norm rows of W_dec and AuxK in every variant.
 
-N tokens of a batch, B sequences, T positions, D width, F units; H hits: the (token, unit) pairs
-that a top-k keeps
+N tokens of a batch, B sequences, T positions, D residual width, F units, L layers (here 1), R rows
+of tokens; H hits: the (token, unit) pairs that a top-k keeps
+CE recovered: 0 with the MLP's mean output, 1 with the MLP; FVE: 1 - NMSE of the MLP's output
 
     python sae.py --F 1024 --k 16   # 55 s on one core: CE recovered 0.997, FVE 0.943 at L0 16
 """
@@ -63,10 +66,11 @@ class Config:
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, k / 4 to 4 k: sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
-    seed: int = 0                   # of the initialisation, the batches and the noise
+    seed: int = 0                   # of the initialisation and the batches
     # units
     F: int = 1024                   # units
     k: int = 16                     # units on per token
+    # stochastic is refused: it has a file of its own, stochastic.py
     variant: Literal["topk", "batchtopk", "jumprelu", "relu", "stochastic"] = "topk"  # sparsity
     frozen: bool = False            # W_dec stays random: a floor for what learning it is worth
     # training
@@ -87,13 +91,14 @@ class Config:
     bandwidth: float = 0.2          # jumprelu: width of the window in which thresholds learn
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
     c_first: float = 1e-3           # relu: first lambda
-    follow: float = 0.03            # relu: a step multiplies lambda by exp(follow (L0 / goal - 1))
+    follow: float = 0.03            # relu: a step multiplies lambda by exp(-follow) to exp(follow)
     # looking and saving
     log_every: int = 50             # steps between lines of log.jsonl
     save_every: int = 500           # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
 
 
+# flags that a resumed run may give other values (common.Run)
 MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every",
                         "eval_tokens"}
 
@@ -136,6 +141,7 @@ class JumpReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, df, drate):
         pre, theta, on = ctx.saved_tensors
+        # a step's slope by theta: -1 / bw within the window, in place of the spike
         near = (pre > theta - ctx.bw / 2) & (pre < theta + ctx.bw / 2)
         from_f = theta * df.where(near, 0).sum(0)
         from_rate = drate * fused.count(near) / len(pre)
@@ -158,11 +164,12 @@ def write_largest(m, pre, batch):
     return y_ND, Seen(fired_F, l0, f_H.min() if len(f_H) else None)
 
 
-# Each takes the model, its pre-activations and the share of training done, 0 to 1, and returns
-# what the units write (N, D), lambda times the penalty, and what was seen.
+# The sparsities. Each takes the model m, its pre-activations and the share of training done, 0 to
+# 1, and returns what the units write (N, D), lambda times the penalty, and what was Seen.
 def topk(m, pre, progress):
     """Keep the k largest of relu(pre) at each token."""
     y_ND, seen = write_largest(m, pre, batch=False)
+    # smallest is for the threshold of batchtopk: topk has none
     return y_ND, y_ND.new_zeros(()), seen._replace(smallest=None)
 
 
@@ -214,7 +221,8 @@ def nmse(m, target_ND, rebuilt_ND):
 
 
 def aux_k(m, pre, e_ND, dead):
-    """How much of what is missing, e, can the dead units not rebuild? It trains these alone.
+    """How much of what is missing, e, can the dead units not rebuild? Of all units it trains
+    these alone.
 
     dead: indices of units. AuxK of Gao et al. 2024, appendix A.2; 0 if no unit is dead."""
     if not len(dead):
@@ -265,10 +273,11 @@ def remember(m, progress, fired_F, l0, smallest=None):
     batchtopk, and the lambda that follows L0 (relu, stochastic.py)."""
     cfg = m.cfg
     m.idle.add_(cfg.N).masked_fill_(fired_F, 0)
-    # the threshold is a running mean, from its first value on; no other sparsity reads it
+    # batchtopk: the threshold is a running mean of smallest, which other sparsities leave None
     if smallest is not None:
         m.threshold.copy_(torch.lerp(smallest, m.threshold, cfg.beta if m.threshold > 0 else 0))
     # the goal of L0 falls from all units to k in the first half of the steps
+    # lambda rises where L0 is above it; of this file's sparsities only relu reads lambda
     goal = cfg.k * (cfg.F / cfg.k) ** max(0, 1 - 2 * progress)
     too_many = (l0 / goal - 1).clamp(-1, 1)
     m.lam.mul_((cfg.follow * too_many).exp())
@@ -278,6 +287,7 @@ def remember(m, progress, fired_F, l0, smallest=None):
 class SAE(nn.Module):
     """W_enc (F, D) and b_enc: what units read; W_dec (F, D): what they write. The buffers are
     what training remembers and evaluation needs."""
+    # for evals.py, as is what follows "The seam" below
     kind = "dictionary"
     matrices = ()
 
@@ -310,13 +320,13 @@ class SAE(nn.Module):
         return stream + y if self.cfg.site == "resid" else y
 
     def write(self, a_hat, mlp, stream):
-        """The output that the MLP has to have for the site to be as in a reconstruction."""
+        """What must the MLP write for the model to go on as if the site held a_hat?"""
         if self.cfg.site == "mlp_in":
             return mlp(a_hat)
         return a_hat - stream if self.cfg.site == "resid" else a_hat
 
     def note_stream(self, module, args):
-        """Keep the stream on its way into the LayerNorm before the MLP: replace gets x alone."""
+        """Keep the stream that the LayerNorm before the MLP reads: encode, decode get x alone."""
         self.stream = args[0]
 
     @torch.no_grad()
@@ -330,7 +340,7 @@ class SAE(nn.Module):
     def fold(self):
         """Move the scale into the weights, so that from now on raw activations are read.
 
-        pre, and so f and all that is measured in its unit, shrinks by the scale."""
+        pre and f are divided by the scale, and so are biases, thetas and the threshold."""
         for tensor in (self.b_enc, self.b_dec, self.threshold):
             tensor.div_(self.scale)
         if self.theta is not None:
@@ -339,7 +349,7 @@ class SAE(nn.Module):
         self.scale.fill_(1)
 
     def pre(self, a_ND, W_FD, b_F):
-        """W (a - b_dec) + b, written as W a + (b - W b_dec): the fused top-k takes a as it is."""
+        """(a - b_dec) W^T + b, as a W^T + (b - W b_dec): the fused top-k takes a as it is."""
         return PreActivations(a_ND, W_FD, b_F - W_FD @ self.b_dec)
 
     def codes(self, a):
@@ -354,7 +364,7 @@ class SAE(nn.Module):
     def rebuild(self, f):
         return (f @ self.W_dec + self.b_dec) / self.scale
 
-    # The seam (evals.py)
+    # The seam: what evals.py asks of every method
     def unit_directions(self):
         return [("all", self.W_enc, self.W_dec, None)]
 
@@ -391,7 +401,7 @@ def loss_fn(m, a_ND, kl, progress):
     pre = m.pre(a_ND, m.W_enc, m.b_enc)
     written_ND, penalty, seen = SPARSITIES[m.cfg.variant](m, pre, progress)
 
-    # It must rebuild the activations, or save the model's predictions.
+    # It must rebuild the activations, or keep the model's predictions.
     a_hat_ND = written_ND + m.affine(a_ND)
     rec = kl(a_hat_ND / m.scale) if kl else nmse(m, a_ND, a_hat_ND)
 
@@ -435,6 +445,7 @@ def examples(cfg, gpt, m, corpus, start):
         shuffled = data.batches(gpt, corpus, m.layers, cfg.T, cfg.N, cfg.seed, start, in_stream)
         for x_LND, y_LND in shuffled:
             yield m.read(x_LND[0], y_LND[0]), None
+    # data.batches never ends: this is for --objective kl alone
     rows_per_step = max(1, cfg.N // (cfg.T - 1))
     for step in range(start, cfg.steps):
         idx_BT = corpus.batch(step, rows_per_step, cfg.T, cfg.seed).to(m.b_dec.device)
@@ -488,7 +499,7 @@ def train(cfg):
 
 # ------------------------------------------------------------------------------------- summary
 def rebuilt(m, gpt, idx_NT):
-    """Yield (a, a_hat) of 16 rows at a time, without the first token of each."""
+    """Yield (a, a_hat) of 16 rows at a time, without the first token of each. idx_NT: N rows."""
     layer, = m.layers
     for idx_BT in idx_NT.split(16):
         x_BTD, stream_BTD = gpt.prefix(idx_BT, layer)
@@ -498,8 +509,10 @@ def rebuilt(m, gpt, idx_NT):
 
 
 def summarise(cfg, gpt, m, corpus, seconds):
-    """Print what was found, write summary.json. Means and the choice of concepts come from fit,
-    figures from test."""
+    """Print what was found, write summary.json.
+
+    fit and test are two splits of the text that training does not see: the mean outputs of
+    ablations and each unit's concept are chosen on fit, all figures are measured on test."""
     layer, = m.layers
     device = m.b_dec.device
     n_rows = cfg.eval_tokens // cfg.T

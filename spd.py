@@ -5,35 +5,43 @@ each component is at each token. Everything is trained such that ablating what t
 unimportant, by any amount, leaves the model's predictions as they were, while as little as
 possible is called important.
 
-    W = V U + rest              W_in (D, M), W_out (M, D); component c of a matrix is V[:, c] U[c]
-    g = clamp(ImportanceNet(what both matrices read), 0, 1)             causal importance, per token
-    mask = g + (1 - g) source       source in [0, 1]: g = 1 pins the mask, g = 0 leaves it open
-    y = ((x V) * mask) U + rest_mask * (x rest) + b         the rest is never important; b is whole
+    y = x W + b                 what a matrix makes of x: W_in (D, M), then W_out (M, D)
+    W = V U + rest              component c is V[:, c] U[c]: it reads along V[:, c], writes U[c]
+    g = clamp(ImportanceNet(what both matrices read), 0, 1)     causal importance: a number for
+                                                                each token and component
+    mask = g + (1 - g) source       source: a number in [0, 1], drawn at random or chosen by an
+                                    attack. g = 1 pins the mask to 1, g = 0 leaves it to the source
+    y = ((x V) * mask) U + rest_mask * (x rest) + b     the rest has g = 0, so its mask is a source
     loss = c_faith  mean over matrices of |rest|^2 / |W|^2      components add up to the weights
-         + c_stoch  KL(clean || masked), random sources, at each position some of the matrices
-         + c_adv    KL(clean || masked), sources that an attack finds, both matrices        (VPD)
-         + c_imp    (1/N) sum_c s_c (1 + w_freq log2(1 + freq_a s_c / N))
-    s_c = sum over the N positions of phi(g_c)
+         + c_stoch  KL(clean || masked), random sources; at each position one matrix or both masked
+         + c_adv    KL(clean || masked), sources that an attack finds; both masked          (VPD)
+         + c_imp    (1/N) sum_c s_c (1 + w_freq log2(1 + freq_a s_c / N))   c of both matrices
+    s_c = sum over the N positions of phi(g_c)      the log: a component that matters twice as often
+                                                    costs more than twice
     phi(g) = g^2 / (g^2 + width^2), width falling from 1 to gamma_end               (smooth_l0)
              or g^p, p falling to p_end                                             (lp)
 
-SPD: Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790).
-VPD: Goodfire 2026, "Interpreting Language Model Parameters".
+SPD, stochastic parameter decomposition: Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790).
+VPD, adversarial parameter decomposition: Goodfire 2026, "Interpreting Language Model Parameters".
 
 What limits training is the optimizer: many components have to turn while their sum stays W. A
-strong faithfulness term pins them, so it is weak here: the rest has masks of its own, which punish
-a wrong sum already; V U starts as W exactly, and is moved onto W once more at the end (`project`).
-Adam moves each weight by itself. Muon replaces the momentum of a matrix by the nearest orthogonal
-matrix, which turns all components at once. results/spd-recipe.md has the measurements.
+strong faithfulness term pins them, so it is weak here (1 % of |W| missing costs 0.001). A wrong sum
+is punished by the KL already, as the rest is masked too; V U starts as W exactly, and is moved onto
+W once more at the end (`project`). Adam moves each weight by itself. Muon replaces the momentum of
+a matrix by the nearest orthogonal matrix, which turns all components at once.
+results/spd-recipe.md has the measurements.
 
 Differs from the papers: Muon for Adam; an exact start for a faithfulness warm-up; faithfulness
 weak, and relative to |W|^2; the importance net is one small MLP on the RMS-normed inputs of both
-matrices (--ci_fn has the papers'); the default adversary takes one step; the KL goes through the
-rest of the model only, which gives the same value.
+matrices (--ci_fn has the papers'); the default adversary takes one step; masked passes begin at the
+MLP, since nothing below it depends on the masks.
 
-B sequences, T positions, N = B T, D residual width, M MLP hidden width, C components of a matrix
+B sequences, T positions, N = B T, D residual width, M MLP hidden width, C components of a matrix,
+F = 2 C units: W_in's components, then W_out's; I some of W_in's; R rows of tokens; d_in and d_out
+are D and M for W_in, M and D for W_out. CE recovered: 0 with the MLP's mean output, 1 with the MLP
 
-    python spd.py --C 256       # 6 minutes on 2 cores: CE recovered 0.98 at L0 7 in + 6 out
+    python spd.py --C 256       # 6 minutes on 2 cores: with masks rounded to 0 and 1 at g = 0.1,
+                                # CE recovered 0.98 at L0 7 in W_in + 6 in W_out
 """
 import json
 import math
@@ -68,9 +76,9 @@ class Config:
     seed: int = 0                   # of the initialisation, the batches and the masks
     # components and their importance
     C: int = 256                    # components per matrix; under min(D, M) V U can't reach W
-    ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # class ImportanceNet
+    ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # kind of ImportanceNet
     ci_hidden: int = 256            # hidden width of the importance net
-    alpha: float = 0.01             # slope of the leaky hard sigmoids
+    alpha: float = 0.01             # slope of LowerLeaky below 0, of UpperLeaky above 1
     # training
     steps: int = 1000               # training steps
     B: int = 16                     # sequences per step
@@ -79,13 +87,13 @@ class Config:
     optimizer: Literal["muon", "adam"] = "muon"     # of all matrices
     lr: float = 0.03                # of V and U, falling along a cosine; 8e-3 suits adam
     lr_ci: float = 0.02             # of the importance net's matrices; 8e-3 suits adam
-    lr_rest: float = 8e-3           # of the importance net's biases, by Adam
+    lr_rest: float = 8e-3           # muon: of the importance net's biases, by Adam; adam: at lr_ci
     lr_end: float = 0.1             # last learning rates as a share of the first
     clip_vu: float = 0.01           # gradient norm of V, U; fires at almost every step, as in VPD
     clip_ci: float = 1.0            # gradient norm of the importance net
     # loss
-    faith: Literal["relative", "absolute"] = "relative"  # to |W|^2, or per weight
-    c_faith: float = 10.            # faithfulness, in units of the loss: weak; 0.1 suits an MSE
+    faith: Literal["relative", "absolute"] = "relative"  # error over |W|^2, or per weight
+    c_faith: float = 10.            # faithfulness; 0.1 where the distance is an MSE, not a KL
     project: bool = True            # at the end, move V U onto W exactly
     c_stoch: float = 0.5            # KL under random masks
     c_adv: float = 0.5              # KL under the attack's masks
@@ -97,7 +105,7 @@ class Config:
     p_start: float = 2.0            # lp: first exponent
     p_end: float = 0.4              # lp: last exponent
     # adversary
-    adversary: Literal["none", "step", "pgd"] = "step"  # none, one shared sign step, persistent PGD
+    adversary: Literal["none", "step", "pgd"] = "step"  # sign_step or PersistentPGD
     adv_lr: float = 0.01            # pgd: Adam's rate (betas 0.5, 0.99), warmed up over 2.5 %
     adv_ascents: int = 2            # pgd: ascents on a batch before the training forward adds one
     # looking and saving
@@ -105,23 +113,24 @@ class Config:
     eval_every: int = 500           # steps between small evaluations; 0: none
     save_every: int = 500           # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
-    pgd_rows: int = 32              # test sequences that the summary's attack shares one source for
+    pgd_rows: int = 32              # test sequences of the summary's attack; they share its sources
 
 
+# flags that a resumed run may give other values (common.Run)
 MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "sweep", "device", "log_every", "eval_every",
                         "save_every", "eval_tokens", "pgd_rows"}
 SITES = ("in", "out")               # the two matrices
 TAUS = (0, 0.1, 0.5)                # a component is on where g > tau ..
-ON_ABOVE = 0.1                      # .. and this is the tau that counts
-SMALL = 0.02                        # --start neurons: size of the other components
+ON_ABOVE = 0.1                      # .. and this tau is the log's, the summary's and load's
+SMALL = 0.02                        # --start neurons: factor on V and U of all other components
 
 
 # ------------------------------------------------------------------------------- importance
 class LowerLeaky(torch.autograd.Function):
     """clamp(z, 0, 1), for the masks. Below 0 only a gradient that wants g up passes, times alpha.
 
-    So a component that is off everywhere can wake. A true slope below 0 would make masks negative,
-    which diverges late and splits components."""
+    So a component that is off everywhere can wake. If the value had that slope too, alpha z below
+    0, masks would be negative: training diverges late, and components split."""
     @staticmethod
     def forward(ctx, z, alpha):
         ctx.save_for_backward(z)
@@ -136,8 +145,8 @@ class LowerLeaky(torch.autograd.Function):
 
 
 class UpperLeaky(torch.autograd.Function):
-    """clamp(z, 0, 1) with slope alpha above 1, for the penalty: it can still pull back a z far
-    above 1."""
+    """clamp(z, 0, 1), for the penalty, but above 1 the value is 1 + alpha (z - 1): the penalty can
+    still pull back a z far above 1."""
     @staticmethod
     def forward(ctx, z, alpha):
         ctx.save_for_backward(z)
@@ -154,13 +163,13 @@ class UpperLeaky(torch.autograd.Function):
 class ImportanceNet(nn.Module):
     """How important is each component at each token?
 
-    Clean inputs of both matrices -> logits, (.., C) per matrix, which are clamped to [0, 1]. Its
+    Clean inputs of both matrices -> logits z, (.., C) per matrix; the caller clamps z to get g. Its
     own nonlinearity is the exact GELU, not the target's.
 
     global  one net on the RMS-normed inputs of both matrices, two hidden layers
-    shared  one net per matrix on its input, one hidden layer; so have the others
-    vector  one net per component on the input of its matrix
-    mlp     one net per component on the number x V[:, c]
+    shared  one net per matrix on its input, one hidden layer
+    vector  one net per component on the input of its matrix, one hidden layer
+    mlp     one net per component on the number x V[:, c], one hidden layer, as in SPD
     """
     def __init__(self, kind, d_ins, C, hidden, gen):
         super().__init__()
@@ -169,11 +178,11 @@ class ImportanceNet(nn.Module):
         self.is_per_component = kind in ("mlp", "vector")
         self.nets = nn.ModuleList()
         for sizes in self.layer_sizes(d_ins, hidden):
-            net = nn.ParameterList()
+            net = nn.ParameterList()                    # W, b, W, b, ..
             for n_in, n_out in zip(sizes, sizes[1:]):
                 net.extend(self.layer(n_in, n_out, gen))
             self.nets.append(net)
-        # every component starts half on, where no clamp is flat
+        # logits start around 0.5, so that at most tokens the clamp is not flat
         for net in self.nets:
             nn.init.constant_(net[-1], 0.5)
 
@@ -191,7 +200,7 @@ class ImportanceNet(nn.Module):
         return torch.randn(*many, n_in, n_out, generator=gen) / n_in**0.5, torch.zeros(*many, n_out)
 
     def forward(self, inputs, Vs):
-        lead = inputs[0].shape[:-1]
+        lead = inputs[0].shape[:-1]                     # (B, T)
         if self.is_per_component:
             logits = [self.per_component(net, x, V) for net, x, V in zip(self.nets, inputs, Vs)]
             return [z_CN.T.unflatten(0, lead) for z_CN in logits]
@@ -219,8 +228,11 @@ class ImportanceNet(nn.Module):
 
 # --------------------------------------------------------------------------- the decomposition
 class SPD(nn.Module):
-    """V and U of each matrix, and the importance net. Ws (d_in, d_out), bs: the frozen weights and
-    biases, in order."""
+    """V (d_in, C) and U (C, d_out) of each matrix, and the importance net.
+
+    Ws (d_in, d_out), bs (d_out): the frozen weights and biases of W_in and W_out. They are plain
+    lists, so they are neither trained nor saved."""
+    # for evals.py, as is what follows "The seam" below
     kind = "component"
     matrices = SITES
     thresholds = TAUS
@@ -240,16 +252,19 @@ class SPD(nn.Module):
         self.to(Ws[0].device)
 
     def site(self, masks, rest_masks, detach=False):
+        """The matrices under given masks."""
         return MaskedMatrices(self, masks, rest_masks, detach)
 
     def masked(self, importance, sources, detach=False):
-        """The matrices under mask = g + (1 - g) source. sources: one per matrix, then one per
-        rest."""
+        """The matrices under mask = g + (1 - g) source. sources: one tensor per matrix, then one
+        per rest, where g = 0 makes the source the mask."""
         n = len(importance)
+        # lerp(g, 1, source) = g + (1 - g) source; zip leaves the sources of the rests out
         masks = [torch.lerp(g, g.new_ones(()), r) for g, r in zip(importance, sources)]
         return self.site(masks, sources[n:], detach)
 
-    # The seam (evals.py): units are W_in's components, then W_out's; f is the causal importance.
+    # The seam: what evals.py asks of every method. Units are W_in's components, then W_out's; f is
+    # the causal importance g.
     @property
     def params_F(self):
         return torch.cat([torch.full((self.C,), sum(W.shape)) for W in self.Ws])
@@ -266,16 +281,16 @@ class SPD(nn.Module):
         return torch.cat(self.importance_net(inputs, self.V), -1).clamp(0, 1)
 
     def without_rest(self, f_BTF):
-        """The matrices with importances as masks and no rest: what is written is the components'
-        own."""
+        """The matrices with importances as masks and the rest masked to 0: only components and
+        biases write."""
         return self.site(f_BTF.split(self.C, -1), f_BTF.new_zeros(2, 1))
 
     def decode(self, layer, f_BTF, x_BTD):
         return self.without_rest(f_BTF).mlp(x_BTD)
 
     def strength(self, layer, f_BTF, x_BTD):
-        """How much does each component pass on? mask (x . V[:, c]) |U[c]|, signed; alike for (V, U)
-        and (-V, -U)."""
+        """How much does each component pass on? mask (x . V[:, c]) |U[c]|, signed: how far it
+        writes along U[c], or against it. (-V, -U), an equal component, has the opposite sign."""
         h_BTM = gelu(self.without_rest(f_BTF)(0, x_BTD))
         inner = [x_BTD @ self.V[0], h_BTM @ self.V[1]]
         sizes = [U.norm(dim=1) for U in self.U]
@@ -283,7 +298,7 @@ class SPD(nn.Module):
         return torch.cat([m * h * size for m, h, size in zip(masks, inner, sizes)], -1)
 
     def contrib(self, layer, f_BTF, x_BTD, units):
-        """What does each named unit add to the output? (B, T, units, D)
+        """What does each named unit add to the output? (B, T, units, D), without the rest.
 
         W_out's component: its own term, mask (h . V[:, c]) U[c]. W_in's component acts through the
         nonlinearity: the output less the output without it, an exact rank-one change of what enters
@@ -292,8 +307,8 @@ class SPD(nn.Module):
         U_in, U_out = self.U
         mask_in, mask_out = f_BTF.split(self.C, -1)
         is_in = units < self.C
-        i = units[is_in]
-        j = units[~is_in] - self.C
+        i = units[is_in]                    # numbers within W_in
+        j = units[~is_in] - self.C          # numbers within W_out
         out = f_BTF.new_empty(*x_BTD.shape[:2], len(units), x_BTD.shape[-1])
 
         # what enters the nonlinearity, with all components and without each named one of W_in
@@ -303,6 +318,7 @@ class SPD(nn.Module):
         lost_BTIM = gelu(z_BT1M) - gelu(z_without_BTIM)
         out[..., is_in, :] = ((lost_BTIM @ V_out) * mask_out.unsqueeze(-2)) @ U_out
 
+        # each component of W_out: mask (h . V[:, c]), then times U[c]
         passed_BTC = (mask_out.unsqueeze(-2) * (gelu(z_BT1M) @ V_out)).squeeze(-2)
         out[..., ~is_in, :] = passed_BTC[..., j, None] * U_out[j]
         return out
@@ -323,7 +339,8 @@ class MaskedMatrices:
     def __call__(self, i, x, frozen=None):
         """What does matrix i make of x? frozen: x W, if it is known.
 
-        y = ((x V) * mask) U + rest_mask * (x (W - V U)) + b, without forming W - V U."""
+        y = ((x V) * mask) U + rest_mask * (x (W - V U)) + b
+          = ((x V) * (mask - rest_mask)) U + rest_mask * (x W) + b      never forms W - V U"""
         if frozen is None:
             frozen = x @ self.spd.Ws[i]
         return fused.masked_lowrank(x, self.V[i], self.U[i], self.masks[i], self.rest_masks[i],
@@ -335,8 +352,8 @@ class MaskedMatrices:
 
 
 class Rounded:
-    """An SPD under masks of 0 and 1: its units are on where g > tau, and nothing else is
-    written."""
+    """An SPD whose importances are rounded: f is 1 where g > tau, else 0. All other attributes are
+    those of the SPD, `raw`."""
     def __init__(self, raw, tau):
         self.raw = raw
         self.tau = tau
@@ -350,8 +367,10 @@ class Rounded:
 
 # ------------------------------------------------------------------------------- loss terms
 def faithfulness(spd, form):
-    """How far are the components from adding up to the weights? Squared error relative to |W|^2,
-    mean over matrices; absolute: per weight. 0 = exact."""
+    """How far are the components from adding up to the weights? 0 = exact.
+
+    form "relative": |rest|^2 / |W|^2, mean over matrices; "absolute": |rest|^2 of both matrices,
+    per weight."""
     wrong = [(W - V @ U).square().sum() for W, V, U in zip(spd.Ws, spd.V, spd.U)]
     if form == "absolute":
         return sum(wrong) / sum(W.numel() for W in spd.Ws)
@@ -360,7 +379,10 @@ def faithfulness(spd, form):
 
 def penalties(importance, cfg, progress):
     """How much is called important? (imp, freq): imp = (1/N) sum_c s_c, freq = (1/N) sum_c s_c
-    log2(1 + a s_c / N)."""
+    log2(1 + a s_c / N).
+
+    importance: z clamped by UpperLeaky, so that phi is of a g that can exceed 1. The frequency term
+    makes one component that is on at two kinds of tokens dearer than two, one for each kind."""
     g_NC = torch.cat(importance, -1).flatten(0, -2)
     N = len(g_NC)
     if cfg.penalty == "smooth_l0":
@@ -370,7 +392,7 @@ def penalties(importance, cfg, progress):
     else:
         p = cfg.p_start + (cfg.p_end - cfg.p_start) * progress
         s_C = ((g_NC + 1e-12) ** p).sum(0)
-    # the whole batch goes into the logarithm: it asks how often a component is important at all
+    # s_C / N: at which share of the whole batch's positions a component is important
     a = cfg.freq_a or N
     return s_C.sum() / N, (s_C * torch.log2(1 + a * s_C / N)).sum() / N
 
@@ -379,8 +401,8 @@ def stochastic(importance, gen, route=True):
     """Random sources: one per position and component, then one per position for the rest of each
     matrix.
 
-    route: at each position a random number of the matrices is masked, at least one. The others get
-    sources of 1, which is exactly the frozen matrix."""
+    route: at each position a random number of the matrices is masked, at least one. Each matrix
+    that is not gets sources of 1: all of its masks are 1, so it makes exactly x W + b."""
     device = importance[0].device
     lead = importance[0].shape[:-1]
     n = len(importance)
@@ -388,6 +410,7 @@ def stochastic(importance, gen, route=True):
     rest_sources = [torch.rand(*lead, 1, generator=gen, device=device) for _ in importance]
     if route:
         k = torch.randint(1, n + 1, (*lead, 1), generator=gen, device=device)
+        # a random rank of each matrix, 0 to n - 1: those of rank k and more stay frozen
         order = torch.rand(*lead, n, generator=gen, device=device).argsort(-1).argsort(-1)
         is_frozen = (order >= k).split(1, -1)
         for source, rest_source, frozen in zip(sources, rest_sources, is_frozen):
@@ -397,13 +420,13 @@ def stochastic(importance, gen, route=True):
 
 
 def source_sizes(spd):
-    """How many sources the components of each matrix have, and the rest of each."""
+    """How many sources does a position have? C for each matrix, then one for the rest of each."""
     return [spd.C] * len(spd.Ws) + [1] * len(spd.Ws)
 
 
 def sign_step(spd, importance, batch, gen):
-    """Sources that make the loss worse: from a random start, one step of size 1 along the sign of
-    its gradient, clamped to [0, 1].
+    """Sources that make the KL worse: from a random start, one step of size 1 along the sign of its
+    gradient, clamped to [0, 1]. So each source ends at 0 or at 1.
 
     One source per component is shared by all positions. V, U and the importance net are constants.
     The attack by which an SPD is judged takes many small steps (metrics/masks.py)."""
@@ -421,8 +444,9 @@ class PersistentPGD(nn.Module):
     """An attack that lives through training (VPD): a source for each sequence, position and
     component, moved by Adam.
 
-    It climbs `adv_ascents` times on each batch with everything else constant, then once by the
-    gradient that the training forward leaves."""
+    On each batch it takes `adv_ascents` steps up the KL with everything else constant (`ascend`).
+    Then the loss is taken at these sources, and its backward leaves a gradient on them too: `train`
+    lets that make one more step up (`step`)."""
     def __init__(self, spd, cfg, gen):
         super().__init__()
         self.cfg = cfg
@@ -451,10 +475,9 @@ def loss_fn(spd, batch, cfg, progress, gen, pgd=None):
     """What one step minimises: (total, its terms, importances). progress: share of training done, 0
     to 1.
 
-    batch.inputs: what the matrices read in a clean pass; batch.divergence(*matrices): how far the
-    output is from the clean one with each of these in the MLP's place. pgd: the PersistentPGD, if
-    there is one."""
-    # How important is each component at each token? One value, with two gradients outside [0, 1].
+    batch: a CleanPass, or any Batch. pgd: the PersistentPGD, if there is one."""
+    # How important is each component at each token? Clamped twice: the two have other gradients
+    # outside [0, 1], and above 1 the second has a larger value.
     logits = spd.importance_net(batch.inputs, spd.V)
     importance = [LowerLeaky.apply(z, cfg.alpha) for z in logits]       # for the masks: can wake
     penalised = [UpperLeaky.apply(z, cfg.alpha) for z in logits]        # for the penalty
@@ -466,6 +489,7 @@ def loss_fn(spd, batch, cfg, progress, gen, pgd=None):
         sources.append(pgd.ascend(spd, importance, batch, progress))
     elif cfg.adversary != "none":
         sources.append(sign_step(spd, importance, batch, gen))
+    # one KL for each list of sources
     found = batch.divergence(*[spd.masked(importance, source) for source in sources])
     stoch = found[0]
     adv = found[1] if len(found) > 1 else torch.zeros(())
@@ -480,26 +504,28 @@ def loss_fn(spd, batch, cfg, progress, gen, pgd=None):
 
 
 class Batch(NamedTuple):
-    """What loss_fn asks of a batch. CleanPass is one of a language model; tests make their own."""
+    """What loss_fn asks of a batch. CleanPass offers it for a language model; tests make others."""
     inputs: list                    # what each matrix reads in a clean pass
-    divergence: Callable            # (*masked matrices) -> distance of each from the clean output
+    divergence: Callable            # (*masked matrices) -> how far is the output from the clean one
+                                    # with each of these in the MLP's place? One number for each
 
 
 class CleanPass:
     """One pass of a batch through the model as it is, without gradients: what the matrices read,
-    what to preserve."""
+    and the predictions to preserve."""
     def __init__(self, gpt, spd, idx_BT):
         with torch.no_grad():
             self.x_BTD, stream_BTD = gpt.prefix(idx_BT, spd.layers[0])
-            self.frozen_BTM = self.x_BTD @ spd.Ws[0]
+            self.frozen_BTM = self.x_BTD @ spd.Ws[0]            # once for all masks
             h_BTM = gelu(self.frozen_BTM + spd.bs[0])
             y_BTD = h_BTM @ spd.Ws[1] + spd.bs[1]
+            # y_hat_BTD -> KL at each position, of the model with y_hat in the place of y
             self.distance = gpt.distance_from(stream_BTD, y_BTD, spd.layers[0])
         self.inputs = [self.x_BTD, h_BTM]
 
     def divergence(self, *masked):
-        """KL(clean || masked) in nats, mean over positions, for each of these masked matrices:
-        (n,). All of them share one pass through the rest of the model."""
+        """KL(clean || masked) in nats, mean over positions: one number for each of the masked
+        matrices. All of them go through the model above the MLP as one batch."""
         y = torch.cat([matrices.mlp(self.x_BTD, self.frozen_BTM) for matrices in masked])
         return self.distance(y).view(len(masked), -1).mean(1)
 
@@ -509,8 +535,9 @@ class CleanPass:
 def project(spd):
     """Move V U onto W by the smallest change of one factor.
 
-    V + rest U^+ where W is taller than wide, else U + V^+ rest, with the pseudo-inverse ^+. That is
-    exact where C is at least min(D, M), else the nearest sum that this factor can make."""
+    V + rest U^+ where W is taller than wide, as W_out is, else U + V^+ rest; rest = W - V U, ^+ is
+    the pseudo-inverse. That is exact where C is at least min(D, M), else the nearest sum that this
+    factor can make."""
     for W, V, U in zip(spd.Ws, spd.V, spd.U):
         rest = (W - V @ U).double()
         if len(W) > W.shape[1]:
@@ -521,12 +548,13 @@ def project(spd):
 
 @torch.no_grad()
 def start_at_neurons(spd):
-    """Make neuron k's own weights component k of both matrices: W_in[:, k] e_k and e_k W_out[k], V
-    and U of one norm.
+    """Make neuron k's own weights component k of both matrices.
 
-    The components beyond the neurons stay random, but small."""
+    It is W_in[:, k] times the k-th unit vector, and the k-th unit vector times W_out[k], scaled so
+    that |V[:, k]| = |U[k]|. The components beyond the neurons stay random, but small."""
     for W, V, U in zip(spd.Ws, spd.V, spd.U):
         reads_neurons = len(W) > W.shape[1]                 # W_out does, W_in writes them
+        # root of each neuron's weight norm
         size_M = W.norm(dim=1 if reads_neurons else 0).sqrt()
         M = len(size_M)
         V.mul_(SMALL)
@@ -543,12 +571,14 @@ def begin(spd, cfg):
 
 
 def optimizers(spd, cfg):
-    """Muon or Adam for V and U at --lr and for the importance net's matrices at --lr_ci, Adam for
-    what is no matrix: with Muon that is the net's biases, and the weights of nets per component, at
-    --lr_rest."""
+    """Which optimizer has which weights, at which rate?
+
+    V and U: Muon or Adam at --lr. The importance net's matrices: Muon or Adam at --lr_ci. What is
+    no matrix, its biases and the (C, n_in, n_out) weights of nets per component: Adam, at --lr_rest
+    beside Muon, else at --lr_ci."""
     takes_all = cfg.optimizer == "adam"
-    turned = []
-    rest = []
+    turned = []         # of the importance net, at --lr_ci
+    rest = []           # and at --lr_rest; not W - V U
     for net in spd.importance_net.nets:
         for W, b in zip(net[::2], net[1::2]):
             (turned if takes_all or W.ndim == 2 else rest).append(W)
@@ -560,8 +590,8 @@ def optimizers(spd, cfg):
 
 
 def update(spd, opts, loss, cfg, progress):
-    """Take one step: cosine learning rates, V, U and the importance net clipped apart. Returns the
-    sum of both norms."""
+    """Take one step: set cosine learning rates, clip the gradient of V and U and that of the
+    importance net, each to a norm of its own. Returns the sum of both norms before clipping."""
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     common.set_rates(opts, cfg.lr_end + (1 - cfg.lr_end) * cosine)
     for opt in opts.values():
@@ -623,12 +653,13 @@ def train(cfg):
         loss, terms, importance = loss_fn(spd, batch, cfg, progress, gen, pgd)
         norm = update(spd, opts, loss, cfg, progress)
         if pgd:
-            pgd.step()
+            pgd.step()              # by the gradient that the loss left on the sources
         if run.is_logged:
             on_per_token = [(g > ON_ABOVE).sum(-1).float().mean() for g in importance]
             run.record(terms, norm, l0_in=on_per_token[0], l0_out=on_per_token[1])
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
             run.log(step=step, **small_evaluation(cfg, gpt, spd, corpus))
+        # before run.steps() saves the last checkpoint
         if run.is_last and cfg.project:
             project(spd)
     return spd, summarise(cfg, gpt, spd, corpus, run.seconds)
@@ -636,7 +667,7 @@ def train(cfg):
 
 def small_evaluation(cfg, gpt, spd, corpus):
     """KL under each of the masks on eight sequences of fit, for the log. It draws from a generator
-    of its own."""
+    of its own, so that how often one looks changes no training."""
     device = spd.bs[0].device
     gen = common.generator(cfg.seed, "eval", device)
     rows = corpus["fit"].rows(cfg.T, 8).to(device)
@@ -646,8 +677,10 @@ def small_evaluation(cfg, gpt, spd, corpus):
 
 # ----------------------------------------------------------------------------------- summary
 def summarise(cfg, gpt, spd, corpus, seconds):
-    """Print what was found, write summary.json. Means and the choice of concepts come from fit,
-    figures from test."""
+    """Print what was found, write summary.json.
+
+    fit and test are two splits of the text that training does not see: the mean outputs of
+    ablations and each unit's concept are chosen on fit, all figures are measured on test."""
     layer, = spd.layers
     device = spd.bs[0].device
     gen = common.generator(cfg.seed, "summary", device)
@@ -677,7 +710,8 @@ def summarise(cfg, gpt, spd, corpus, seconds):
     out["active_params"] = l0 * sum(spd.Ws[0].shape)
     out["dead_fraction"] = 1 - alive / len(spd.params_F)
     out["ce_recovered"] = out[f"ce_recovered_rounded_{ON_ABOVE}"]
-    out["fve"] = evals.usage(spd, gpt, layer, test[0])["fve"]           # of importances as masks
+    # with importances as masks, not rounded
+    out["fve"] = evals.usage(spd, gpt, layer, test[0])["fve"]
     out |= {f"weight_error_{name}": error for name, error in errors.items()}
 
     tokens = cfg.steps * cfg.B * cfg.T

@@ -4,12 +4,13 @@ A transcoder reads the input x of an MLP, turns it into F numbers f, nearly all 
 writes the MLP's output y as the sum of the directions W_dec[i], each times its f_i. It can stand in
 for the MLP, while an SAE reads the output that it explains.
 
-    pre = W_enc x + b_enc
+    pre = x W_enc^T + b_enc
     y_hat = f W_dec + b_dec (+ x W_skip)    rows of W_dec have norm 1; y is scaled: E|y| = sqrt(D)
-    loss = NMSE + c_aux AuxK + lambda penalty
+    loss = NMSE + c_aux AuxK + lambda penalty           topk and batchtopk have no penalty
     NMSE = E|y - y_hat|^2 / E|y - E y|^2    --objective kl: KL of the model's predictions instead
     AuxK = |e - e_hat|^2 / |e - E e|^2      what is missing, e = y - y_hat, rebuilt by dead units:
-                                            e_hat from the D / 2 largest pre; it revives them
+                                            e_hat from their D / 2 largest pre, negative ones
+                                            too. Only dead units learn from it: it revives them
 
 The sparsities (--variant) are the SAE's, a function each in sae.py; so is a step of training:
     topk        f = the k largest of relu(pre) of each token
@@ -24,11 +25,13 @@ How to fork this file for a sparsity with parameters of its own: stochastic.py.
 
 --skip adds the affine map x W_skip, from 0 on (Paulo, Shabalin, Belrose 2025, arXiv:2501.18823).
 
-Differs from the papers: theta is trained raw and clamped at 0, in a wide window; relu's lambda
-follows L0, whose goal falls from F to k, so that every variant ends at an L0 of about k; unit-norm
-rows and AuxK in every variant.
+Differs from the papers: theta itself is trained, not its logarithm, clamped at 0, in a wide window;
+relu's lambda follows L0, whose goal falls from F to k, so that every variant ends at an L0 of about
+k; unit-norm rows of W_dec and AuxK in every variant.
 
-N tokens of a batch, B sequences, T positions, D width, F units
+N tokens of a batch, B sequences, T positions, D residual width, F units, L layers (here 1), R rows
+of tokens
+CE recovered: 0 with the MLP's mean output, 1 with the MLP; FVE: 1 - NMSE of the MLP's output
 
     python transcoder.py --F 1024 --k 32    # 66 s on one core: CE recovered 0.998, FVE 0.970
 """
@@ -61,10 +64,11 @@ class Config:
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, k / 4 to 4 k: sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
-    seed: int = 0                   # of the initialisation, the batches and the noise
+    seed: int = 0                   # of the initialisation and the batches
     # units
     F: int = 1024                   # units
     k: int = 32                     # units on per token
+    # stochastic is refused: it has a file of its own, stochastic.py
     variant: Literal["topk", "batchtopk", "jumprelu", "relu", "stochastic"] = "topk"  # sparsity
     skip: bool = False              # add the affine map x W_skip
     # training
@@ -85,13 +89,14 @@ class Config:
     bandwidth: float = 0.2          # jumprelu: width of the window in which thresholds learn
     c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
     c_first: float = 1e-3           # relu: first lambda
-    follow: float = 0.03            # relu: a step multiplies lambda by exp(follow (L0 / goal - 1))
+    follow: float = 0.03            # relu: a step multiplies lambda by exp(-follow) to exp(follow)
     # looking and saving
     log_every: int = 50             # steps between lines of log.jsonl
     save_every: int = 500           # steps between checkpoints
     eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
 
 
+# flags that a resumed run may give other values (common.Run)
 MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every",
                         "eval_tokens"}
 
@@ -100,6 +105,7 @@ MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every"
 class Transcoder(nn.Module):
     """W_enc (F, D) and b_enc: what units read; W_dec (F, D): what they write. The buffers are
     what training remembers and evaluation needs."""
+    # for evals.py, as is what follows "The seam" below
     kind = "dictionary"
     matrices = ()
 
@@ -140,7 +146,7 @@ class Transcoder(nn.Module):
     def fold(self):
         """Move the scales into the weights, so that from now on raw activations are read.
 
-        f and all that is measured in its unit, which is y's, shrinks by the scale of y."""
+        pre and f are divided by the scale of y, and so are biases, thetas and the threshold."""
         for tensor in (self.b_enc, self.b_dec, self.threshold):
             tensor.div_(self.scale)
         if self.theta is not None:
@@ -153,7 +159,7 @@ class Transcoder(nn.Module):
         self.scale_in.fill_(1)
 
     def pre(self, x_ND, W_FD, b_F):
-        """W x + b, with nothing subtracted from x: b_dec is the mean of y."""
+        """x W^T + b, with nothing subtracted from x: b_dec is the mean of y."""
         return PreActivations(x_ND, W_FD, b_F)
 
     def codes(self, x):
@@ -165,7 +171,7 @@ class Transcoder(nn.Module):
         """What y_hat has beside the units."""
         return self.b_dec if self.W_skip is None else self.b_dec + x @ self.W_skip
 
-    # The seam (evals.py)
+    # The seam: what evals.py asks of every method
     def unit_directions(self):
         return [("all", self.W_enc, self.W_dec, None)]
 
@@ -197,7 +203,7 @@ def loss_fn(m, x_ND, y_ND, kl, progress):
     pre = m.pre(x_ND, m.W_enc, m.b_enc)
     written_ND, penalty, seen = SPARSITIES[m.cfg.variant](m, pre, progress)
 
-    # It must be the MLP's output, or save the model's predictions.
+    # It must be the MLP's output, or keep the model's predictions.
     y_hat_ND = written_ND + m.affine(x_ND)
     rec = kl(y_hat_ND / m.scale) if kl else nmse(m, y_ND, y_hat_ND)
 
@@ -236,6 +242,7 @@ def examples(cfg, gpt, m, corpus, start):
         shuffled = data.batches(gpt, corpus, m.layers, cfg.T, cfg.N, cfg.seed, start)
         for x_LND, y_LND in shuffled:
             yield x_LND[0], y_LND[0], None
+    # data.batches never ends: this is for --objective kl alone
     rows_per_step = max(1, cfg.N // (cfg.T - 1))
     for step in range(start, cfg.steps):
         idx_BT = corpus.batch(step, rows_per_step, cfg.T, cfg.seed).to(m.b_dec.device)
@@ -287,8 +294,10 @@ def train(cfg):
 
 # ------------------------------------------------------------------------------------- summary
 def summarise(cfg, gpt, m, corpus, seconds):
-    """Print what was found, write summary.json. Means and the choice of concepts come from fit,
-    figures from test."""
+    """Print what was found, write summary.json.
+
+    fit and test are two splits of the text that training does not see: the mean outputs of
+    ablations and each unit's concept are chosen on fit, all figures are measured on test."""
     layer, = m.layers
     device = m.b_dec.device
     n_rows = cfg.eval_tokens // cfg.T
