@@ -3,11 +3,14 @@ import http.server
 import json
 import re
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import baselines
 import common
+from conftest import noisy_gpt
 from metrics import llm, words
 from test_common import fails
 from test_units import active
@@ -208,3 +211,24 @@ def test_a_passage_shows_marks_and_numbers():
     assert llm.passage(ids, value, VOCAB, numbers=True) == "w1 <<w2>> (2) <<w3>> (10)"
     assert llm.passage(ids, value, VOCAB) == "w1 <<w2>> <<w3>>"
     assert llm.passage(ids, value, VOCAB, marks=False) == "w1 w2 w3"
+
+
+@pytest.mark.parametrize("module", [words, llm], ids=lambda module: module.__name__)
+def test_what_is_measured_has_its_columns(world, server, tmp_path, module):
+    gpt, (rows, rows2) = noisy_gpt(1, 16, 24, T, V), world[0]
+    gpt.vocab = VOCAB
+    no_labels = torch.zeros(*rows.shape, 0, dtype=torch.bool)
+    arena = SimpleNamespace(gpt=gpt, fit=(rows, no_labels), test=(rows2, no_labels), explained=3,
+                            judge=client(server, tmp_path))
+    m = baselines.baselines(gpt, 0, rows, 8, 32, 0)["neurons"]
+    numbers, details = module.measure(m, arena, common.generator(0, "measure"))
+    assert list(numbers) == list(module.COLUMNS) and None not in numbers.values()
+    assert {*details} == ({"rule_units", "rule_precision", "rule_recall", "texts"} if module is words
+                          else {"judge", "judge_texts"})
+
+
+def test_without_a_unit_that_is_on_often_there_are_no_scores(world):
+    rows = world[0][0]
+    never = active(torch.zeros(R * (T - 1), 2), torch.zeros(R * (T - 1), 0).bool())
+    out = words.explain(never, never, rows, rows, VOCAB, common.generator(0, "explain"))
+    assert out["scorable"] == 0 and out["texts"] == [] and "det" not in out
