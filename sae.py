@@ -478,9 +478,8 @@ def train(cfg):
     gpt = GPT.load(cfg.model, device)
     m = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
-    gen = common.generator(cfg.seed, "noise", device)       # nothing here draws; a fork may
     opts = optimizers(m)
-    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), m=m, gen=gen, **opts)
+    run = common.Run(cfg, gpt, data.fingerprint(cfg.data), m=m, **opts)
 
     batches = examples(cfg, gpt, m, corpus["train"], run.first_step)
     for step, (a_ND, kl) in zip(run.steps(), batches):
