@@ -82,7 +82,7 @@ class Config:
     ramp: float = 1.0               # jumprelu: share of the steps over which lam rises from 0
     c: float = 4.0                  # jumprelu: steepness of the tanh
     theta: float = 0.03             # jumprelu: first thresholds
-    bw: float = 1.0                 # jumprelu: width of the window in which thresholds learn
+    bandwidth: float = 1.0          # jumprelu: width of the window in which thresholds learn
     lam_p: float = 1e-4             # jumprelu: pull of dead features towards their thresholds
     k_aux: int = 64                 # batchtopk: dead features per token that may write the error
     c_aux: float = 1 / 32           # batchtopk: weight of how well dead features write the error
@@ -93,6 +93,7 @@ class Config:
     eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
 
 
+RENAMED = {"bw": "bandwidth"}      # flags by their old names
 MAY_CHANGE_ON_RESUME = {"model", "layer", "replace", "out", "resume", "sweep", "device",
                         "log_every", "save_every", "eval_tokens"}
 
@@ -294,7 +295,7 @@ def nmse(y_hat_LND, y_LND):
 def write_above_thresholds(clt, features, y_LND, cfg, progress):
     """jumprelu: on is what is above its feature's own threshold, at a price for being on."""
     z_LNF, norm_LF, is_dead_LF = features
-    f_LNF = jumprelu(z_LNF, clt.theta_LF, cfg.bw)
+    f_LNF = jumprelu(z_LNF, clt.theta_LF, cfg.bandwidth)
     y_hat_LND = clt.write(f_LNF)
 
     # the price: tanh counts a feature that writes much as about 1, however much it writes
@@ -410,7 +411,7 @@ def build(cfg, gpt):
     common.within(flags, "F", "steps", "log_every", "save_every",
                   layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
                   eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
-    common.within(flags, theta=(0, math.inf), bw=(1e-6, math.inf), ramp=(1e-6, 1))
+    common.within(flags, theta=(0, math.inf), ramp=(1e-6, 1))
     L = gpt.cfg.n_layer
     layers = [layer] if cfg.replace == "this" else list(range(L))
     return CLT(L, gpt.cfg.n_embd, cfg, common.generator(cfg.seed, "init"), layers), layer

@@ -85,12 +85,22 @@ def cli(Config, argv=None):
         spellings = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}"))
         parser.add_argument(*spellings, dest=f.name, default=f.default, help=text, **how)
 
+    refuse_renamed(Config, sys.argv[1:] if argv is None else argv)
     cfg = Config(**vars(parser.parse_args(argv)))
     for name, value in vars(cfg).items():
         if isinstance(value, float) and not math.isfinite(value):
             parser.error(f"argument --{name}: invalid value: {value}, must be finite")
     print("$", command(cfg), flush=True)
     return cfg
+
+
+def refuse_renamed(Config, argv):
+    """Fail on a flag by its old name, and say its new one, which RENAMED of Config's file has."""
+    renamed = getattr(sys.modules[Config.__module__], "RENAMED", {})
+    for word in argv:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in renamed:
+            fail(f"--{name}: is called --{renamed[name]} now")
 
 
 # limits (low, high) of flags that mean the same in every script

@@ -71,7 +71,7 @@ class Config:
     groups: str = "64@2,32@4,16@8,8@16,4@32"  # NUMBER@RANK; 80@8: FVE, L0 alike, fewer ranks on
     gate: Literal["jumprelu", "relu"] = "jumprelu"  # phi, unless --sum_to_weights
     theta: float = 0.3              # jumprelu: first threshold; 0.03: as much FVE, higher L0
-    bw: float = 1.0                 # jumprelu: width of the window in which thresholds learn
+    bandwidth: float = 1.0          # jumprelu: width of the window in which thresholds learn
     sum_to_weights: bool = False    # transforms and a rest sum to W_in W_out; gates in [0, 1]
     alpha: float = 0.01             # sum_to_weights: slope of gates outside [0, 1], to get back
     # training
@@ -95,6 +95,7 @@ class Config:
 
 
 SWEEP = (0.1, 0.3, 1, 2, 4)         # times --lam
+RENAMED = {"bw": "bandwidth"}      # flags by their old names
 MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every",
                         "eval_tokens"}
 
@@ -200,7 +201,7 @@ class MOLT(nn.Module):
         if self.tied:
             return Clamp.apply(z, self.cfg.alpha) if training else z.clamp(0, 1)
         if training:
-            return JumpReLU.apply(z, self.theta, self.cfg.bw)
+            return JumpReLU.apply(z, self.theta, self.cfg.bandwidth)
         return z * (z > self.theta)
 
     def inner(self, g, x):
@@ -422,7 +423,7 @@ def build(cfg, gpt):
     common.within(flags, "steps", "log_every", "save_every", layer=(0, gpt.cfg.n_layer - 1),
                   T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf),
                   N=(cfg.T, data.ROWS * (cfg.T - 1)))
-    common.within(flags, theta=(0, math.inf), bw=(1e-9, math.inf), ramp=(1e-9, 1),
+    common.within(flags, theta=(0, math.inf), ramp=(1e-9, 1),
                   lam=(0, math.inf), beta=(0, math.inf))
     highest = max(rank for _, rank in parse(cfg.groups))
     if highest > D:

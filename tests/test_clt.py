@@ -451,7 +451,7 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
 @pytest.mark.parametrize("change, words", [
     (dict(layer=7), "--layer 7"), (dict(layer=-2), "--layer -2"), (dict(F=0), "--F 0"), (dict(k=11), "--k 11"),
     (dict(k=0), "--k 0"), (dict(N=0), "--N 0"), (dict(N=10**6), "--N 1000000"), (dict(T=T + 1), f"--T {T + 1}"),
-    (dict(steps=0), "--steps 0"), (dict(bw=0.), "--bw 0"), (dict(ramp=0.), "--ramp 0"), (dict(theta=-1.), "--theta -1"),
+    (dict(steps=0), "--steps 0"), (dict(bandwidth=0.), "--bandwidth 0"), (dict(ramp=0.), "--ramp 0"), (dict(theta=-1.), "--theta -1"),
     (dict(model="nowhere"), "nowhere"), (dict(data="nowhere.bin"), "nowhere.bin"), (dict(resume=True), "no such file"),
     (dict(device="tpu"), "--device tpu"),
     (dict(lr_rest=-1.), "--lr_rest -1")])

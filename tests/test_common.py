@@ -1,4 +1,5 @@
 """Command line, checkpoints, log and random streams of common.py."""
+import importlib
 import json
 import os
 import subprocess
@@ -237,3 +238,10 @@ def test_provenance_without_git(tmp_path):
         env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent), "PATH": path}
         out = subprocess.run([sys.executable, "s.py"], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert out.stdout == "None\n" and out.stderr == "", out
+
+
+@pytest.mark.parametrize("word", ["--bw", "--bw=0.5"])
+@pytest.mark.parametrize("module", ["clt", "molt"])
+def test_a_flag_by_its_old_name_is_refused_in_one_line_that_says_the_new_one(capsys, module, word):
+    config = importlib.import_module(module).Config
+    fails(capsys, lambda: common.cli(config, [word, "0.5"][:1 + ("=" not in word)]), "--bw", "--bandwidth")

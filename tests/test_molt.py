@@ -310,7 +310,7 @@ def test_evaluation_leaves_the_molt_and_the_random_state_alone(cfg):
     assert torch.equal(rng, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("kind, optimizer", zip(KINDS[:3], ("adam", "muon", "muon")), ids=NAMES[:3])
+@pytest.mark.parametrize("kind, optimizer", list(zip(KINDS[:3], ("adam", "muon", "muon"))), ids=NAMES[:3])
 def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, kind, optimizer):
     cfg = dataclasses.replace(cfg, optimizer=optimizer, **kind)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
@@ -410,7 +410,7 @@ def test_nan_stops_with_the_step_and_the_checkpoint(cfg, capsys, monkeypatch):
     (dict(layer=7), "--layer 7"), (dict(layer=-2), "--layer -2"), (dict(T=T + 1), f"--T {T + 1}"),
     (dict(N=T - 1), f"--N {T - 1}"), (dict(N=512 * (T - 1) + 1), "--N"), (dict(steps=0), "--steps 0"),
     (dict(groups="4x2"), "--groups 4x2"), (dict(groups="0@2"), "--groups 0@2"), (dict(groups="4@9"), "rank 9"),
-    (dict(groups=""), "--groups"), (dict(theta=-1.), "--theta -1.0"), (dict(bw=0.), "--bw 0.0"),
+    (dict(groups=""), "--groups"), (dict(theta=-1.), "--theta -1.0"), (dict(bandwidth=0.), "--bandwidth 0.0"),
     (dict(lam=-1.), "--lam -1.0"), (dict(ramp=0.), "--ramp 0.0"), (dict(model="nowhere"), "nowhere"),
     (dict(data="nowhere.bin"), "nowhere.bin"), (dict(resume=True), "no such file"),
     (dict(device="tpu"), "--device tpu"), (dict(lr_rest=-1.), "--lr_rest -1")])
