@@ -196,9 +196,9 @@ def agreement_of_pair(matches, on_F, written_F):
 def agreement(pairs, on_SF, written_SF):
     """How many units does another seed find again, in one space? Means over all ordered pairs.
 
-        similarity              mean similarity S of the matched pairs
-        similarity_alive        mean S of the alive units, 0 for one without a mate
-        similarity_shared       mean S of the shared pairs
+        similarity              mean similarity of the matched pairs
+        similarity_alive        its mean over the alive units, 0 for one without a mate
+        similarity_shared       its mean over the shared pairs
         shared_0.5, 0.7, 0.9    share of the alive units in pairs that reach this threshold
         shared_rate1 .. 4       shared_0.7 of each quarter of the alive units, rarest on first
         shared_written          shared_0.7 with each unit weighted by how much it writes
