@@ -38,7 +38,7 @@ class ChatClient:
         self.key = os.environ.get(key_env)
         self.timeout = timeout
         self.retries = retries
-        self.wait = wait                # seconds before the second try; doubled before each other
+        self.wait = wait                # seconds before the second try, doubled for each more
         self.cache = Path(cache)
 
     def chat(self, messages, temperature=0, max_tokens=200):
@@ -140,7 +140,7 @@ def balanced_accuracy(on_active, on_idle):
 
 
 def llm_explain(client, fit, test, rows_RT, rows2_RT, vocab, units, gen, shown=20, scored=20):
-    """words.explain by an LLM: a text for each unit from `shown` windows of fit, and det and fuzz
+    """Have an LLM explain units: a text for each from `shown` windows of fit, and det and fuzz
     from `scored` active and as many inactive windows of test.
 
     det, fuzz: balanced accuracy of the answers given; failures: share of passages without one.

@@ -408,7 +408,7 @@ COLUMNS = {
         text="correlation of the rule's guess with the unit's value"),
     "rule_discr": Column(
         "discrim", "up", beat=0.5, digits=3, table="words",
-        text="how often its own rule beats that of a neighbour"),
+        text="how often a unit's own rule beats that of a neighbour"),
     "rule_f1": Column(
         "token F1", "up", beat="random", digits=3, table="words",
         text="F1 of the rule over tokens as they come"),
