@@ -3,29 +3,36 @@
 Units of A and of B, dead ones left out, are matched one to one such that the sum of their
 similarities S is largest (`hungarian`). What S is depends on what is compared:
 
-    weights         do two units read and write alike? With E the cosine of what they read and D
-                    the cosine of what they write:
-                        SAE, transcoder, CLT    S = (E + D) / 2
-                        SPD                     S = E D, the cosine of the matrices v u^T, so that
-                                                (v, u) and (-v, -u), one component, are alike
-                        MOLT                    S = the cosine of the matrices U_t V_t
-    inputs          do they get alike numbers from the inputs? S of weights, but with what two units
-                    read compared over the inputs x of their block: v . v' becomes v^T E[x x^T] v'.
-                    Directions that the inputs never take count for nothing
-    activations     do they say alike things? S = Pearson's r over tokens, or |r| if units speak
-                    with a sign
+    weights         do two units read and write alike? A unit reads along a vector v and writes
+                    along a vector u. With the cosines c_read of the two v and c_write of the two u:
+                        SAE, transcoder, CLT    S = (c_read + c_write) / 2
+                        SPD                     S = c_read c_write, the cosine of the matrices
+                                                v u^T, so that (v, u) and (-v, -u), which are one
+                                                component, are alike
+                        MOLT                    S = the cosine of the matrices U_t V_t, t a unit
+    inputs          do they write alike, and get alike numbers from the inputs? S of weights, but
+                    with what two units read compared over the inputs x of their block: v . v'
+                    becomes v^T <x x^T> v', also in the lengths that a cosine divides by, < > being
+                    the mean over tokens. Directions that the inputs never take count for nothing
+    activations     do they say alike things? S = Pearson's r of their values over tokens, or |r| if
+                    a value of either decomposition is below 0
 
-Units are never matched across SPD's two matrices, nor across the layers that a CLT reads.
+Units are never matched across SPD's two matrices, nor across the layers that a CLT reads: such a
+group of units that may be matched is a Block.
 
-A pair is shared where `least` is 0.7 or more: the smaller of E and D (SPD: of |E| and |D|, with the
-sign of E D; MOLT and activations: S). Above this threshold, matching by E alone and by D alone
-mostly make the same pairs; below it they do not (Paulo and Belrose 2025, arXiv:2501.16615).
+A pair is shared where `least` is 0.7 or more. In weights and inputs that is the smaller of c_read
+and c_write (SPD: of |c_read| and |c_write|, with the sign of c_read c_write; MOLT: S), in
+activations S. Above this threshold, matching by c_read alone and by c_write alone mostly make the
+same pairs; below the threshold they do not (Paulo and Belrose 2025, arXiv:2501.16615).
 
-The cosine of two matrices is <A, B> / (|A| |B|), with the Frobenius product. What one may conclude
-from matched pairs, and what not, is in metrics/stability.py.
+The cosine of two matrices is their Frobenius product, the sum of the products of their entries,
+over the product of their Frobenius norms. What one may conclude from matched pairs, and what not,
+is in metrics/stability.py.
 
-F units of a decomposition, n of them in one block, P matched pairs, E entries of a recording, N
-tokens, R rows of tokens, T positions, D what a block's units read
+A and B are two decompositions, As and Bs lists of their Blocks, a and b two of these Blocks or two
+recordings (metrics/recording.py). F units of a decomposition, n of them in one block (n' in the
+other), P matched pairs, E entries of a recording, N tokens (position 0 of each row left out), R
+rows of tokens, T positions, D width of what a block's units read. S has no suffix: it is (n, n')
 """
 import math
 from dataclasses import dataclass, replace
@@ -169,7 +176,7 @@ class Block:
     read: torch.Tensor          # (rows, D)
     write: torch.Tensor         # (rows, what they write)
     owner: torch.Tensor         # which of the n units each row belongs to, 0 to n - 1
-    root: torch.Tensor | None = None    # E[x x^T]^(1/2) of the block's inputs, once it is known
+    root: torch.Tensor | None = None    # <x x^T>^(1/2) of the block's inputs, once known
 
     def where(self, keep_n):
         """The block without those units that are not to be kept."""
@@ -180,7 +187,7 @@ class Block:
 
     def over_inputs(self):
         """The block as its inputs see it: plain cosines of what its units read are then those over
-        the inputs, (v root) . (v' root) = v^T E[x x^T] v'."""
+        the inputs, (v root) . (v' root) = v^T <x x^T> v'."""
         return replace(self, read=self.read @ self.root)
 
 
@@ -205,7 +212,7 @@ def with_inputs(Bs, m, gpt, rows_RT):
 
 
 def root_of(x_ND):
-    """E[x x^T]^(1/2), symmetric: (D, D)."""
+    """<x x^T>^(1/2), symmetric: (D, D)."""
     x_ND64 = x_ND.double()
     eigenvalues, Q = torch.linalg.eigh((x_ND64.T @ x_ND64) / len(x_ND))
     # Q diag(sqrt(eigenvalues)) Q^T; rounding may have left some a little below 0
@@ -218,7 +225,7 @@ def cosines(A, B):
 
 
 def inner(a, b):
-    """<U_s V_s, U_t V_t> of each map s of a with each map t of b: (n, n').
+    """Frobenius product <U_s V_s, U_t V_t> of each map s of a with each map t of b: (n, n').
 
     A map is the sum of the outer products of its rows, and <v u^T, v' u'^T> = (v . v') (u . u'), so
     that no map has to be multiplied out.
@@ -235,11 +242,12 @@ def similarity(a, b):
         size_a, size_b = (inner(c, c).diagonal().clamp(min=1e-12).sqrt() for c in (a, b))
         S = inner(a, b) / (size_a.unsqueeze(1) * size_b)
         return S, S
-    E = cosines(a.read, b.read)
-    D = cosines(a.write, b.write)
+    c_read = cosines(a.read, b.read)
+    c_write = cosines(a.write, b.write)
     if a.kind == "component":
-        return E * D, (E * D).sign() * torch.minimum(E.abs(), D.abs())
-    return (E + D) / 2, torch.minimum(E, D)
+        smaller = torch.minimum(c_read.abs(), c_write.abs())
+        return c_read * c_write, (c_read * c_write).sign() * smaller
+    return (c_read + c_write) / 2, torch.minimum(c_read, c_write)
 
 
 def weight_matches(As, Bs):
@@ -361,7 +369,7 @@ def divide_by_std(recording, unit_n):
 def correlation(a, b, i_n, j_n, chunk=8192):
     """How alike are the values of units i of recording a and units j of recording b? Pearson's r.
 
-        r = E[x y] - E[x] E[y]     of x and y over their standard deviations; (n, n')
+        r = <x y> - <x> <y>     of x and y over their standard deviations; (n, n')
 
     over the tokens, which both have recorded; 0 for a unit that never varies. 2 s for 1,024 units
     and 50,000 tokens.
