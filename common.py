@@ -248,7 +248,7 @@ def load(path, **expect) -> tuple[dict, dict]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+            meta = meta_of(file)
     except (SafetensorError, OSError, ValueError) as e:
         is_there = os.path.exists(path)
         reason = "truncated or not a safetensors file" if is_there else "no such file"
@@ -267,9 +267,13 @@ def read_meta(path) -> dict:
     {} where the file is missing or damaged: `load` says which, once it is needed."""
     try:
         with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("meta", "{}"))
+            return meta_of(file)
     except (SafetensorError, OSError, ValueError):
         return {}
+
+
+def meta_of(file) -> dict:
+    return json.loads((file.metadata() or {}).get("meta", "{}"))
 
 
 def differences(name, was, wanted) -> list[str]:

@@ -189,7 +189,7 @@ class Arena(NamedTuple):
     names: list                     # of the concepts that are labelled
     explained: int                  # units per model that are explained in words
     judge: Any                      # the LLM, if there is one
-    once: dict                      # what `shared` has found
+    once: dict                      # what `shared` has found, and the untrained target
 
     def shared(self, function, name, **how):
         """Find what holds for all decompositions of a target, once for all of them:
@@ -363,21 +363,17 @@ def trained(job, run, gpt, retrain=False, keep=False):
                     "remove it to train that model anew, or see compare.py --keep")
 
     # Is it there, and whole? Otherwise it is trained, from where an interrupted training was left.
-    expected = dict(method=module.__name__, target=gpt.hash)
     run.resume = path.exists() and not (differs and retrain)
-    is_whole = False
-    if run.resume:
-        _, meta = common.load(path, **expected)
-        is_whole = meta["step"] == run.steps
+    is_whole = run.resume and common.read_meta(path).get("step") == run.steps
     if not is_whole:
         Path(run.out).mkdir(parents=True, exist_ok=True)
         with open(Path(run.out) / "train.txt", "a") as log, contextlib.redirect_stdout(log):
             module.train(run)
 
-    _, meta = common.load(path, **expected)
+    m = module.load(path, gpt)
     tokens = run.steps * tokens_per_step(run)
-    cost = dict(tokens=tokens, steps=run.steps, seconds=meta["seconds"])
-    return module.load(path, gpt), cost, hashlib.sha256(path.read_bytes()).hexdigest()
+    cost = dict(tokens=tokens, steps=run.steps, seconds=common.read_meta(path)["seconds"])
+    return m, cost, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Subject(NamedTuple):
@@ -417,9 +413,11 @@ def target_of(job, cfg, arena):
     """The arena of a job: with a target of random weights for the control of that name."""
     if not job.name.endswith(":untrained"):
         return arena
-    folder = Path(cfg.runs) / f"untrained-{arena.gpt.hash}"
-    baselines.random_target(arena.gpt, folder, 0)
-    return arena._replace(gpt=GPT.load(folder, arena.fit[0].device))
+    if "untrained" not in arena.once:
+        folder = Path(cfg.runs) / f"untrained-{arena.gpt.hash}"
+        baselines.random_target(arena.gpt, folder, 0)
+        arena.once["untrained"] = GPT.load(folder, arena.fit[0].device)
+    return arena._replace(gpt=arena.once["untrained"])
 
 
 # --------------------------------------------------------------------------- the evaluations
