@@ -142,11 +142,17 @@ def reads(m):
     return getattr(m, "reads", m.layers)
 
 
-@torch.no_grad()
 def clean(m, gpt, idx_BT, layer):
     """What does one of m's MLPs read, and what do m's units say, while the model runs as it is?
 
     Returns x_BTD and f_BTF. The model above `layer` is not run."""
+    x_BTD, _, f_BTF = clean_with_stream(m, gpt, idx_BT, layer)
+    return x_BTD, f_BTF
+
+
+@torch.no_grad()
+def clean_with_stream(m, gpt, idx_BT, layer):
+    """`clean`, and the stream that the MLP's output is added to: x_BTD, stream_BTD, f_BTF."""
     first = min([layer, *reads(m)])
     x_BTD, stream_BTD = gpt.prefix(idx_BT, first)
     for below in range(first, layer):
@@ -154,7 +160,7 @@ def clean(m, gpt, idx_BT, layer):
         if below in reads(m):
             m.encode(below, x_BTD, gpt.mlp(below))
         x_BTD, stream_BTD = gpt.next_mlp(stream_BTD, gpt.mlp(below)(x_BTD), below)
-    return x_BTD, m.encode(layer, x_BTD, gpt.mlp(layer))
+    return x_BTD, stream_BTD, m.encode(layer, x_BTD, gpt.mlp(layer))
 
 
 # ------------------------------------------------------------------------------------ the floor

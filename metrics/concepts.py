@@ -25,7 +25,7 @@ from evals import ALIVE, f1_scores
 from metrics import columns
 from metrics.atoms import effective_rank, fragmentation, meta_dictionary, one_concept
 from metrics.columns import Column
-from metrics.recording import (Dense, contributions, record, split_by_sign, testable_concepts,
+from metrics.recording import (Dense, contributions, record_by_sign, testable_concepts,
                                write_directions)
 from model import gelu
 from tinytales.concepts import HIERARCHY
@@ -493,7 +493,7 @@ def summary(m, gpt, fit, test, parents, gen, tau=0., n=1000):
     missing or None where its number would mean nothing. Two minutes on two cores.
     """
     # Where is each unit on? A unit with two signs says two things, and counts as two units.
-    fit, test = split_by_sign(record(m, gpt, *fit, tau), record(m, gpt, *test, tau))
+    fit, test = record_by_sign(m, gpt, fit, test, tau)
     concepts = testable_concepts(fit)
     alive_curve = alive(fit, largest_value(fit))
     is_alive_F = fit.on() >= ALIVE

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from evals import (LEAST_COST, ablations, clean, mean_output, recovered, scores, scores_at,
-                   splice)
+from evals import (LEAST_COST, ablations, clean, clean_with_stream, mean_output, recovered, scores,
+                   scores_at, splice)
 from metrics import columns
 from metrics.columns import Column
 
@@ -100,11 +100,10 @@ def attribution(m, gpt, idx_BT, layer):
 
     a = f d(CE summed over the row) / d f, through m.decode alone. Returns x_BTD, f_BTF and
     a_BTF."""
-    x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
+    x_BTD, stream_BTD, f_BTF = clean_with_stream(m, gpt, idx_BT, layer)
     with torch.enable_grad():
         # how the cross-entropy changes with the MLP's own output ..
         y_BTD = gpt.mlp(layer)(x_BTD).requires_grad_()
-        _, stream_BTD = gpt.prefix(idx_BT, layer)
         logits_BSV = gpt.suffix(stream_BTD, y_BTD, layer)[:, 1:-1]
         next_BS = idx_BT[:, 2:]
         ce = F.cross_entropy(logits_BSV.flatten(0, 1), next_BS.flatten(), reduction="sum")

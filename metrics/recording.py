@@ -3,7 +3,7 @@
 A recording is sparse: of all tokens and units it keeps the entries, the pairs at which the unit is
 on. At an L0 of 16 that is 16 numbers a token, whatever the number of units.
 
-    fit, test = split_by_sign(record(m, gpt, *fit), record(m, gpt, *test))      of (rows, labels)
+    fit, test = record_by_sign(m, gpt, fit, test)       # of two pairs (rows, labels)
 
 N tokens, position 0 of each row left out; E entries; F units; U some of the units; J of a unit's
 tokens; K concepts; B rows of a batch, T positions; D residual width. Costs are for two cores,
@@ -66,20 +66,15 @@ class Active:
         return nnf.embedding_bag(self.token_E, table_NJ, start_F, mode="sum",
                                  per_sample_weights=weight_E)
 
-    def moments(self):
-        """What does each unit say on average where a concept is true, and where not? Moments."""
-        label_NK = self.label_NK.float()
-        n_true_K = label_NK.sum(0)
-        n_false_K = self.N - n_true_K
+    def power_sums(self, power, label_NK):
+        """Sum value^power of each unit over the tokens where each concept is true (F, K), and over
+        all tokens (F, 1)."""
+        value_E = self.value_E ** power
         one_N1 = torch.ones_like(label_NK[:, :1])
-        found = []
-        for power in (1, 2):
-            value_E = self.value_E ** power
-            sum_true_FK = self.sums(label_NK, value_E)
-            sum_F1 = self.sums(one_N1, value_E)
-            found.append(sum_true_FK / n_true_K.clamp(min=1))
-            found.append((sum_F1 - sum_true_FK) / n_false_K.clamp(min=1))
-        return Moments(*found)
+        return self.sums(label_NK, value_E), self.sums(one_N1, value_E)
+
+    def moments(self):
+        return moments(self)
 
     def f_at(self, tokens):
         """What did m.encode say at some tokens? (1, tokens, units of m), as m.contrib asks for
@@ -107,18 +102,26 @@ class Dense:
     def at(self, units, tokens):
         return self.value_NF[tokens, units]
 
+    def power_sums(self, power, label_NK):
+        value_NF = self.value_NF ** power
+        return value_NF.T @ label_NK, value_NF.sum(0).unsqueeze(1)
+
     def moments(self):
-        label_NK = self.label_NK.float()
-        n_true_K = label_NK.sum(0)
-        n_false_K = (1 - label_NK).sum(0)
-        found = []
-        for power in (1, 2):
-            value_NF = self.value_NF ** power
-            sum_true_FK = value_NF.T @ label_NK
-            sum_F1 = value_NF.sum(0).unsqueeze(1)
-            found.append(sum_true_FK / n_true_K.clamp(min=1))
-            found.append((sum_F1 - sum_true_FK) / n_false_K.clamp(min=1))
-        return Moments(*found)
+        return moments(self)
+
+
+def moments(recording):
+    """What does each unit say on average where a concept is true, and where not? Moments of an
+    Active or a Dense."""
+    label_NK = recording.label_NK.float()
+    n_true_K = label_NK.sum(0)
+    n_false_K = len(label_NK) - n_true_K
+    found = []
+    for power in (1, 2):
+        sum_true_FK, sum_F1 = recording.power_sums(power, label_NK)
+        found.append(sum_true_FK / n_true_K.clamp(min=1))
+        found.append((sum_F1 - sum_true_FK) / n_false_K.clamp(min=1))
+    return Moments(*found)
 
 
 # ------------------------------------------------------------------------------------ to record
@@ -182,6 +185,11 @@ def split_by_sign(fit, *others, share=0.1):
                               f_E=a.f_E[order_E],
                               origin_F=torch.cat([a.origin_F, two])))
     return halved
+
+
+def record_by_sign(m, gpt, fit, test, tau=0.):
+    """Record the units on two splits, (rows, labels) each, and split them by sign: [fit, test]."""
+    return split_by_sign(record(m, gpt, *fit, tau), record(m, gpt, *test, tau))
 
 
 def testable_concepts(fit):

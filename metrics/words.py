@@ -25,7 +25,7 @@ from evals import ALIVE, f1_scores
 from metrics import columns
 from metrics.columns import Column
 from metrics.concepts import auroc
-from metrics.recording import record, split_by_sign
+from metrics.recording import record_by_sign
 from tinytales import concepts
 
 CLAUSES = 3             # most clauses of a rule
@@ -424,9 +424,7 @@ COLUMNS = {
 def recorded(m, arena):
     """Recordings of fit and test, and in how many windows of fit a unit has to be on to be
     explained: 200 of 200,000."""
-    fit = record(m, arena.gpt, *arena.fit)
-    test = record(m, arena.gpt, *arena.test)
-    fit, test = split_by_sign(fit, test)
+    fit, test = record_by_sign(m, arena.gpt, arena.fit, arena.test)
     return fit, test, max(10, arena.fit[0].numel() // 1000)
 
 
