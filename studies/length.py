@@ -27,6 +27,7 @@ import spd
 from metrics import concepts, groups, recording, stability
 from model import GPT
 from report import curve
+from report.table import markdown_table
 
 
 @dataclass
@@ -161,8 +162,7 @@ def measured(m, run, arena, corpus):
     row["ce_stochastic"] = answers["ce_recovered_stochastic"]
 
     # what the components mean
-    both = [recording.record(m, arena.gpt, *split) for split in (arena.fit, arena.test)]
-    fit, test = recording.split_by_sign(*both)
+    fit, test = recording.record_by_sign(m, arena.gpt, arena.fit, arena.test)
     row["coverage"] = concepts.coverage(fit, test)["coverage"]
     row["board"] = concepts.concepts_from_precise_units(fit, test)
     return row
@@ -207,20 +207,21 @@ def cell(value, digits):
 
 def render(found):
     """The trainings, what they share, and how settled they are, as Markdown."""
-    heads = [head for head, _ in ROWS.values()]
-    lines = ["| start | steps | seed | " + " | ".join(heads) + " |",
-             "|---" * (3 + len(ROWS)) + "|"]
+    trainings = []
     for row in found["rows"]:
         cells = [row["start"], f"{row['steps']:,}", str(row["seed"])]
         cells += [cell(row[key], digits) for key, (_, digits) in ROWS.items()]
-        lines.append("| " + " | ".join(cells) + " |")
+        trainings.append(cells)
+    heads = ["start", "steps", "seed", *(head for head, _ in ROWS.values())]
+    lines = [*markdown_table(heads, trainings), ""]
 
-    lines += ["", "| runs | " + " | ".join(PAIRS.values()) + " |", "|---" * (1 + len(PAIRS)) + "|"]
+    pairs = []
     for pair in found["pairs"]:
         cells = [pair["name"]]
         for key in PAIRS:
             cells.append(f"{cell(pair.get(key), 3)} ({cell(pair.get(f'null_{key}'), 3)})")
-        lines.append("| " + " | ".join(cells) + " |")
+        pairs.append(cells)
+    lines += markdown_table(["runs", *PAIRS.values()], pairs)
     if found["pairs"]:
         lines += ["", "In brackets what as many random units give."]
 

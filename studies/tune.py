@@ -34,7 +34,7 @@ import compare
 import data
 import evals
 from model import GPT
-from report.table import AT
+from report.table import AT, markdown_table
 
 
 @dataclass
@@ -207,24 +207,24 @@ HEADER = f"""\
 KL@L0 on fit, at the middle sparsity, KL in thousandths of a nat; near L0 {AT} also the gain in
 ln KL over what the table uses (table). Bold: what should be used, another setting where one gains
 more than {WORTH}.
-
-| row | the table uses | KL@L0 | best | KL@L0, gain |
-|---|---|---|---|---|"""
+"""
 
 
 def render(rows):
     """As Markdown: what each row uses and what is best; then all trials, a table an optimizer."""
-    lines = [HEADER]
+    verdicts = []
     for row in rows:
         used = Setting(**row["own"])
         best = Setting(**row["best"])
-        lines.append(f"| {row['name']} | {used} | {cell(row, used)} | {best} | {cell(row, best)} |")
+        verdicts.append([row["name"], str(used), cell(row, used), str(best), cell(row, best)])
+    heads = ["row", "the table uses", "KL@L0", "best", "KL@L0, gain"]
+    lines = [HEADER, *markdown_table(heads, verdicts)]
     for optimizer, rates in RATES.items():
-        heads = [optimizer, *(f"{lr:g}" for lr in rates)]
-        lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        trials = []
         for row in rows:
-            cells = [row["name"], *(cell(row, Setting(optimizer, lr)) for lr in rates)]
-            lines.append("| " + " | ".join(cells) + " |")
+            trials.append([row["name"], *(cell(row, Setting(optimizer, lr)) for lr in rates)])
+        heads = [optimizer, *(f"{lr:g}" for lr in rates)]
+        lines += ["", *markdown_table(heads, trials)]
     return "\n".join(lines + [""])
 
 
