@@ -397,25 +397,25 @@ def penalties(importance, cfg, progress):
     return s_C.sum() / N, (s_C * torch.log2(1 + a * s_C / N)).sum() / N
 
 
-def stochastic(importance, gen, route=True):
+def stochastic(importance, gen):
     """Random sources: one per position and component, then one per position for the rest of each
     matrix.
 
-    route: at each position a random number of the matrices is masked, at least one. Each matrix
-    that is not gets sources of 1: all of its masks are 1, so it makes exactly x W + b."""
+    At each position a random number of the matrices is masked, at least one. Each matrix that is
+    not gets sources of 1: all of its masks are 1, so it makes exactly x W + b."""
     device = importance[0].device
     lead = importance[0].shape[:-1]
     n = len(importance)
     sources = [torch.rand(g.shape, generator=gen, device=device) for g in importance]
     rest_sources = [torch.rand(*lead, 1, generator=gen, device=device) for _ in importance]
-    if route:
-        k = torch.randint(1, n + 1, (*lead, 1), generator=gen, device=device)
-        # a random rank of each matrix, 0 to n - 1: those of rank k and more stay frozen
-        order = torch.rand(*lead, n, generator=gen, device=device).argsort(-1).argsort(-1)
-        is_frozen = (order >= k).split(1, -1)
-        for source, rest_source, frozen in zip(sources, rest_sources, is_frozen):
-            source.masked_fill_(frozen, 1.)
-            rest_source.masked_fill_(frozen, 1.)
+
+    k = torch.randint(1, n + 1, (*lead, 1), generator=gen, device=device)
+    # a random rank of each matrix, 0 to n - 1: those of rank k and more stay frozen
+    order = torch.rand(*lead, n, generator=gen, device=device).argsort(-1).argsort(-1)
+    is_frozen = (order >= k).split(1, -1)
+    for source, rest_source, frozen in zip(sources, rest_sources, is_frozen):
+        source.masked_fill_(frozen, 1.)
+        rest_source.masked_fill_(frozen, 1.)
     return sources + rest_sources
 
 
