@@ -2,7 +2,8 @@
 
 A run trains the models that are missing, evaluates what is not evaluated yet, and prints the table.
 A run that was killed goes on; a second one only prints. A training or an evaluation that fails
-leaves a FAILED row, and exit code 1.
+leaves a FAILED row, and exit code 1. torchrun's processes share the jobs; on several machines they
+need a folder that all of them see.
 
     a model         runs/compare/NAME-KNOB-SEED-KEY; KEY = hash of method, target, text, and of the
                     flags that are not at their defaults
@@ -19,14 +20,17 @@ from test. Stability is of all seeds of a row at once.
 
     python compare.py --quick       # one seed, one sparsity, small
     python compare.py --explain     # what each column means and which direction is better
+    torchrun --nproc_per_node=2 compare.py      # two processes, each with half of the jobs
 """
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import inspect
 import itertools
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -34,6 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import distributed
 
 import baselines
 import clt
@@ -461,16 +467,35 @@ def evaluate(job, cfg, arena, groups):
         key = evaluation_key(group, job, subject.which, cfg, arena)
         path = subject.folder / f"{group}-{key}.json"
         try:
-            if not path.exists():
+            found = kept_answers(path)
+            if found is None:
                 if model is None:
                     model = make_floor(job, cfg, arena)
                 gen = common.generator(job.seed or 0, group)
                 numbers, details = GROUPS[group].measure(model, arena, gen)
-                common.write(path, json.dumps(finite(numbers | details)).encode())
-            answers |= json.loads(path.read_text())
+                found = keep_answers(path, numbers | details)
+            answers |= found
         except (Exception, SystemExit) as e:        # the other groups still have their say
             failed.append(f"{group}: {error_text(e)}")
     return answers, "; ".join(failed) or None
+
+
+def keep_answers(path, answers) -> dict:
+    """Write the answers of one group of metrics; returns them as `kept_answers` will read them."""
+    answers = json.loads(json.dumps(finite(answers)))
+    common.write(path, json.dumps(dict(answers=answers, digest=digest(answers))).encode())
+    return answers
+
+
+def kept_answers(path):
+    """Read what `keep_answers` wrote: None where there is nothing, or where it is damaged. A whole
+    file has the digest of its own answers in it."""
+    try:
+        kept = json.loads(path.read_bytes())
+        is_whole = kept["digest"] == digest(kept["answers"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return kept["answers"] if is_whole else None
 
 
 def error_text(e):
@@ -488,38 +513,88 @@ def finite(value):
     return value
 
 
-def left(seconds, todo):
+class Team:
+    """The processes that share the jobs of one run: this one alone, or all that torchrun started.
+
+    They agree over a store of torchrun's that counts, and meet only where one needs what another
+    has made. torchrun stops all of them when one dies; what they have done is kept, and the next
+    start does the rest."""
+    def __init__(self):
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = 0
+        if self.size == 1:
+            return
+        self.store, self.rank, _ = next(distributed.rendezvous("env://"))
+        # one may train for days while the others wait for it
+        distributed.init_process_group("gloo", timeout=datetime.timedelta(days=100),
+                                       store=self.store, rank=self.rank, world_size=self.size)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+    def take(self, what, tasks):
+        """Yield the tasks that fall to this process, in order, each when the one before is done.
+        what: a name that no other list of tasks has."""
+        if self.size == 1:
+            yield from tasks
+            return
+        for _ in tasks:
+            # the store counts how many are taken, by whomever
+            i = self.store.add(what, 1) - 1
+            if i >= len(tasks):
+                return
+            yield tasks[i]
+
+    def gather(self, found: dict) -> dict:
+        """Wait for all processes, and join the dicts that they have found."""
+        everyones = [found]
+        if self.size > 1:
+            everyones = [None] * self.size
+            distributed.all_gather_object(everyones, found)
+        joined = {}
+        for part in everyones:
+            joined |= part
+        return joined
+
+
+def left(seconds, todo, n_processes=1):
     """Say how long the jobs `todo` may take. seconds: {name: [of jobs that are done]}; a name
     without any gets the mean over all jobs."""
     spent = list(itertools.chain.from_iterable(seconds.values()))
     if not spent:
         return "time left unknown"
-    total = sum(statistics.mean(seconds.get(job.name) or spent) for job in todo)
+    total = sum(statistics.mean(seconds.get(job.name) or spent) for job in todo) / n_processes
     if total < 5400:
         return f"about {total / 60:.0f} min left"
     return f"about {total / 3600:.1f} h left"
 
 
-def collect(cfg, arena, groups, todo):
+def collect(cfg, arena, groups, todo, team):
     """Do all jobs, with progress: [(job, what is known of it, None or how it failed)]."""
+    # what is asked of all seeds at once comes after them, once every process is done
+    of_a_seed = [i for i, job in enumerate(todo) if job.seed is not None]
+    of_all_seeds = [i for i, job in enumerate(todo) if job.seed is None]
     seconds = {}
-    done = []
-    for i, job in enumerate(todo):
-        print(f"[{i + 1}/{len(todo)}] {job}; {left(seconds, todo[i:])}", flush=True)
-        began = time.time()
-        answers = {}
-        try:
-            answers, failed = evaluate(job, cfg, arena, job.groups(groups))
-        except (Exception, SystemExit) as e:        # the other methods still have their rows
-            failed = error_text(e)
-        if failed:
-            print(f"FAILED {job}: {failed}", flush=True)
-        # what was there already says nothing about how long the rest takes
-        spent = time.time() - began
-        if spent > 1:
-            seconds.setdefault(job.name, []).append(spent)
-        done.append((job, answers, failed))
-    return done
+    done = {}                       # {which of todo: (what is known of it, how it failed)}
+    for what, some in (("of a seed", of_a_seed), ("of all seeds", of_all_seeds)):
+        for i in team.take(what, some):
+            job = todo[i]
+            time_left = left(seconds, todo[i:], team.size)
+            print(f"[{i + 1}/{len(todo)}] {job}; {time_left}", flush=True)
+            began = time.time()
+            answers = {}
+            try:
+                answers, failed = evaluate(job, cfg, arena, job.groups(groups))
+            except (Exception, SystemExit) as e:        # the other methods still have their rows
+                failed = error_text(e)
+            if failed:
+                print(f"FAILED {job}: {failed}", flush=True)
+            # what was there already says nothing about how long the rest takes
+            spent = time.time() - began
+            if spent > 1:
+                seconds.setdefault(job.name, []).append(spent)
+            done[i] = answers, failed
+        done = team.gather(done)
+    return [(job, *done[i]) for i, job in enumerate(todo)]
 
 
 # ------------------------------------------------------------------------------------ the run
@@ -604,8 +679,11 @@ def main(cfg):
     todo = [job for job in jobs(cfg) if job.groups(groups)]
     check_models(cfg, arena, todo)
 
-    # do it, and tell
-    found = collect(cfg, arena, groups, todo)
+    # do it, and tell; of many processes the first one tells
+    team = Team()
+    found = collect(cfg, arena, groups, todo, team)
+    if team.rank:
+        return
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer))
     table.write(results, cfg.out)
     if cfg.readme:

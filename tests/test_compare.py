@@ -204,6 +204,34 @@ def test_a_killed_run_goes_on_where_it_was(cfg, stub, tmp_path):
     assert results(cfg) == went_on
 
 
+DAMAGES = {
+    "truncated": lambda text: text[:len(text) // 2],
+    "empty": lambda text: "",
+    "no answers": lambda text: "{}",
+    "a list": lambda text: "[1, 2]",
+    "NaN": lambda text: re.sub(r'": -?[0-9.e-]+', '": NaN', text, count=1),
+    "a number as a string": lambda text: re.sub(r'": (-?[0-9.e-]+)', r'": "\1"', text, count=1),
+    "one digit": lambda text: re.sub(r"\d", lambda found: str((int(found[0]) + 1) % 10), text, count=1),
+    "nested without end": lambda text: "[" * 100_000,
+    "binary": lambda text: "\0\1\2",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_answers_whose_file_is_damaged_are_asked_for_anew(cfg, stub, damage):
+    cfg.methods, cfg.seeds = "stub", 1
+    compare.main(cfg)
+    first, asked = results(cfg), len(stub.asked)
+    kept = [*Path(cfg.runs).rglob("*-????????????.json")]
+    assert len(kept) == 4
+    for path in kept:
+        path.write_text(damage(path.read_text()))
+    compare.main(cfg)
+    assert results(cfg) == first and len(stub.asked) == 2 * asked
+    compare.main(cfg)
+    assert len(stub.asked) == 2 * asked
+
+
 def test_what_fails_is_a_row_and_the_exit_code(cfg, stub, capsys):
     stub.stop |= {(2, 1): ValueError("no luck"), (4, 0): SystemExit(1)}
     with pytest.raises(SystemExit) as e:
