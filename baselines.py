@@ -27,7 +27,7 @@ import data
 import evals
 import spd
 from data import over_rows
-from model import GPT, default_layer, gelu
+from model import GPT, default_layer, gelu, split_rows
 
 
 @dataclass
@@ -167,7 +167,7 @@ def fit(m, gpt, layer, rows_RT, gain=False):
     that m writes. Returns m."""
     ys = []
     y_hats = []
-    for idx_BT in rows_RT.split(16):
+    for idx_BT in split_rows(rows_RT, 16):
         x_BTD, f_BTF = evals.clean(m, gpt, idx_BT, layer)
         ys.append(gpt.mlp(layer)(x_BTD))
         y_hats.append(m.decode(layer, f_BTF, x_BTD))

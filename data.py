@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from common import cli, fail, generator
+from model import split_rows
 from report.curve import save_picture
 from tinytales import cache, concepts, story
 from tinytales.cache import SPLITS
@@ -269,7 +270,7 @@ def at_mlps(gpt, idx_BT, layers, stream=False):
 
 def over_rows(gpt, idx_RT, layers, stream=False):
     """at_mlps of many rows, 16 at a time: two of shape (L, R (T - 1), D)."""
-    parts = [at_mlps(gpt, idx_BT, layers, stream) for idx_BT in idx_RT.split(16)]
+    parts = [at_mlps(gpt, idx_BT, layers, stream) for idx_BT in split_rows(idx_RT, 16)]
     xs, ys = zip(*parts)
     return torch.cat(xs, 1), torch.cat(ys, 1)
 

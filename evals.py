@@ -96,7 +96,7 @@ import torch
 
 from metrics import columns
 from metrics.columns import Column
-from model import Constant
+from model import Constant, split_rows
 
 RARE = 0.002            # a concept says something where it is true at this share of the tokens ..
 DENSE = 0.3             # .. or more, up to this share
@@ -168,7 +168,7 @@ def clean_with_stream(m, gpt, idx_BT, layer):
 def mean_output(gpt, layer, rows_RT, batch=16):
     """What does one MLP write on average? (D)."""
     parts = []
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         x_BTD, _ = gpt.prefix(idx_BT, layer)
         y_BTD = gpt.mlp(layer)(x_BTD)
         mean_D = y_BTD[:, 1:].flatten(0, 1).mean(0)
@@ -205,7 +205,7 @@ def scores_by_row(gpt, rows_RT, replaces, batch=16):
     first. One pass each."""
     replaces = {"original": None, **replaces}
     parts = {name: [] for name in replaces}
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         for name, replace in replaces.items():
             logq_BSV = gpt.predictions(gpt(idx_BT, replace))
             if name == "original":
@@ -237,7 +237,7 @@ def scores_at(gpt, layer, rows_RT, outputs, batch=16):
     outputs(idx_BT, x_BTD) -> {name: y_BTD}. Returns {name: (R, S, 2)}, CE and KL as `divergence`
     has them, "original" among the names. The model below the MLP runs once for all edits."""
     parts = {}
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         x_BTD, stream_BTD = gpt.prefix(idx_BT, layer)
         logp_BSV = gpt.predictions(gpt.suffix(stream_BTD, gpt.mlp(layer)(x_BTD), layer))
         parts.setdefault("original", []).append(divergence(gpt, idx_BT, logp_BSV, logp_BSV))
@@ -357,7 +357,7 @@ def usage(m, gpt, layer, rows_RT, batch=16):
     size = 0
     on = 0
     params = 0
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
         y_BTD = gpt.mlp(layer)(x_BTD)
         y_hat_BTD = m.decode(layer, f_BTF, x_BTD)
@@ -421,7 +421,7 @@ def counts(m, gpt, rows_RT, labels_RTK, thresholds, batch=16):
     layer, = m.layers
     out = dict(on=0, label=0, both=0, n=0)
     labels = torch.as_tensor(labels_RTK)
-    for idx_BT, label_BTK in zip(rows_RT.split(batch), labels.split(batch)):
+    for idx_BT, label_BTK in zip(split_rows(rows_RT, batch), split_rows(labels, batch)):
         _, f_BTF = clean(m, gpt, idx_BT, layer)
         f_NF = f_BTF[:, 1:].flatten(0, 1)
         label_NK = label_BTK[:, 1:].flatten(0, 1).to(f_NF)
@@ -482,7 +482,7 @@ def examples(m, gpt, rows_RT, units, k=3, batch=4):
     places = []
     total_UD = 0
     n_U = 0
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
         c_BTUD = m.contrib(layer, f_BTF, x_BTD, units)[:, 1:]
         on_BTU = f_BTF[:, 1:, units] > 0

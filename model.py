@@ -43,7 +43,8 @@ import common
 import fused
 
 EOT = "<|endoftext|>"       # starts each document
-BATCH = 32                  # rows of text that go through the model at a time
+BATCH = 32                  # rows of text that go through the model at a time, of ..
+ROW = 128                   # .. so many tokens; of longer rows fewer
 # what a config.json must say, or leave out, to be GPT-2
 FIXED = dict(model_type="gpt2", activation_function="gelu_new", tie_word_embeddings=True,
              scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
@@ -379,6 +380,14 @@ def read_vocab(path, default: list[str]) -> list[str]:
 
 
 # --------------------------------------------------------------------- what a target can do
+def split_rows(rows_RT, n=BATCH, usual=ROW):
+    """Split rows into batches that take no more memory where rows are long: n rows of up to
+    `usual` tokens, of longer ones fewer, at least one. A batch's logits take n usual V floats or
+    less, or T V where one row takes more: GPT-2's 0.4 GB for n = 16."""
+    T = rows_RT.shape[1]
+    return rows_RT.split(max(1, n * min(usual, T) // T))
+
+
 @torch.no_grad()
 def cross_entropy(gpt, idx_NT, fresh_NT=None, replace=None) -> float:
     """How well does the model predict text? Mean cross-entropy of the next token, in nats.
@@ -389,7 +398,7 @@ def cross_entropy(gpt, idx_NT, fresh_NT=None, replace=None) -> float:
     target_NT = idx_NT if fresh_NT is None else idx_NT.masked_fill(~fresh_NT.to(gpt.device), -100)
     target_NT = target_NT[:, 1:]
     loss = 0
-    for idx_BT, target_BT in zip(idx_NT.split(BATCH), target_NT.split(BATCH)):
+    for idx_BT, target_BT in zip(split_rows(idx_NT), split_rows(target_NT)):
         logits = gpt(idx_BT, replace)[:, :-1].flatten(0, 1)
         loss = loss + F.cross_entropy(logits, target_BT.flatten(), reduction="sum")
     return loss.item() / (target_NT >= 0).sum().item()
@@ -404,7 +413,7 @@ def ablation_costs(gpt, idx_NT, fresh_NT=None) -> list[list[float]]:
     costs = []
     for layer in range(gpt.cfg.n_layer):
         total_D = 0
-        for idx_BT in idx_NT.split(BATCH):
+        for idx_BT in split_rows(idx_NT):
             x_BTD, _ = gpt.prefix(idx_BT, layer)
             total_D = total_D + gpt.mlp(layer)(x_BTD).sum((0, 1))
         mean_D = total_D / idx_NT.numel()

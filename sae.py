@@ -51,7 +51,7 @@ import common
 import data
 import evals
 import fused
-from model import GPT, default_layer
+from model import GPT, default_layer, split_rows
 from report import curve
 
 
@@ -500,7 +500,7 @@ def train(cfg):
 def rebuilt(m, gpt, idx_NT):
     """Yield (a, a_hat) of 16 rows at a time, without the first token of each. idx_NT: N rows."""
     layer, = m.layers
-    for idx_BT in idx_NT.split(16):
+    for idx_BT in split_rows(idx_NT, 16):
         x_BTD, stream_BTD = gpt.prefix(idx_BT, layer)
         y_BTD = gpt.mlp(layer)(x_BTD)
         a = m.read(x_BTD, y_BTD, stream_BTD)[:, 1:]

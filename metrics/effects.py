@@ -18,9 +18,10 @@ from metrics import columns
 from metrics.columns import Column
 from metrics.concepts import d_prime
 from metrics.recording import contributions, record, split_by_sign, write_directions
+from model import split_rows
 from tinytales.concepts import NEXT, PATTERNS, WORDS, lexical
 
-ROWS_AT_ONCE = 256          # of one pass while steering: bounds the memory
+AT_ONCE = 256, 32           # rows of one pass while steering, of up to so many tokens
 FEWEST_TOKENS = 20          # a set of fewer tokens is no kind of word to push towards
 SIZES = (.02, .05, .1, .2, .4, .8)      # of pushes, as shares of the length of the stream
 
@@ -105,7 +106,8 @@ def steered(gpt, layer, idx_BT, push_BD):
 def next_distribution(gpt, layer, idx_BT, push_BD):
     """How likely is each token next, when the stream is pushed? (B, V)"""
     chunks = []
-    for idx, push in zip(idx_BT.split(ROWS_AT_ONCE), push_BD.split(ROWS_AT_ONCE)):
+    parts = split_rows(idx_BT, *AT_ONCE)
+    for idx, push in zip(parts, push_BD.split(len(parts[0]))):
         chunks.append(steered(gpt, layer, idx, push)[:, -1].softmax(-1))
     return torch.cat(chunks)
 
@@ -113,7 +115,7 @@ def next_distribution(gpt, layer, idx_BT, push_BD):
 def surprise_of_end(gpt, idx_BT, start):
     """How unlikely does the model that is not pushed find the tokens from `start` on? NLL, (B)."""
     chunks = []
-    for idx in idx_BT.split(ROWS_AT_ONCE):
+    for idx in split_rows(idx_BT, *AT_ONCE):
         logits_BVT = gpt(idx)[:, start - 1:-1].transpose(1, 2)
         nll_BT = nnf.cross_entropy(logits_BVT, idx[:, start:], reduction="none")
         chunks.append(nll_BT.mean(1))

@@ -19,6 +19,7 @@ from evals import (LEAST_COST, ablations, clean, clean_with_stream, mean_output,
                    scores_at, splice)
 from metrics import columns
 from metrics.columns import Column
+from model import split_rows
 
 
 # ----------------------------------------------------------------------------- what is left out
@@ -58,7 +59,7 @@ def mean_of_decode(m, gpt, layer, rows_RT, batch=16):
     R, T = rows_RT.shape
     n = R * (T - 1)
     mean_D = 0
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
         y_hat_BTD = m.decode(layer, f_BTF, x_BTD)
         mean_D = mean_D + y_hat_BTD[:, 1:].sum((0, 1)) / n
@@ -154,7 +155,7 @@ def means_missing(top, rows_RT, batch=8):
     """How far is the mean of what TopUnits writes from the mean of the MLP's output? {(name, k):
     (D)}."""
     shift = {}
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         y_BTD, written = top.unshifted(idx_BT)
         for key, y_hat_BTD in written.items():
             mean_D = (y_BTD - y_hat_BTD)[:, 1:].mean((0, 1))
@@ -214,7 +215,7 @@ def benefits(m, gpt, layer, rows_RT, batch=4, chunk=16):
     batch."""
     total_F = 0
     all_units = torch.arange(len(m.params_F), device=rows_RT.device)
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
         error_BTD = gpt.mlp(layer)(x_BTD) - m.decode(layer, f_BTF, x_BTD)
         error_BT1D = error_BTD.unsqueeze(-2)

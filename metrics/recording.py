@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as nnf           # F is the number of units here
 
 from evals import DENSE, RARE, clean
+from model import split_rows
 
 
 class Moments(NamedTuple):
@@ -139,7 +140,7 @@ def record(m, gpt, rows_RT, labels_RTK, tau=0., batch=16):
     strength = getattr(m, "strength", f_itself)
     n = 0
     parts = []
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)
         a_BTF = strength(layer, f_BTF, x_BTD)
 

@@ -55,6 +55,7 @@ from metrics import columns, matching
 from metrics.columns import Column
 from metrics.matching import AROUND, SHARED
 from metrics.recording import Active, contributions, record
+from model import split_rows
 
 SPACES = ("weights", "inputs", "activations")       # in which two units can be similar
 ALIKE = 0.5                 # Jaccard index from which on two units are on at the same tokens
@@ -331,7 +332,7 @@ def function_agreement(ms, gpt, rows_RT, batch=16):
     n_tokens = 0
     gram = 0                # sum over tokens of y_s . y_t, (S + 1, S + 1): y_S, the last, is y
     total = 0               # sum over tokens of y_s, (S + 1, D)
-    for idx_BT in rows_RT.split(batch):
+    for idx_BT in split_rows(rows_RT, batch):
         outputs = []
         for m in ms:
             x_BTD, f_BTF = clean(m, gpt, idx_BT, layer)

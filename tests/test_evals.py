@@ -11,7 +11,7 @@ import common
 import evals
 import spd
 from metrics import effects, faithful, masks, recording
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, split_rows
 
 T, V = 16, 40
 
@@ -206,6 +206,17 @@ def test_the_attack_nears_the_worst_corner_and_grows_with_its_budget(gpt, rows):
     ladder, sources = masks.worst_sources(m, gpt, few, common.generator(0, "attack"), budgets=(15,))
     under = masks.replacing(m, lambda gs: masks.masks_from(gs, sources))
     assert ladder[15] == found[15] == pytest.approx(evals.scores(gpt, few, {"r": under})["r"]["kl"], rel=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_attack_is_the_same_in_one_batch_and_in_many(gpt, rows, monkeypatch, shared):
+    m, few = components(gpt, 3, 0.3), rows[:7]
+    attack = lambda: masks.worst_sources(m, gpt, few, common.generator(0, "attack"), (0, 8), shared=shared)
+    ladder, sources = attack()
+    monkeypatch.setattr(masks, "split_rows", lambda rows_RT: rows_RT.split(3))
+    in_many, sources_of_many = attack()
+    assert in_many == pytest.approx(ladder, rel=1e-5) and ladder[8] > ladder[0]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(sources, sources_of_many))
 
 
 def test_aggregation_of_a_joint_and_of_a_needless_importance(gpt, rows):
@@ -441,3 +452,10 @@ def test_what_is_measured_has_its_columns(gpt, rows, module):
 def test_only_components_have_masks(gpt, rows):
     numbers, details = masks.measure(Whole(gpt), arena(gpt, rows), common.generator(0, "measure"))
     assert numbers == dict.fromkeys(masks.COLUMNS) and details == {}
+
+
+@pytest.mark.parametrize("T, sizes", [(12, [16, 16, 8]), (128, [16, 16, 8]), (129, [15, 15, 10]), (1024, [2] * 20), (5000, [1] * 40)])
+def test_batches_of_long_rows_are_of_fewer(T, sizes):
+    rows_RT = torch.arange(40 * T).view(40, T)
+    parts = split_rows(rows_RT, 16)
+    assert [len(part) for part in parts] == sizes and torch.equal(torch.cat(parts), rows_RT)
