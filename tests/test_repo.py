@@ -38,7 +38,7 @@ NODES = {
     "metrics/faithful.py": 1900,
     "metrics/groups.py": 80,
     "metrics/llm.py": 1600,
-    "metrics/masks.py": 1420,
+    "metrics/masks.py": 1590,
     "metrics/matching.py": 2680,
     "metrics/recording.py": 1560,
     "metrics/stability.py": 2620,
