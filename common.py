@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shlex
+import socket
 import subprocess
 import sys
 import textwrap
@@ -27,6 +28,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:         # Windows has no file locks of this kind
+    fcntl = None
 
 
 def fail(msg, code=2) -> typing.NoReturn:
@@ -232,6 +238,35 @@ def write(path, data: bytes):
             temporary.unlink(missing_ok=True)
     except OSError as e:
         fail(f"{path}: cannot write: {e.strerror}")
+
+
+HELD = {}                           # {path: open file} of the locks that this process has
+
+
+def hold(folder):
+    """Keep a folder for this process until it ends. Fails, and names the holder, if another process
+    has it.
+
+    The lock is the system's, on the open file folder/.lock: it ends with its process, however that
+    ends, and counts on all machines that share the folder. So a file that was left behind locks
+    nothing. What stands in it says who holds it."""
+    path = Path(folder).resolve() / ".lock"
+    if path in HELD:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        print(os.getpid(), "on", socket.gethostname(), file=file, flush=True)
+    except BlockingIOError:
+        file.seek(0)
+        fail(f"{folder}: process {file.read()} is writing there: wait for it, or choose another "
+             "folder with --out")
+    except OSError as e:
+        fail(f"{path}: cannot write: {e.strerror}")
+    HELD[path] = file
 
 
 def save(path, tensors: dict, meta: dict):

@@ -1,9 +1,11 @@
 """Command line, checkpoints, log and random streams of common.py."""
 import importlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -245,3 +247,39 @@ def test_provenance_without_git(tmp_path):
 def test_a_flag_by_its_old_name_is_refused_in_one_line_that_says_the_new_one(capsys, module, word):
     config = importlib.import_module(module).Config
     fails(capsys, lambda: common.cli(config, [word, "0.5"][:1 + ("=" not in word)]), "--bw", "--bandwidth")
+
+
+
+def holder(folder, held, may_end):
+    common.hold(folder)
+    held.release()
+    may_end.acquire()
+
+def test_a_folder_is_held_by_one_process_until_that_dies(tmp_path, capsys):
+    """Taken anew after a kill, as a file that was left behind is; and of many that come at once, one gets it."""
+    fork = multiprocessing.get_context("fork")
+    held, may_end = fork.Semaphore(0), fork.Semaphore(0)
+    def start():
+        process = fork.Process(target=holder, args=(tmp_path, held, may_end))
+        process.start()
+        return process
+    (tmp_path / ".lock").write_text(f"{os.getppid()} on elsewhere\n")       # left behind: it locks nothing
+    first = start()
+    held.acquire()
+    fails(capsys, lambda: common.hold(tmp_path), tmp_path, f"process {first.pid} on ", "--out")
+    first.kill()
+    first.join()
+    rivals = [start() for _ in range(6)]
+    held.acquire()
+    while sum(rival.is_alive() for rival in rivals) > 1:
+        time.sleep(.01)
+    may_end.release()
+    for rival in rivals:
+        rival.join()
+    assert sorted(rival.exitcode for rival in rivals) == [0, 2, 2, 2, 2, 2]
+    common.hold(tmp_path)
+    common.hold(tmp_path)                                                   # its own is no obstacle
+    assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+    common.HELD.pop(tmp_path / ".lock").close()
+    (tmp_path / "file").touch()
+    fails(capsys, lambda: common.hold(tmp_path / "file"), "file", "cannot write")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 NODES = {
     "baselines.py": 1780,
     "clt.py": 3890,
-    "common.py": 3200,
+    "common.py": 3400,
     "compare.py": 5300,
     "data.py": 2920,
     "evals.py": 3790,
