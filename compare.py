@@ -568,6 +568,18 @@ def left(seconds, todo, n_processes=1):
     return f"about {total / 3600:.1f} h left"
 
 
+def by_model(cfg, arena, todo, some):
+    """Put the jobs that ask one model into one piece of work, since two processes can't train it at
+    once: lists of numbers of todo."""
+    pieces = {}
+    for i in some:
+        target = target_of(todo[i], cfg, arena)
+        runs = todo[i].trainings(cfg, target.gpt, target.layer)
+        folders = tuple(run.out for run in runs) or i
+        pieces.setdefault(folders, []).append(i)
+    return list(pieces.values())
+
+
 def collect(cfg, arena, groups, todo, team):
     """Do all jobs, with progress: [(job, what is known of it, None or how it failed)]."""
     # what is asked of all seeds at once comes after them, once every process is done
@@ -576,7 +588,8 @@ def collect(cfg, arena, groups, todo, team):
     seconds = {}
     done = {}                       # {which of todo: (what is known of it, how it failed)}
     for what, some in (("of a seed", of_a_seed), ("of all seeds", of_all_seeds)):
-        for i in team.take(what, some):
+        pieces = by_model(cfg, arena, todo, some)
+        for i in itertools.chain.from_iterable(team.take(what, pieces)):
             job = todo[i]
             time_left = left(seconds, todo[i:], team.size)
             print(f"[{i + 1}/{len(todo)}] {job}; {time_left}", flush=True)
@@ -681,6 +694,8 @@ def main(cfg):
 
     # do it, and tell; of many processes the first one tells
     team = Team()
+    if team.rank == 0:
+        common.hold(cfg.out)
     found = collect(cfg, arena, groups, todo, team)
     if team.rank:
         return

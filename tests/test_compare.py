@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -194,7 +195,7 @@ def test_a_killed_run_goes_on_where_it_was(cfg, stub, tmp_path):
     stub.stop[2, 1] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         compare.main(cfg)
-    assert stub.log[-1] == (2, 1, 2) and not Path(cfg.out).exists()
+    assert stub.log[-1] == (2, 1, 2) and [p.name for p in Path(cfg.out).iterdir()] == [".lock"]
     stub.stop.clear()
     compare.main(cfg)
     assert len(stub.log) == len(set(stub.log)) == 3 * 2 * 6                 # no step twice
@@ -230,6 +231,18 @@ def test_answers_whose_file_is_damaged_are_asked_for_anew(cfg, stub, damage):
     assert results(cfg) == first and len(stub.asked) == 2 * asked
     compare.main(cfg)
     assert len(stub.asked) == 2 * asked
+
+
+def test_a_second_run_into_one_folder_names_the_first_and_takes_over_from_a_dead_one(cfg, stub, capsys):
+    holder = subprocess.Popen([sys.executable, "-c", f"import common; common.hold({cfg.out!r}); print(1, flush=True); input()"],
+                              cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    fails(capsys, lambda: compare.main(cfg), cfg.out, str(holder.pid))
+    assert not stub.log and [p.name for p in Path(cfg.out).iterdir()] == [".lock"]
+    holder.kill()
+    holder.wait()
+    compare.main(cfg)
+    assert stub.log and results(cfg)
 
 
 def test_what_fails_is_a_row_and_the_exit_code(cfg, stub, capsys):
