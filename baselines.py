@@ -17,7 +17,7 @@ D residual width, M MLP hidden width, F units, N tokens
 
     python baselines.py --k 16          # CE recovered and FVE of each, one minute on 2 cores
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as nnf
@@ -34,12 +34,12 @@ from model import GPT, default_layer, gelu, split_rows
 class Config:
     model: str = "target"           # folder of the GPT-2
     data: str = "tinytales"         # tinytales, X.bin or X.txt
-    layer: int = -1                 # whose MLP; -1: the default one
-    k: int = 16                     # units on at each token (svd: of each matrix)
-    F: int = 1024                   # random directions
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: the default one
+    k: int = 16                     # [1, 1e7] units on at each token (svd: of each matrix)
+    F: int = 1024                   # [1, 1e7] random directions
     device: str = "auto"            # auto, cpu, cuda
-    seed: int = 0                   # of the random directions
-    eval_tokens: int = 50_000       # tokens of fit and of test
+    seed: int = 0                   # [0, 1e18] of the random directions
+    eval_tokens: int = 50_000       # [1, 1e9] tokens of fit and of test
 
 
 def keep(value, score, k):
@@ -213,8 +213,8 @@ def main(cfg):
     gpt = GPT.load(cfg.model, device)
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
     T = gpt.cfg.n_positions
-    common.within(vars(cfg) | {"layer": layer}, layer=(0, gpt.cfg.n_layer - 1), k=(1, cfg.F),
-                  eval_tokens=(T, 10**9))
+    common.check(replace(cfg, layer=layer), layer=f"[0, {gpt.cfg.n_layer - 1}]",
+                 k=f"[1, {cfg.F}]", eval_tokens=f"[{T}, inf]")
     corpora = data.load_all(cfg.data, gpt.vocab, T, ("fit", "test"))
     n_rows = cfg.eval_tokens // T
     rows, test = (corpora[split].rows(T, n_rows).to(device) for split in ("fit", "test"))

@@ -38,7 +38,6 @@ that writes, so (l + 1) F features write at layer l
 import copy
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -57,40 +56,40 @@ class Config:
     # what to take apart, where to write
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # MLP to report on; -1: that of config.json, or the middle one
+    layer: int = -1                 # [-1, 1e4] MLP to report on; -1: config.json's, or the middle
     replace: Literal["this", "all"] = "this"  # stands in for the MLP of --layer, or for all at once
     out: str = "runs/clt"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, k or lam times 1/4 to 4: sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
-    seed: int = 0                   # of the initialisation and the batches
+    seed: int = 0                   # [0, 1e18] of the initialisation and the batches
     # features
     variant: Literal["batchtopk", "jumprelu"] = "batchtopk"  # what makes the features sparse
-    F: int = 512                    # features per layer: 8 D write into layer 1 of the target
+    F: int = 512                    # [1, 1e7] features per layer: 8 D write into layer 1
     off_diagonal: bool = True       # off: the control; equal parameters at F (L + 3) / 4
-    k: int = 16                     # batchtopk: features on per token and layer; THE knob
+    k: int = 16                     # [1, 1e7] batchtopk: features on per token and layer; THE knob
     # training
-    steps: int = 3000               # training steps
-    N: int = 1024                   # tokens per step
-    T: int = 128                    # positions per sequence
+    steps: int = 3000               # [1, 1e8] training steps
+    N: int = 1024                   # [2, 1e8] tokens per step
+    T: int = 128                    # [3, 1e6] positions per sequence
     optimizer: Literal["adam", "muon"] = "adam"  # of the matrices; Muon turns all their directions
-    lr: float = 2e-3                # warmed up over 2.5 % of the steps, to 0 over the last 20 %
-    lr_rest: float = 2e-3           # muon: of biases and thresholds, by Adam; adam: all are at lr
-    clip: float = 1.0               # gradient norm
+    lr: float = 2e-3                # (0, 100] up in 2.5 % of the steps, to 0 in the last 20 %
+    lr_rest: float = 2e-3           # (0, 100] muon: of biases and thresholds; adam: all are at lr
+    clip: float = 1.0               # (0, 1e9] gradient norm
     # loss
-    lam: float = 1e-3               # jumprelu: sparsity, THE knob; more steps are sparser
-    ramp: float = 1.0               # jumprelu: share of the steps over which lam rises from 0
-    c: float = 4.0                  # jumprelu: steepness of the tanh
-    theta: float = 0.03             # jumprelu: first thresholds
-    bandwidth: float = 1.0          # jumprelu: width of the window in which thresholds learn
-    lam_p: float = 1e-4             # jumprelu: pull of dead features towards their thresholds
-    k_aux: int = 64                 # batchtopk: dead features per token that may write the error
-    c_aux: float = 1 / 32           # batchtopk: weight of how well dead features write the error
-    dead_after: float = 0.05        # share of the run's tokens off after which a feature is dead
+    lam: float = 1e-3               # [0, 1e9] jumprelu: sparsity, THE knob; more steps are sparser
+    ramp: float = 1.0               # (0, 1] jumprelu: share of the steps in which lam rises
+    c: float = 4.0                  # [0, 1e6] jumprelu: steepness of the tanh
+    theta: float = 0.03             # [0, 1e6] jumprelu: first thresholds
+    bandwidth: float = 1.0          # (0, 1e6] jumprelu: window in which thresholds learn
+    lam_p: float = 1e-4             # [0, 1e9] jumprelu: pull of dead features to thresholds
+    k_aux: int = 64                 # [1, 1e7] batchtopk: dead features a token may use
+    c_aux: float = 1 / 32           # [0, 1e9] batchtopk: that dead features write the error
+    dead_after: float = 0.05        # (0, 1] share of all tokens after which a feature is dead
     # looking and saving
-    log_every: int = 50             # steps between lines of log.jsonl
-    save_every: int = 1000          # steps between checkpoints
-    eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
+    log_every: int = 50             # [1, 1e9] steps between lines of log.jsonl
+    save_every: int = 1000          # [1, 1e9] steps between checkpoints
+    eval_tokens: int = 50_000       # [1, 1e9] tokens of fit and of test that the summary uses
 
 
 RENAMED = {"bw": "bandwidth"}      # flags by their old names
@@ -407,11 +406,9 @@ def build(cfg, gpt):
     """(a fresh CLT of the target's MLPs, the layer to report on), after checking cfg against the
     target."""
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
-    flags = vars(cfg) | {"layer": layer}
-    common.within(flags, "F", "steps", "log_every", "save_every",
-                  layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
-                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
-    common.within(flags, theta=(0, math.inf), ramp=(1e-6, 1))
+    common.check(dataclasses.replace(cfg, layer=layer), layer=f"[0, {gpt.cfg.n_layer - 1}]",
+                 T=f"[3, {gpt.cfg.n_positions}]", eval_tokens=f"[{cfg.T}, inf]",
+                 k=f"[1, {cfg.F}]", N=f"[2, {data.ROWS * (cfg.T - 1)}]")
     L = gpt.cfg.n_layer
     layers = [layer] if cfg.replace == "this" else list(range(L))
     return CLT(L, gpt.cfg.n_embd, cfg, common.generator(cfg.seed, "init"), layers), layer

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import math
+import numbers
 import os
 import re
 import secrets
@@ -71,10 +72,14 @@ def cli(Config, argv=None):
     """Read a dataclass from the command line, and print the full command.
 
     A field's trailing comment is its help text. Literal gives choices, bool gives --x and --no-x,
-    --a_b may be written --a-b. An unknown or abbreviated flag and a wrong value go to `fail`."""
+    --a_b may be written --a-b, an int 1e3 or 1_000. An unknown or abbreviated flag, a wrong value
+    and a flag that another one makes idle go to `fail`."""
+    # what a terminal or a file can't show must not end a run
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+
     # the first line of the file's docstring, and the comments behind the fields
     about = (sys.modules[Config.__module__].__doc__ or "").strip().split("\n")[0]
-    helps = dict(re.findall(r"^ +(\w+) *:[^#\n]*# *(.*)$", inspect.getsource(Config), re.M))
     parser = Parser(prog=script(Config), allow_abbrev=False, description=about)
 
     # one flag per field
@@ -84,20 +89,39 @@ def cli(Config, argv=None):
         if kind is bool:
             how = dict(action=argparse.BooleanOptionalAction)
         elif isinstance(kind, type):
-            how = dict(type=kind)
+            how = dict(type=integer if kind is int else kind)
         else:               # Literal
             how = dict(type=type(f.default), choices=typing.get_args(kind))
-        text = f"{helps.get(f.name, '')} (default: {f.default})".replace("%", "%%")
+        text = f"{comments(Config).get(f.name, '')} (default: {f.default})".replace("%", "%%")
         spellings = dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}"))
         parser.add_argument(*spellings, dest=f.name, default=f.default, help=text, **how)
 
     refuse_renamed(Config, sys.argv[1:] if argv is None else argv)
     cfg = Config(**vars(parser.parse_args(argv)))
-    for name, value in vars(cfg).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            parser.error(f"argument --{name}: invalid value: {value}, must be finite")
+    check(cfg)
+    refuse_idle(cfg)
     print("$", command(cfg), flush=True)
     return cfg
+
+
+def integer(text) -> int:
+    """Read an int as people type it: 1000, 1_000 or 1e3."""
+    try:
+        return int(text)
+    except ValueError:
+        if not float(text).is_integer():
+            raise
+        return int(float(text))
+
+
+@functools.cache
+def comments(Config) -> dict:
+    """Read the comments behind the fields of a Config, and of those that it extends."""
+    texts = {}
+    for part in reversed(Config.__mro__[:-1]):
+        source = inspect.getsource(part)
+        texts.update(re.findall(r"^ +(\w+) *:[^#\n]*# *(.*)$", source, re.M))
+    return texts
 
 
 def refuse_renamed(Config, argv):
@@ -109,27 +133,71 @@ def refuse_renamed(Config, argv):
             fail(f"--{name}: is called --{renamed[name]} now")
 
 
-# limits (low, high) of flags that mean the same in every script
-ALWAYS = {
-    "seed": (0, math.inf),
-    "lr": (1e-9, 1e9),
-    "lr_rest": (1e-9, 1e9),
-    "lr_ci": (1e-9, 1e9),
-    "adv_lr": (1e-9, 1e9),
-    "gamma_end": (1e-9, 1e9),
-    "bandwidth": (1e-9, 1e9),
-}
+def refuse_idle(cfg):
+    """Fail on a flag that would be ignored. Its comment begins with what it belongs to: "relu: .."
+    with a choice, "skip: .." with a switch."""
+    kinds = typing.get_type_hints(type(cfg))
+    owners = {}                     # {choice or switch: (how it is typed, is it chosen?)}
+    for name, kind in kinds.items():
+        if kind is bool:
+            owners[name] = (f"--{name}", getattr(cfg, name))
+        for choice in typing.get_args(kind):
+            owners[choice] = (f"--{name} {choice}", getattr(cfg, name) == choice)
+    for name, text in comments(type(cfg)).items():
+        owner = RANGE.sub("", text).partition(": ")[0]
+        typed, is_chosen = owners.get(owner, ("", True))
+        if not is_chosen and getattr(cfg, name) != getattr(type(cfg), name):
+            fail(f"--{name}: goes with {typed} alone")
 
 
-def within(flags: dict, *counts, **limits):
-    """Fail on a flag whose value lies outside its limits (low, high), or outside those of ALWAYS.
+# ------------------------------------------------------------------------------------ ranges
+RANGE = re.compile(r"^([\[(])(\S+), (\S+)([\])]) *")
+NUMBERS = {int: numbers.Integral, float: numbers.Real}
 
-    counts: names of flags that must be 1 or more."""
-    always = {name: limit for name, limit in ALWAYS.items() if name in flags}
-    positive = dict.fromkeys(counts, (1, math.inf))
-    for name, (low, high) in (always | positive | limits).items():
-        if not low <= flags[name] <= high:
-            fail(f"--{name} {flags[name]}: must be from {low} to {high}")
+
+def check(cfg, **ranges):
+    """Fail on a value that a field of a Config can't have: of another type, not among its choices,
+    outside its range, or an empty name.
+
+    The range of a number stands where its comment begins, "[1, 1e8] training steps", and nowhere
+    else. ranges: more of them, which depend on other values, {name of the field: "[0, 3]"}."""
+    for name, kind in typing.get_type_hints(type(cfg)).items():
+        text = comments(type(cfg)).get(name, "")
+        own = RANGE.match(text)
+        intervals = [own[0].strip()] if own else []
+        if name in ranges:
+            intervals.append(ranges[name])
+        may_be_empty = "empty: " in text or getattr(type(cfg), name) == ""
+        value = getattr(cfg, name)
+        needed = what_it_must_be(value, kind, intervals, may_be_empty)
+        if needed:
+            fail(f"--{name} {value!r}: must be {needed}")
+
+
+def what_it_must_be(value, kind, intervals, may_be_empty) -> str:
+    """What would a value have to be for a field of this kind? "" if it is that."""
+    choices = typing.get_args(kind)
+    if choices:
+        return "" if value in choices else f"one of {', '.join(map(str, choices))}"
+    is_mistaken = isinstance(value, bool) and kind is not bool      # bools are ints in Python
+    if is_mistaken or not isinstance(value, NUMBERS.get(kind, kind)):
+        return f"of type {kind.__name__}"
+    if kind is str and not value.strip() and not may_be_empty:
+        return "more than nothing"
+    if kind in NUMBERS:
+        for interval in intervals:
+            if not is_in(value, interval):
+                return f"in {interval}"
+        if not -math.inf < value < math.inf:
+            return "finite"
+    return ""
+
+
+def is_in(value, interval) -> bool:
+    """Does a number lie in an interval like "[1, 1e9]" or "(0, 1]"? NaN lies in none."""
+    opening, low, high, closing = RANGE.match(interval).groups()
+    is_end = (opening == "[" and value == float(low)) or (closing == "]" and value == float(high))
+    return is_end or float(low) < value < float(high)
 
 
 # ------------------------------------------------------------------------------------ device

@@ -72,14 +72,14 @@ class Config:
     # what is compared, on what
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: that of config.json, or the middle one
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     methods: str = "all"            # some of the rows that --explain names, comma-separated
     metrics: str = "all"            # some of faithfulness, completeness, parts, words, effects, ..
     # how much of it
-    seeds: int = 3                  # models per method and sparsity, seeds 0, 1, ..
-    tokens: int = 4_096_000         # that each model is trained on
-    eval_tokens: int = 50_000       # of fit (means, choices) and of test (scores)
-    explained: int = 100            # units per model that are explained in words
+    seeds: int = 3                  # [1, 10] models per method and sparsity, seeds 0, 1, ..
+    tokens: int = 4_096_000         # [1, 1e11] that each model is trained on
+    eval_tokens: int = 50_000       # [1, 1e9] of fit (means, choices) and of test (scores)
+    explained: int = 100            # [10, 1e6] units per model that are explained in words
     quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small
     judge_url: str = ""             # an LLM that judges too, OpenAI's protocol; $OPENAI_API_KEY
     judge_model: str = ""           # which LLM
@@ -621,9 +621,8 @@ def check(cfg, gpt):
     if cfg.retrain and cfg.keep:
         common.fail("--retrain --keep: one of them, for models that other code has trained")
     T = gpt.cfg.n_positions
-    common.within(
-        vars(cfg) | {"layer": layer}, "tokens", layer=(0, gpt.cfg.n_layer - 1), seeds=(1, 10),
-        explained=(10, math.inf), eval_tokens=(2 * T, math.inf))
+    common.check(dataclasses.replace(cfg, layer=layer), layer=f"[0, {gpt.cfg.n_layer - 1}]",
+                 eval_tokens=f"[{2 * T}, inf]")
 
     # the judge needs an endpoint and a model; without them "all" is all other groups
     wanted = [*GROUPS] if cfg.metrics == "all" else cfg.metrics.split(",")

@@ -316,8 +316,8 @@ def batches(gpt, corpus, layers, T, N, seed, start=0, stream=False):
 # -------------------------------------------------------------------- what python data.py says
 @dataclass
 class Config:
-    stories: int = 3            # stories to print
-    seed: int = 0               # which ones
+    stories: int = 3            # [0, 1e6] stories to print
+    seed: int = 0               # [0, 1e18] which ones
     split: Literal["fit", "dev", "test"] = "test"  # the split that the statistics are about
     plot: str = ""              # file.png for the rank-frequency picture; empty: none
 

@@ -39,9 +39,8 @@ transforms of a group, all of rank r
 """
 import itertools
 import json
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Literal
 
@@ -61,37 +60,37 @@ class Config:
     # what to take apart, where to write
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: that of config.json, or the middle one
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     out: str = "runs/molt"          # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, lam times 0.1 to 4: sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
-    seed: int = 0                   # of the initialisation and the batches
+    seed: int = 0                   # [0, 1e18] of the initialisation and the batches
     # transforms and their gates
     groups: str = "64@2,32@4,16@8,8@16,4@32"  # NUMBER@RANK; 80@8: FVE, L0 alike, fewer ranks on
     gate: Literal["jumprelu", "relu"] = "jumprelu"  # phi, unless --sum_to_weights
-    theta: float = 0.3              # jumprelu: first threshold; 0.03: as much FVE, higher L0
-    bandwidth: float = 1.0          # jumprelu: width of the window in which thresholds learn
+    theta: float = 0.3              # [0, 1e6] jumprelu: first threshold; 0.03: a higher L0
+    bandwidth: float = 1.0          # (0, 1e6] jumprelu: window in which thresholds learn
     sum_to_weights: bool = False    # transforms and a rest sum to W_in W_out; gates in [0, 1]
-    alpha: float = 0.01             # sum_to_weights: slope of gates outside [0, 1], to get back
+    alpha: float = 0.01             # [0, 1] sum_to_weights: slope of gates outside [0, 1]
     # training
     objective: Literal["mse", "kl"] = "mse"  # rebuild the output, or the predictions
-    steps: int = 4000               # training steps
-    N: int = 1024                   # tokens per step (kl: N // T sequences)
-    T: int = 128                    # positions per sequence
+    steps: int = 4000               # [1, 1e8] training steps
+    N: int = 1024                   # [2, 1e8] tokens per step (kl: N // T sequences)
+    T: int = 128                    # [3, 1e6] positions per sequence
     optimizer: Literal["adam", "muon"] = "adam"  # of the matrices; Muon turns all their directions
-    lr: float = 2e-3                # up in 100 steps, to 0 in the last 20 %; 16e-3 suits L0 16
-    lr_rest: float = 2e-3           # muon: of biases and thresholds, by Adam; adam: all are at lr
-    clip: float = 1.0               # gradient norm
+    lr: float = 2e-3                # (0, 100] up in 100 steps, to 0 in 20 %; 16e-3 suits L0 16
+    lr_rest: float = 2e-3           # (0, 100] muon: of biases and thresholds; adam: all are at lr
+    clip: float = 1.0               # (0, 1e9] gradient norm
     # loss
-    lam: float = 1e-3               # sparsity: THE knob, in log steps first; more steps are sparser
-    c: float = 4.0                  # of the tanh; large ones saturate and kill
-    ramp: float = 0.5               # share of the training over which lam rises from 0
-    beta: float = 0.3               # sum_to_weights: of the rest; 0: clamped gates and no tie
+    lam: float = 1e-3               # [0, 1e9] sparsity: THE knob; more steps are sparser
+    c: float = 4.0                  # [0, 1e6] of the tanh; large ones saturate and kill
+    ramp: float = 0.5               # (0, 1] share of the training over which lam rises from 0
+    beta: float = 0.3               # [0, 1e9] sum_to_weights: of the rest; 0: gates, no tie
     # looking and saving
-    log_every: int = 50             # steps between lines of log.jsonl
-    save_every: int = 1000          # steps between checkpoints
-    eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
+    log_every: int = 50             # [1, 1e9] steps between lines of log.jsonl
+    save_every: int = 1000          # [1, 1e9] steps between checkpoints
+    eval_tokens: int = 50_000       # [1, 1e9] tokens of fit and of test that the summary uses
 
 
 SWEEP = (0.1, 0.3, 1, 2, 4)         # times --lam
@@ -419,12 +418,9 @@ def build(cfg, gpt):
     """A fresh MOLT of the MLP that cfg names, after checking cfg against the target."""
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
     D = gpt.cfg.n_embd
-    flags = vars(cfg) | {"layer": layer}
-    common.within(flags, "steps", "log_every", "save_every", layer=(0, gpt.cfg.n_layer - 1),
-                  T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf),
-                  N=(cfg.T, data.ROWS * (cfg.T - 1)))
-    common.within(flags, theta=(0, math.inf), ramp=(1e-9, 1),
-                  lam=(0, math.inf), beta=(0, math.inf))
+    common.check(replace(cfg, layer=layer), layer=f"[0, {gpt.cfg.n_layer - 1}]",
+                 T=f"[3, {gpt.cfg.n_positions}]", eval_tokens=f"[{cfg.T}, inf]",
+                 N=f"[{cfg.T}, {data.ROWS * (cfg.T - 1)}]")
     highest = max(rank for _, rank in parse(cfg.groups))
     if highest > D:
         common.fail(f"--groups {cfg.groups}: rank {highest} is over the width {D}")

@@ -32,36 +32,33 @@ class Config:
     # text and model
     data: str = "tinytales"     # tinytales, or a text file X.txt
     out: str = "target"         # folder for the model; checkpoint and log go to runs/pretrain-OUT
-    vocab: int = 2000           # most frequent words kept of a text file; TinyTales brings its own
-    tokens: int = 20_000_000    # of TinyTales written for training; longer runs see them again
-    n_layer: int = 4            # layers
-    n_embd: int = 128           # residual width
-    n_head: int = 4             # attention heads
-    n_inner: int = 512          # hidden units per MLP
-    mlp0: int = 512             # hidden units of layer 0's MLP that live; the others are zero
-    T: int = 128                # context
+    vocab: int = 2000           # [3, 65536] words kept of a text file; TinyTales brings its own
+    tokens: int = 20_000_000    # [1, 1e10] of TinyTales for training; longer runs see them again
+    n_layer: int = 4            # [1, 1e3] layers
+    n_embd: int = 128           # [1, 1e5] residual width
+    n_head: int = 4             # [1, 1e4] attention heads
+    n_inner: int = 512          # [1, 1e6] hidden units per MLP
+    mlp0: int = 512             # [0, 1e6] units of layer 0's MLP that live; the others are 0
+    T: int = 128                # [2, 1e6] context
     # training
-    B: int = 16                 # sequences per step
-    steps: int = 12_000         # steps of B * T tokens
-    copy: float = 0.025         # share of the steps, the first, on repeated words: teaches to copy
-    lr: float = 1.5e-3          # peak learning rate
-    warmup: int = 200           # steps of linear warm-up
-    beta2: float = 0.99         # of AdamW; beta1 is 0.9
-    wd: float = 0.1             # weight decay of the matrices
-    clip: float = 1.0           # largest gradient norm
+    B: int = 16                 # [1, 1e6] sequences per step
+    steps: int = 12_000         # [1, 1e8] steps of B * T tokens
+    copy: float = 0.025         # [0, 1] share of the steps, the first, on repeated words
+    lr: float = 1.5e-3          # (0, 100] peak learning rate
+    warmup: int = 200           # [0, 1e8] steps of linear warm-up
+    beta2: float = 0.99         # [0, 1) of AdamW; beta1 is 0.9
+    wd: float = 0.1             # [0, 1e3] weight decay of the matrices
+    clip: float = 1.0           # (0, 1e9] largest gradient norm
     # the run
-    seed: int = 0               # of the initial weights and of the order of the rows
-    every: int = 500            # steps from one line of the curve, and checkpoint, to the next
+    seed: int = 0               # [0, 1e18] of the initial weights and of the order of the rows
+    every: int = 500            # [1, 1e9] steps between lines of the curve, and checkpoints
     resume: bool = False        # go on from the checkpoint
     device: str = "auto"        # auto, cpu, cuda, cuda:1, ...
 
 
 def check(cfg):
     """Fail on a number that cannot be meant, or a folder that must not be written to."""
-    any_size = (0, math.inf)
-    common.within(vars(cfg), "tokens", "B", "steps", "every", vocab=(3, 65536), mlp0=any_size,
-                  T=(2, math.inf), copy=(0, 1), warmup=any_size, beta2=(0, 0.99999), wd=any_size,
-                  clip=(1e-9, math.inf))
+    common.check(cfg)
     if cfg.data != "tinytales" and cfg.out == Config.out:
         common.fail(f"--data {cfg.data}: needs an --out of its own, "
                     f"{Config.out}/ is the bundled model's")

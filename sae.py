@@ -38,8 +38,7 @@ CE recovered: 0 with the MLP's mean output, 1 with the MLP; FVE: 1 - NMSE of the
     python sae.py --F 1024 --k 16   # 55 s on one core: CE recovered 0.997, FVE 0.943 at L0 16
 """
 import json
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -60,42 +59,42 @@ class Config:
     # what to take apart, where to write
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: that of config.json, or the middle one
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     site: Literal["mlp_out", "mlp_in", "resid"] = "mlp_out"  # the activations
     out: str = "runs/sae"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, k / 4 to 4 k: sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
-    seed: int = 0                   # of the initialisation and the batches
+    seed: int = 0                   # [0, 1e18] of the initialisation and the batches
     # units
-    F: int = 1024                   # units
-    k: int = 16                     # units on per token
+    F: int = 1024                   # [1, 1e7] units
+    k: int = 16                     # [1, 1e7] units on per token
     # stochastic is refused: it has a file of its own, stochastic.py
     variant: Literal["topk", "batchtopk", "jumprelu", "relu", "stochastic"] = "topk"  # sparsity
     frozen: bool = False            # W_dec stays random: a floor for what learning it is worth
     # training
     objective: Literal["mse", "kl"] = "mse"  # rebuild the activations, or the predictions
-    steps: int = 2000               # training steps
-    N: int = 2048                   # tokens per step
-    T: int = 128                    # positions per sequence
+    steps: int = 2000               # [1, 1e8] training steps
+    N: int = 2048                   # [2, 1e8] tokens per step
+    T: int = 128                    # [3, 1e6] positions per sequence
     optimizer: Literal["adam", "muon"] = "adam"  # of the matrices; Muon turns all their directions
-    lr: float = 4e-3                # warmed up over 5 % of the steps, to 0 over the last 20 %
-    lr_rest: float = 4e-3           # muon: of biases and thresholds, by Adam; adam: all are at lr
-    enc: float = 0.5                # first norm of W_enc's rows; at 1 they turn too slowly
-    clip: float = 1.0               # gradient norm
+    lr: float = 4e-3                # (0, 100] up in 5 % of the steps, to 0 in the last 20 %
+    lr_rest: float = 4e-3           # (0, 100] muon: of biases and thresholds; adam: all are at lr
+    enc: float = 0.5                # (0, 1e6] first norm of W_enc's rows; at 1 they turn too slowly
+    clip: float = 1.0               # (0, 1e9] gradient norm
     # loss
-    c_aux: float = 1 / 32           # AuxK
-    dead: int = 20_000              # tokens of silence after which a unit is dead
-    beta: float = 0.99              # batchtopk: of the running mean that is the threshold
-    theta: float = 0.5              # jumprelu: first threshold
-    bandwidth: float = 0.2          # jumprelu: width of the window in which thresholds learn
-    c_l0: float = 1.0               # jumprelu: lambda, reached after half of the steps
-    c_first: float = 1e-3           # relu: first lambda
-    follow: float = 0.03            # relu: a step multiplies lambda by exp(-follow) to exp(follow)
+    c_aux: float = 1 / 32           # [0, 1e9] AuxK
+    dead: int = 20_000              # [1, 1e12] tokens of silence after which a unit is dead
+    beta: float = 0.99              # [0, 1) batchtopk: of the running mean that is the threshold
+    theta: float = 0.5              # [0, 1e6] jumprelu: first threshold
+    bandwidth: float = 0.2          # (0, 1e6] jumprelu: window in which thresholds learn
+    c_l0: float = 1.0               # [0, 1e9] jumprelu: lambda, reached after half of the steps
+    c_first: float = 1e-3           # [0, 1e9] relu: first lambda
+    follow: float = 0.03            # [0, 10] relu: a step multiplies lambda by at most exp(follow)
     # looking and saving
-    log_every: int = 50             # steps between lines of log.jsonl
-    save_every: int = 500           # steps between checkpoints
-    eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
+    log_every: int = 50             # [1, 1e9] steps between lines of log.jsonl
+    save_every: int = 500           # [1, 1e9] steps between checkpoints
+    eval_tokens: int = 50_000       # [1, 1e9] tokens of fit and of test that the summary uses
 
 
 # flags that a resumed run may give other values (common.Run)
@@ -457,9 +456,9 @@ def build(cfg, gpt):
     """A fresh SAE at the MLP that cfg names, after checking cfg against the target."""
     check_variant(cfg)
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
-    common.within(vars(cfg) | {"layer": layer}, "F", "steps", "log_every", "save_every",
-                  layer=(0, gpt.cfg.n_layer - 1), T=(3, gpt.cfg.n_positions),
-                  eval_tokens=(cfg.T, math.inf), k=(1, cfg.F), N=(2, data.ROWS * (cfg.T - 1)))
+    common.check(replace(cfg, layer=layer), layer=f"[0, {gpt.cfg.n_layer - 1}]",
+                 T=f"[3, {gpt.cfg.n_positions}]", eval_tokens=f"[{cfg.T}, inf]",
+                 k=f"[1, {cfg.F}]", N=f"[2, {data.ROWS * (cfg.T - 1)}]")
     m = SAE(cfg, gpt.cfg.n_embd, common.generator(cfg.seed, "init"), layer)
     if cfg.site == "resid":
         gpt.h[layer].ln_2.register_forward_pre_hook(m.note_stream)

@@ -45,7 +45,7 @@ are D and M for W_in, M and D for W_out. CE recovered: 0 with the MLP's mean out
 """
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Callable, Literal, NamedTuple
@@ -68,52 +68,52 @@ class Config:
     # what to take apart, where to write
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: that of config.json, or the middle one
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     out: str = "runs/spd"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, c_imp times 1/4 to 4: sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
-    seed: int = 0                   # of the initialisation, the batches and the masks
+    seed: int = 0                   # [0, 1e18] of the initialisation, the batches and the masks
     # components and their importance
-    C: int = 256                    # components per matrix; under min(D, M) V U can't reach W
+    C: int = 256                    # [1, 1e7] components per matrix; V U = W takes min(D, M)
     ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # kind of ImportanceNet
-    ci_hidden: int = 256            # hidden width of the importance net
-    alpha: float = 0.01             # slope of LowerLeaky below 0, of UpperLeaky above 1
+    ci_hidden: int = 256            # [1, 1e6] hidden width of the importance net
+    alpha: float = 0.01             # [0, 1] slope of LowerLeaky below 0, of UpperLeaky above 1
     # training
-    steps: int = 1000               # training steps
-    B: int = 16                     # sequences per step
-    T: int = 128                    # positions per sequence
+    steps: int = 1000               # [1, 1e8] training steps
+    B: int = 16                     # [1, 1e6] sequences per step
+    T: int = 128                    # [3, 1e6] positions per sequence
     start: Literal["random", "neurons"] = "random"  # V and U: random, or each neuron's weights
     optimizer: Literal["muon", "adam"] = "muon"     # of all matrices
-    lr: float = 0.03                # of V and U, falling along a cosine; 8e-3 suits adam
-    lr_ci: float = 0.02             # of the importance net's matrices; 8e-3 suits adam
-    lr_rest: float = 8e-3           # muon: of the importance net's biases, by Adam; adam: at lr_ci
-    lr_end: float = 0.1             # last learning rates as a share of the first
-    clip_vu: float = 0.01           # gradient norm of V, U; fires at almost every step, as in VPD
-    clip_ci: float = 1.0            # gradient norm of the importance net
+    lr: float = 0.03                # (0, 100] of V and U, falling along a cosine; 8e-3 suits adam
+    lr_ci: float = 0.02             # (0, 100] of the importance net's matrices; 8e-3 suits adam
+    lr_rest: float = 8e-3           # (0, 100] muon: of the net's biases, by Adam; adam: at lr_ci
+    lr_end: float = 0.1             # [0, 1] last learning rates as a share of the first
+    clip_vu: float = 0.01           # (0, 1e9] of the gradient of V, U; nearly always, as in VPD
+    clip_ci: float = 1.0            # (0, 1e9] gradient norm of the importance net
     # loss
     faith: Literal["relative", "absolute"] = "relative"  # error over |W|^2, or per weight
-    c_faith: float = 10.            # faithfulness; 0.1 where the distance is an MSE, not a KL
+    c_faith: float = 10.            # [0, 1e9] faithfulness; 0.1 where the distance is an MSE
     project: bool = True            # at the end, move V U onto W exactly
-    c_stoch: float = 0.5            # KL under random masks
-    c_adv: float = 0.5              # KL under the attack's masks
-    c_imp: float = 1e-4             # importance: THE knob, sweep it in log steps first
-    w_freq: float = 0.5             # frequency term; splits components that serve two circuits
-    freq_a: float = 32768           # a of the frequency term; 0: N, as the papers have it with lp
+    c_stoch: float = 0.5            # [0, 1e9] KL under random masks
+    c_adv: float = 0.5              # [0, 1e9] KL under the attack's masks
+    c_imp: float = 1e-4             # [0, 1e9] importance: THE knob, sweep it in log steps first
+    w_freq: float = 0.5             # [0, 1e9] frequency term; splits what serves two circuits
+    freq_a: float = 32768           # [0, 1e9] a of the frequency term; 0: N, as in the papers
     penalty: Literal["smooth_l0", "lp"] = "smooth_l0"  # phi
-    gamma_end: float = 0.01         # smooth_l0: last width, reached after 90 % of the steps
-    p_start: float = 2.0            # lp: first exponent
-    p_end: float = 0.4              # lp: last exponent
+    gamma_end: float = 0.01         # (0, 1] smooth_l0: last width, reached after 90 % of the steps
+    p_start: float = 2.0            # (0, 100] lp: first exponent
+    p_end: float = 0.4              # (0, 100] lp: last exponent
     # adversary
     adversary: Literal["none", "step", "pgd"] = "step"  # sign_step or PersistentPGD
-    adv_lr: float = 0.01            # pgd: Adam's rate (betas 0.5, 0.99), warmed up over 2.5 %
-    adv_ascents: int = 2            # pgd: ascents on a batch before the training forward adds one
+    adv_lr: float = 0.01            # (0, 100] pgd: Adam's rate (betas 0.5, 0.99), up in 2.5 %
+    adv_ascents: int = 2            # [0, 1e4] pgd: ascents on a batch, before that of training
     # looking and saving
-    log_every: int = 50             # steps between lines of log.jsonl
-    eval_every: int = 500           # steps between small evaluations; 0: none
-    save_every: int = 500           # steps between checkpoints
-    eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
-    pgd_rows: int = 32              # test sequences of the summary's attack; they share its sources
+    log_every: int = 50             # [1, 1e9] steps between lines of log.jsonl
+    eval_every: int = 500           # [0, 1e9] steps between small evaluations; 0: none
+    save_every: int = 500           # [1, 1e9] steps between checkpoints
+    eval_tokens: int = 50_000       # [1, 1e9] tokens of fit and of test that the summary uses
+    pgd_rows: int = 32              # [1, 1e6] test rows of the summary's attack, on one source
 
 
 # flags that a resumed run may give other values (common.Run)
@@ -607,9 +607,8 @@ def update(spd, opts, loss, cfg, progress):
 def build(cfg, gpt):
     """A fresh SPD of the MLP that cfg names, after checking cfg against the target."""
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
-    common.within(vars(cfg) | {"layer": layer}, "C", "ci_hidden", "B", "steps", "log_every",
-                  "save_every", "pgd_rows", layer=(0, gpt.cfg.n_layer - 1),
-                  T=(3, gpt.cfg.n_positions), eval_tokens=(cfg.T, math.inf))
+    common.check(replace(cfg, layer=layer), layer=f"[0, {gpt.cfg.n_layer - 1}]",
+                 T=f"[3, {gpt.cfg.n_positions}]", eval_tokens=f"[{cfg.T}, inf]")
     mlp = gpt.mlp(layer)
     rank = min(mlp.c_fc.weight.shape)
     if cfg.C < rank:

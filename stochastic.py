@@ -49,47 +49,47 @@ class Config:
     # what to take apart, where to write
     model: str = "target"           # folder of the GPT-2 to take apart (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: that of config.json, or the middle one
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     out: str = "runs/stochastic"    # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, k / 4 to 4 k: sweep.json and sweep.png
     device: str = "auto"            # auto, cpu, cuda
-    seed: int = 0                   # of the initialisation, the batches and the noise
+    seed: int = 0                   # [0, 1e18] of the initialisation, the batches and the noise
     # what gets gates
     base: Literal["sae", "transcoder"] = "transcoder"   # an SAE or a transcoder
     site: Literal["mlp_out", "mlp_in", "resid"] = "mlp_out"  # base sae: the activations
     frozen: bool = False            # base sae: W_dec stays random
     skip: bool = False              # base transcoder: add the affine map x W_skip
-    F: int = 1024                   # units
-    k: int = 32                     # units on per token, in the end
+    F: int = 1024                   # [1, 1e7] units
+    k: int = 32                     # [1, 1e7] units on per token, in the end
     # training
     objective: Literal["mse", "kl"] = "mse"  # rebuild activations, or the predictions
-    steps: int = 2000               # training steps
-    N: int = 2048                   # tokens per step
-    T: int = 128                    # positions per sequence
+    steps: int = 2000               # [1, 1e8] training steps
+    N: int = 2048                   # [2, 1e8] tokens per step
+    T: int = 128                    # [3, 1e6] positions per sequence
     optimizer: Literal["adam", "muon"] = "adam"  # of the matrices; Muon turns all their directions
-    lr: float = 16e-3               # warmed up over 5 % of the steps, to 0 over the last 20 %
-    lr_rest: float = 4e-3           # muon: of biases, by Adam; adam: all are at lr
-    enc: float = 0.5                # first norm of W_enc's rows; at 1 they turn too slowly
-    clip: float = 1.0               # gradient norm
+    lr: float = 16e-3               # (0, 100] up in 5 % of the steps, to 0 in the last 20 %
+    lr_rest: float = 4e-3           # (0, 100] muon: of biases, by Adam; adam: all are at lr
+    enc: float = 0.5                # (0, 1e6] first norm of W_enc's rows; at 1 they turn too slowly
+    clip: float = 1.0               # (0, 1e9] gradient norm
     # loss
-    c_aux: float = 1 / 32           # AuxK
-    dead: int = 20_000              # tokens of silence after which a unit is dead
-    c_wake: float = 0.2             # base sae: push on dead gates; 0: a quarter stay dead
-    c_faith: float = 1.0            # NMSE with every mask at 1, as SPD's faithfulness
-    c_first: float = 1e-3           # first lambda
-    follow: float = 0.03            # a step multiplies lambda by exp(follow (L0 / goal - 1))
-    w_freq: float = 0.5             # frequency term relative to importance
-    freq_a: float = 1024            # a of the frequency term
+    c_aux: float = 1 / 32           # [0, 1e9] AuxK
+    dead: int = 20_000              # [1, 1e12] tokens of silence after which a unit is dead
+    c_wake: float = 0.2             # [0, 1e9] base sae: push on dead gates; 0: a quarter stay dead
+    c_faith: float = 1.0            # [0, 1e9] NMSE with every mask at 1, as SPD's faithfulness
+    c_first: float = 1e-3           # [0, 1e9] first lambda
+    follow: float = 0.03            # [0, 10] lambda times exp(follow (L0 / goal - 1)) a step
+    w_freq: float = 0.5             # [0, 1e9] frequency term relative to importance
+    freq_a: float = 1024            # [0, 1e9] a of the frequency term
     # gates and masks
     noise: bool = True              # random sources; without, they are 0
-    alpha: float = 0.1              # slope of the leaky hard sigmoids
-    gamma_end: float = 0.1          # last width of phi, reached after 90 % of the steps
-    tau: float = 0.1                # a unit is on where g > tau
+    alpha: float = 0.1              # [0, 1] slope of the leaky hard sigmoids
+    gamma_end: float = 0.1          # (0, 1] last width of phi, reached after 90 % of the steps
+    tau: float = 0.1                # [0, 1) a unit is on where g > tau
     # looking and saving
-    log_every: int = 50             # steps between lines of log.jsonl
-    save_every: int = 500           # steps between checkpoints
-    eval_tokens: int = 50_000       # tokens of fit and of test that the summary uses
+    log_every: int = 50             # [1, 1e9] steps between lines of log.jsonl
+    save_every: int = 500           # [1, 1e9] steps between checkpoints
+    eval_tokens: int = 50_000       # [1, 1e9] tokens of fit and of test that the summary uses
 
 
 MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every",
@@ -238,7 +238,7 @@ def loss_fn(m, x_ND, target_ND, kl, progress, gen):
 # ------------------------------------------------------------------------------------ training
 def build(cfg, gpt):
     """A fresh SAE or transcoder with gates, after checking cfg against the target."""
-    common.within(vars(cfg))
+    common.check(cfg)
     for base, flags in OWN_FLAGS.items():
         for flag in flags:
             value = getattr(cfg, flag)

@@ -34,11 +34,11 @@ from report.table import markdown_table
 class Config:
     model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: as the target's config.json says, or the middle
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     steps: str = "1000,3000,9000"   # lengths of the runs from random starts, comma-separated
     seeds: str = "3,3,2"            # how many of each length; one number holds for all
     neurons: str = "4000,12000"     # lengths of the runs from the neurons' start; empty: none
-    eval_tokens: int = 50_000       # of fit (means, choices) and of test (scores)
+    eval_tokens: int = 50_000       # [1, 1e9] of fit (means, choices) and of test (scores)
     out: str = "results"            # folder for spd-length.json, .md and .png
     runs: str = "runs/length"       # folder for the models
     device: str = "auto"            # auto, cpu, cuda

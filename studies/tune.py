@@ -41,10 +41,10 @@ from report.table import AT, markdown_table
 class Config:
     model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
-    layer: int = -1                 # whose MLP; -1: as the target's config.json says, or the middle
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     methods: str = "all"            # some of the rows of compare.py, comma-separated
-    tokens: int = 4_096_000         # that each model is trained on
-    eval_tokens: int = 12_800       # of fit
+    tokens: int = 4_096_000         # [1, 1e11] that each model is trained on
+    eval_tokens: int = 12_800       # [1, 1e9] of fit
     out: str = "results"            # folder for tuning.json and tuning.md
     runs: str = "runs/compare"      # folder for the models, shared with compare.py
     device: str = "auto"            # auto, cpu, cuda

@@ -129,12 +129,12 @@ def test_bad_input_is_one_line_and_overwrites_nothing(text, capsys):
     bad("--data", "x.bin", "tinytales", ".txt", data="x.bin")
     low = dict(steps=0, B=0, T=1, lr=-1.0, beta2=1.0, mlp0=-1, vocab=2, seed=-1, every=0, clip=0.0, wd=-1.0)
     for flag, value in low.items():
-        bad(f"--{flag} {value}", "must be from", **{flag: value})
+        bad(f"--{flag} {value}", "must be in", **{flag: value})
     bad("--out x.txt", "folder", out="x.txt")
     bad("--out of its own", out=Config.out)                 # the bundled target is not made of anybody's text
     bad("--vocab 70000", "65536", vocab=70000)
     bad("n_embd 15", "n_head 2", n_embd=15)
-    bad("n_layer is 0", n_layer=0)
+    bad("--n_layer 0", n_layer=0)
     bad("steps=10, not 20", resume=True, steps=20)
     bad("no such file", resume=True, out="other")
     ckpt = Path("runs/pretrain-t/checkpoint.safetensors")

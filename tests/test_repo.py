@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 NODES = {
     "baselines.py": 1780,
     "clt.py": 3890,
-    "common.py": 3400,
+    "common.py": 4000,
     "compare.py": 5300,
     "data.py": 2920,
     "evals.py": 3790,
@@ -174,7 +174,9 @@ def test_every_flag_is_used_and_explained(path, Config):
     if name(path) in SHARED:
         body += (ROOT / SHARED[name(path)]).read_text()
     for f in dataclasses.fields(Config):
-        assert re.search(rf"^    {f.name}: .*# \w", body, re.M), f"--{f.name} has no help"
+        text = common.comments(Config).get(f.name, "")
+        assert re.match(r"\w", common.RANGE.sub("", text)), f"--{f.name} has no help"
+        assert f.type not in (int, float) or common.is_in(f.default, common.RANGE.match(text)[0]), f"--{f.name} has no range"
         used = re.findall(rf"\b(?:cfg|self\.cfg)\.{f.name}\b|\"{f.name}\"", body)
         assert used, f"--{f.name} is used nowhere"
 
