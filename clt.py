@@ -402,6 +402,16 @@ def remember(clt, f_LNF, least_L, cfg):
     clt.theta_LF.copy_(tau_L.unsqueeze(1) / clt.norms())
 
 
+def check_memory(cfg, gpt):
+    """Fail if there is less memory than a training takes, weights and activations of a step. How
+    many activations that are was measured."""
+    common.check(cfg)
+    L = gpt.cfg.n_layer
+    n_decoders = L * (L + 1) // 2 if cfg.off_diagonal else L
+    common.need_for_training((L + n_decoders) * cfg.F * gpt.cfg.n_embd, 17 * L * cfg.N * cfg.F,
+                             f"--F {cfg.F} --N {cfg.N}", gpt.device)
+
+
 def build(cfg, gpt):
     """(a fresh CLT of the target's MLPs, the layer to report on), after checking cfg against the
     target."""
@@ -417,8 +427,8 @@ def build(cfg, gpt):
 def load(path, gpt):
     """Load the CLT that reads and writes raw activations: a checkpoint has it beside the one that
     is trained."""
-    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
-    clt, _ = build(Config(**meta["config"]), gpt)
+    tensors, cfg = common.load_trained(path, Config, gpt)
+    clt, _ = build(cfg, gpt)
     common.unflat(tensors, clt=clt)
     return clt.to(gpt.device).requires_grad_(False)
 
@@ -426,6 +436,7 @@ def load(path, gpt):
 def train(cfg):
     device = common.device(cfg.device)
     gpt = GPT.load(cfg.model, device)
+    check_memory(cfg, gpt)
     clt, layer = build(cfg, gpt)
     clt.to(device)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)

@@ -23,6 +23,7 @@ import sys
 import textwrap
 import time
 import typing
+import zlib
 from pathlib import Path
 
 import torch
@@ -32,12 +33,16 @@ from tqdm import tqdm
 
 try:
     import fcntl
-except ImportError:         # Windows has no file locks of this kind
+    import resource
+except ImportError:         # Windows has no such file locks and limits
     fcntl = None
+    resource = None
 
 
 def fail(msg, code=2) -> typing.NoReturn:
     """End the script with one line on stderr. Every bad input ends here; exit code 2."""
+    for bar in [*getattr(tqdm, "_instances", ())]:
+        bar.close()         # the message gets a line of its own, below the bar
     print("error:", " ".join(str(msg).split()), file=sys.stderr)
     raise SystemExit(code)
 
@@ -208,8 +213,10 @@ def device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if name.startswith("cpu:"):
+            raise RuntimeError("a cpu has no number")       # torch takes any
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as e:
+    except (RuntimeError, AssertionError, ImportError) as e:
         reason = str(e).splitlines()[0]
         fail(f"--device {name}: not usable here, allowed: auto, cpu, cuda, cuda:N ({reason})")
     print(f"device: {name}", flush=True)
@@ -248,6 +255,42 @@ def generator(seed: int, name: str, device="cpu") -> torch.Generator:
     never shifts another."""
     digits = hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:15]
     return torch.Generator(device).manual_seed(int(digits, 16))
+
+
+def need(n_bytes, what, device="cpu"):
+    """Fail if something would take more memory than there is, before it is made.
+
+    what: the flags that decide how much that is."""
+    there = memory(torch.device(device))
+    if n_bytes > there:
+        fail(f"{what}: would need {n_bytes / 2**30:,.1f} GiB, there are {there / 2**30:,.1f} GiB")
+
+
+def need_for_training(n_weights, n_activations, what, device="cpu"):
+    """Fail if a training would take more memory than there is: weights, gradients and two moments
+    each, and the activations of one step."""
+    need(4 * (4 * n_weights + n_activations), what, device)
+
+
+def memory(device) -> float:
+    """How many bytes may a process use on a device? On a CPU that is the machine's memory, or less
+    where its container, its job or its shell sets a limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if not resource:
+        return math.inf
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            limits.append(limit)
+    groups = Path("/sys/fs/cgroup")
+    for path in (groups / "memory.max", groups / "memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):       # not there, or "max"
+            pass
+    return min(limits)
 
 
 # -------------------------------------------------------------------------------- optimizers
@@ -340,22 +383,43 @@ def hold(folder):
 def save(path, tensors: dict, meta: dict):
     """Write tensors and what is known about them to one safetensors file.
 
-    meta is JSON under one key of the header, since safetensors writes several in random order."""
+    meta is JSON under one key of the header, since safetensors writes several in random order. It
+    gets the checksum of all that the file says."""
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write(path, safetensors.save(copies, {"meta": json.dumps(meta)}))
+    text = json.dumps(meta | dict(checksum=checksum(copies, meta)))
+    write(path, safetensors.save(copies, {"meta": text}))
+
+
+def checksum(tensors: dict, meta: dict) -> int:
+    """CRC-32 of tensors and meta: a single bit that the disk has turned changes it."""
+    crc = zlib.crc32(json.dumps(meta).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
+    return crc
+
+
+# what reading a file that is no checkpoint may raise
+UNREADABLE = (SafetensorError, OSError, ValueError, RecursionError)
 
 
 def load(path, **expect) -> tuple[dict, dict]:
     """Read (tensors on the CPU, meta), as `save` wrote them. Fails if the file is missing or
     damaged, or where meta[k] differs from expect[k]."""
+    must_be_file(path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             meta = meta_of(file)
-    except (SafetensorError, OSError, ValueError) as e:
+    except UNREADABLE as e:
         is_there = os.path.exists(path)
         reason = "truncated or not a safetensors file" if is_there else "no such file"
         fail(f"{path}: {reason} ({e})")
+    # files of before there were checksums have none, and nor have those of others
+    written = meta.pop("checksum", None)
+    if written is not None and written != checksum(tensors, meta):
+        fail(f"{path}: damaged: its checksum is not that of what it holds; take another copy of "
+             "it, or train anew")
     # through JSON, as meta went: tuples become lists
     for name, wanted in json.loads(json.dumps(expect)).items():
         wrong = differences(name, meta.get(name), wanted)
@@ -364,19 +428,40 @@ def load(path, **expect) -> tuple[dict, dict]:
     return tensors, meta
 
 
+def load_trained(path, Config, gpt) -> tuple[dict, typing.Any]:
+    """Read the checkpoint of a method that was trained on a target: (tensors, its Config)."""
+    tensors, meta = load(path, method=Path(inspect.getfile(Config)).stem, target=gpt.hash)
+    try:
+        cfg = Config(**meta["config"])
+    except (KeyError, TypeError) as e:
+        fail(f"{path}: its configuration is none of {script(Config)} ({e})")
+    return tensors, cfg
+
+
 def read_meta(path) -> dict:
     """Read what is known about the tensors of a file, without reading them.
 
     {} where the file is missing or damaged: `load` says which, once it is needed."""
+    if not os.path.isfile(path):
+        return {}
     try:
         with safe_open(path, "pt") as file:
             return meta_of(file)
-    except (SafetensorError, OSError, ValueError):
+    except UNREADABLE:
         return {}
 
 
 def meta_of(file) -> dict:
-    return json.loads((file.metadata() or {}).get("meta", "{}"))
+    meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+    if not isinstance(meta, dict):
+        raise ValueError("its meta is no JSON object")
+    return meta
+
+
+def must_be_file(path):
+    """Fail if there is something else in the place of a file: a folder, a pipe."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        fail(f"{path}: is not a file but in the place of one: move it away")
 
 
 def differences(name, was, wanted) -> list[str]:
@@ -418,7 +503,7 @@ def unflat(tensors: dict, **parts):
                  if key.startswith(f"{name}.")}
         try:
             set_state(part, state)
-        except (RuntimeError, KeyError, ValueError) as e:
+        except (RuntimeError, KeyError, TypeError, ValueError) as e:
             fail(f"the checkpoint does not fit this run: {name}: {e}")
 
 
@@ -427,14 +512,47 @@ def set_state(part, state: dict):
     if isinstance(part, torch.Generator):
         part.set_state(state["state"])
     elif isinstance(part, torch.optim.Optimizer):
-        by_parameter = {}
-        for key, value in state.items():
-            i, what = key.split(".")
-            by_parameter.setdefault(int(i), {})[what] = value
-        # param_groups, rates and the like, stay as the script set them
-        part.load_state_dict(part.state_dict() | {"state": by_parameter})
+        set_moments(part, state)
     else:
+        for key, tensor in part.state_dict().items():
+            check_tensor(key, state.get(key), tensor)
         part.load_state_dict(state)
+
+
+MOMENTS = {                         # what an optimizer keeps of each parameter
+    "Adam": {"step", "exp_avg", "exp_avg_sq"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "Muon": {"momentum_buffer"},
+}
+
+
+def set_moments(opt, state: dict):
+    """Give an optimizer the moments that state_of read, after checking that they are all there."""
+    by_parameter = {}
+    for key, value in state.items():
+        i, what = key.split(".")
+        by_parameter.setdefault(int(i), {})[what] = value
+    params = []
+    for group in opt.param_groups:
+        params += group["params"]
+    for i, p in enumerate(params):
+        moments = by_parameter.get(i, {})
+        for what in MOMENTS.get(type(opt).__name__, ()):
+            like = torch.zeros(()) if what == "step" else p
+            check_tensor(f"{i}.{what}", moments.get(what), like)
+    # param_groups, rates and the like, stay as the script set them
+    opt.load_state_dict(opt.state_dict() | {"state": by_parameter})
+
+
+def check_tensor(name, tensor, like):
+    """Raise ValueError unless a tensor has the shape and type of another one, and is finite."""
+    if tensor is None:
+        raise ValueError(f"{name} is missing")
+    if tensor.shape != like.shape or tensor.dtype != like.dtype:
+        raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, must be {like.dtype} "
+                         f"{list(like.shape)}")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} is not finite")
 
 
 # ------------------------------------------------------------------------------------ source
@@ -505,16 +623,37 @@ def training_code(file) -> dict:
 class Log:
     """log(step=.., loss=..) appends a line of JSON.
 
-    Rows at or past `step`, which a resumed run does again, are dropped, and so is a row that a kill
-    cut in half."""
+    Rows at or past `step`, which a resumed run does again, are dropped, and so are lines that are
+    no rows: a kill may have cut one in half."""
     def __init__(self, path, step=0):
-        old = Path(path).read_text().splitlines(True) if step and os.path.exists(path) else []
-        kept = [row for row in old if row.endswith("}\n") and json.loads(row)["step"] < step]
-        write(path, "".join(kept).encode())
-        self.file = open(path, "a")
+        write(path, b"".join(rows_before(path, step)))
+        self.file = open(path, "ab", buffering=0)
 
     def __call__(self, **row):
-        print(json.dumps(row), file=self.file, flush=True)
+        try:
+            self.file.write(json.dumps(row).encode() + b"\n")
+        except OSError as e:
+            fail(f"{self.file.name}: cannot write: {e.strerror}")
+
+
+def rows_before(path, step) -> list:
+    """Read the rows of a log that lie before a step, as they are; says how many lines are none."""
+    if not step or not os.path.exists(path):
+        return []
+    kept = []
+    damaged = 0
+    for line in Path(path).read_bytes().splitlines(True):
+        try:
+            at = json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            at = None
+        if type(at) is not int or not line.endswith(b"}\n"):
+            damaged += 1
+        elif at < step:
+            kept.append(line)
+    if damaged:
+        print(f"{path}: {damaged} damaged lines dropped", file=sys.stderr)
+    return kept
 
 
 def finite(x, step: int, ckpt=None):
@@ -541,9 +680,10 @@ class Run:
     METHOD is the name of the script's own file. text: hash of the training data.
 
     With cfg.resume the run goes on from its checkpoint and ends, on a CPU, bit for bit as if it had
-    not been interrupted. It fails (exit code 2) where the checkpoint is missing, damaged, or of
-    another method, target, data or configuration; only what the script names in
-    MAY_CHANGE_ON_RESUME may differ. A flag that is new since then has to be at its default."""
+    not been interrupted. One that was killed before its first checkpoint begins anew. It fails
+    (exit code 2) where there is no run, or its checkpoint is damaged, or of another method, target,
+    data or configuration; only what the script names in MAY_CHANGE_ON_RESUME may differ. A flag
+    that is new since then has to be at its default."""
     def __init__(self, cfg, gpt, text, **parts):
         self.cfg = cfg
         self.gpt = gpt
@@ -551,6 +691,8 @@ class Run:
         self.method = Path(inspect.getfile(type(cfg))).stem
         self.path = Path(cfg.out) / f"{self.method}.safetensors"
         self.code = training_code(inspect.getfile(type(cfg)))
+        for name in (self.path.name, "log.jsonl", "summary.json"):
+            must_be_file(Path(cfg.out) / name)
 
         # what a resumed run must share with the one that was interrupted
         may_change = sys.modules[type(cfg).__module__].MAY_CHANGE_ON_RESUME
@@ -558,23 +700,24 @@ class Run:
         self.fixed = dict(method=self.method, target=gpt.hash, text=text, run=flags)
 
         # where it begins
-        self.is_fresh = not cfg.resume
+        self.is_fresh = not (cfg.resume and has_checkpoint(self.path))
         self.first_step = 0
         self.seconds = 0.0
         self.beside = {}            # more modules for the next checkpoint: results, never resumed
-        if cfg.resume:
-            had = read_meta(self.path).get("run", {})
+        if not self.is_fresh:
+            had = read_meta(self.path).get("run") or {}
             wanted = {name: value for name, value in flags.items()
                       if name in had or value != getattr(type(cfg), name, None)}
             tensors, meta = load(self.path, **self.fixed | dict(run=wanted))
             unflat(tensors, **parts)
-            self.first_step = meta["step"]
-            self.seconds = meta["seconds"]
+            self.first_step = steps_done(self.path, meta, cfg.steps)
+            self.seconds = meta.get("seconds", 0)
             self.code = meta.get("code", {})        # that it began with, whatever goes on with it
 
     def steps(self):
         """Yield the number of each step that is left to do; save after those where it is time."""
         cfg = self.cfg
+        hold(cfg.out)
         began = time.time() - self.seconds
         self.log = Log(Path(cfg.out) / "log.jsonl", self.first_step)
         left = range(self.first_step, cfg.steps)
@@ -604,13 +747,35 @@ class Run:
         self.bar.set_postfix({name: f"{value:.2g}" for name, value in row.items()})
 
 
+def has_checkpoint(path) -> bool:
+    """Is there a checkpoint to go on from? A run that was killed before its first one has none and
+    begins anew. Fails where no run was begun."""
+    if path.exists():
+        return True
+    if not any((path.parent / trace).exists() for trace in ("log.jsonl", ".lock")):
+        fail(f"{path}: no such file, nor any trace of a run to --resume")
+    print(f"{path}: not there yet: the run begins anew", flush=True)
+    return False
+
+
+def steps_done(path, meta, steps) -> int:
+    """How many steps lie behind a checkpoint? Fails unless it says that, and what they took."""
+    step = meta.get("step")
+    seconds = meta.get("seconds", 0)
+    is_count = type(step) is int and 0 <= step <= steps
+    if not is_count or type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        fail(f"{path}: damaged: step {step!r} after {seconds!r} seconds, of {steps} steps")
+    return step
+
+
 def provenance(cfg, gpt) -> dict:
     """What does it take to repeat a run? Goes into each checkpoint's meta and each summary.json."""
     file = Path(inspect.getfile(type(cfg))).resolve()
     folder = shlex.quote(str(file.parent))
     # --exclude: no tag's name, but the commit's
     describe = "describe --always --dirty --abbrev=40 --exclude='*'"
-    commit = subprocess.getoutput(f"git -C {folder} {describe} 2>/dev/null") or None
+    git = f"git -C {folder} {describe} 2>/dev/null"
+    commit = subprocess.getoutput(git, encoding="utf-8") or None
     return dict(config=vars(cfg), command=command(cfg), commit=commit,
                 source=hashlib.sha256(file.read_bytes()).hexdigest(), target=gpt.hash,
                 torch=torch.__version__, threads=torch.get_num_threads(),

@@ -414,6 +414,17 @@ def batches(gpt, molt, corpus, cfg, start):
     return kind(gpt, molt, corpus, cfg, start)
 
 
+def check_memory(cfg, gpt):
+    """Fail if there is less memory than a training takes, weights and activations of a step. How
+    many activations that are was measured."""
+    common.check(cfg)
+    groups = parse(cfg.groups)
+    F = sum(number for number, _ in groups)
+    R = sum(number * rank for number, rank in groups)
+    common.need_for_training((F + 2 * R) * gpt.cfg.n_embd, cfg.N * (9 * R + F),
+                             f"--groups {cfg.groups} --N {cfg.N}", gpt.device)
+
+
 def build(cfg, gpt):
     """A fresh MOLT of the MLP that cfg names, after checking cfg against the target."""
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
@@ -429,8 +440,8 @@ def build(cfg, gpt):
 
 
 def load(path, gpt):
-    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
-    molt = build(Config(**meta["config"]), gpt)
+    tensors, cfg = common.load_trained(path, Config, gpt)
+    molt = build(cfg, gpt)
     common.unflat(tensors, molt=molt)
     return molt.requires_grad_(False)
 
@@ -447,6 +458,7 @@ def begin(molt, gpt, corpus):
 def train(cfg):
     device = common.device(cfg.device)
     gpt = GPT.load(cfg.model, device)
+    check_memory(cfg, gpt)
     molt = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     opts = optimizers(molt)

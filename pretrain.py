@@ -168,7 +168,14 @@ def copying(cfg, V: int, step: int):
 
 
 def build(cfg, V: int) -> GPT:
-    """Make the model that training begins with."""
+    """Make the model that training begins with, if there is memory for its training."""
+    D = cfg.n_embd
+    block = 4 * D**2 + 2 * D * cfg.n_inner
+    seen = 8 * D + 3 * cfg.n_inner + 2 * cfg.n_head * cfg.T         # by a block, of each token
+    n_weights = cfg.n_layer * block + (V + cfg.T) * D
+    n_activations = cfg.B * cfg.T * (2 * V + cfg.n_layer * seen)
+    sizes = [common.flag(name, getattr(cfg, name)) for name in ("n_layer", "n_embd", "B", "T")]
+    common.need_for_training(n_weights, n_activations, " ".join(sizes))
     conf = GPTConfig(V, cfg.n_layer, cfg.n_embd, cfg.n_head, cfg.n_inner, n_positions=cfg.T)
     gpt = GPT(conf, common.generator(cfg.seed, "init"))
     start_induction(gpt, common.generator(cfg.seed, "induction"))
@@ -203,17 +210,8 @@ def train(cfg) -> GPT:
     fresh_NT = dev.fresh(cfg.T)
     opt = optimizer(gpt, cfg)
 
-    # where the run begins
-    run = Path("runs") / f"pretrain-{'-'.join(Path(cfg.out).parts).strip('/-')}"
-    ckpt = run / "checkpoint.safetensors"
-    start = 0
-    resume = cfg.resume
+    start, ckpt, log = begin(cfg, gpt, opt)
     cfg = replace(cfg, resume=False)        # what the checkpoint says of the run
-    if resume:
-        tensors, meta = common.load(ckpt, method="pretrain", config=vars(cfg))
-        common.unflat(tensors, gpt=gpt, opt=opt)
-        start = meta["step"]
-    log = common.Log(run / "log.jsonl", start)
     bar = tqdm(total=cfg.steps, initial=start, unit="step", mininterval=1)
 
     clock = time.time()
@@ -242,6 +240,23 @@ def train(cfg) -> GPT:
     bar.close()
     finish(cfg, gpt, vocab, dev)
     return gpt
+
+
+def begin(cfg, gpt, opt):
+    """Where does the run begin, and where does it write? (first step, checkpoint, log)."""
+    run = Path("runs") / f"pretrain-{'-'.join(Path(cfg.out).parts).strip('/-')}"
+    ckpt = run / "checkpoint.safetensors"
+    made = [Path(cfg.out) / name for name in ("vocab.json", "config.json", "model.safetensors")]
+    for path in (ckpt, run / "log.jsonl", *made):
+        common.must_be_file(path)
+    start = 0
+    if cfg.resume and common.has_checkpoint(ckpt):
+        same = vars(replace(cfg, resume=False))
+        tensors, meta = common.load(ckpt, method="pretrain", config=same)
+        common.unflat(tensors, gpt=gpt, opt=opt)
+        start = common.steps_done(ckpt, meta, cfg.steps)
+    common.hold(run)
+    return start, ckpt, common.Log(run / "log.jsonl", start)
 
 
 def rows_of(step, cfg, corpus):

@@ -452,6 +452,16 @@ def examples(cfg, gpt, m, corpus, start):
         yield rows.tokens(), rows.kl
 
 
+def check_memory(cfg, gpt):
+    """Fail if there is less memory than a training takes, weights and activations of a step. How
+    many activations that are was measured."""
+    common.check(cfg)
+    # the fused top-k never forms all of f, the others do
+    per_unit = 1 if cfg.variant in ("topk", "batchtopk") else 5
+    common.need_for_training(2 * cfg.F * gpt.cfg.n_embd, per_unit * cfg.N * cfg.F,
+                             f"--F {cfg.F} --N {cfg.N}", gpt.device)
+
+
 def build(cfg, gpt):
     """A fresh SAE at the MLP that cfg names, after checking cfg against the target."""
     check_variant(cfg)
@@ -466,8 +476,8 @@ def build(cfg, gpt):
 
 
 def load(path, gpt):
-    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
-    m = build(Config(**meta["config"]), gpt)
+    tensors, cfg = common.load_trained(path, Config, gpt)
+    m = build(cfg, gpt)
     common.unflat(tensors, m=m)
     return m.requires_grad_(False)
 
@@ -475,6 +485,7 @@ def load(path, gpt):
 def train(cfg):
     device = common.device(cfg.device)
     gpt = GPT.load(cfg.model, device)
+    check_memory(cfg, gpt)
     m = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     opts = optimizers(m)

@@ -604,6 +604,22 @@ def update(spd, opts, loss, cfg, progress):
     return norm
 
 
+def check_memory(cfg, gpt):
+    """Fail if there is less memory than a training takes, weights and activations of a step. How
+    many activations that are was measured."""
+    common.check(cfg)
+    D = gpt.cfg.n_embd
+    M = gpt.cfg.n_inner
+    # V, U; the importance net, whose last layer has a row for each component
+    n_weights = 2 * cfg.C * (D + M) + (D + M + 2 * cfg.C) * cfg.ci_hidden
+    if cfg.ci_fn == "vector":
+        n_weights += cfg.C * (D + M) * cfg.ci_hidden
+    if cfg.ci_fn == "global":
+        n_weights += cfg.ci_hidden ** 2
+    common.need_for_training(n_weights, cfg.B * cfg.T * 40 * cfg.C, f"--C {cfg.C} --ci_hidden "
+                             f"{cfg.ci_hidden} --B {cfg.B} --T {cfg.T}", gpt.device)
+
+
 def build(cfg, gpt):
     """A fresh SPD of the MLP that cfg names, after checking cfg against the target."""
     layer = default_layer(gpt) if cfg.layer == -1 else cfg.layer
@@ -624,8 +640,8 @@ def build(cfg, gpt):
 
 def load(path, gpt):
     """Load the decomposition as it is evaluated: with masks rounded at ON_ABOVE."""
-    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
-    spd = build(Config(**meta["config"]), gpt)
+    tensors, cfg = common.load_trained(path, Config, gpt)
+    spd = build(cfg, gpt)
     common.unflat(tensors, spd=spd)
     return Rounded(spd.requires_grad_(False), ON_ABOVE)
 
@@ -633,6 +649,7 @@ def load(path, gpt):
 def train(cfg):
     device = common.device(cfg.device)
     gpt = GPT.load(cfg.model, device)
+    check_memory(cfg, gpt)
     spd = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen = common.generator(cfg.seed, "masks", device)

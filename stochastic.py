@@ -27,7 +27,6 @@ N tokens of a batch, D width, F units
     python stochastic.py --base sae --k 16  # SAE: CE recovered 0.991, FVE 0.869 at L0 16
 """
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -236,6 +235,14 @@ def loss_fn(m, x_ND, target_ND, kl, progress, gen):
 
 
 # ------------------------------------------------------------------------------------ training
+def check_memory(cfg, gpt):
+    """Fail if there is less memory than a training takes, weights and activations of a step. How
+    many activations that are was measured."""
+    common.check(cfg)
+    common.need_for_training(3 * cfg.F * gpt.cfg.n_embd, 18 * cfg.N * cfg.F,
+                             f"--F {cfg.F} --N {cfg.N}", gpt.device)
+
+
 def build(cfg, gpt):
     """A fresh SAE or transcoder with gates, after checking cfg against the target."""
     common.check(cfg)
@@ -249,8 +256,8 @@ def build(cfg, gpt):
 
 
 def load(path, gpt):
-    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
-    m = build(Config(**meta["config"]), gpt)
+    tensors, cfg = common.load_trained(path, Config, gpt)
+    m = build(cfg, gpt)
     common.unflat(tensors, m=m)
     return m.requires_grad_(False)
 
@@ -258,6 +265,7 @@ def load(path, gpt):
 def train(cfg):
     device = common.device(cfg.device)
     gpt = GPT.load(cfg.model, device)
+    check_memory(cfg, gpt)
     m = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     gen = common.generator(cfg.seed, "noise", device)

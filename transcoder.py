@@ -49,8 +49,8 @@ import data
 import evals
 from model import GPT, default_layer
 from report import curve
-from sae import (SPARSITIES, PreActivations, aux_k, check_variant, curve_of_k, keep_once_trained,
-                 nmse, optimizers, remember, update)
+from sae import (SPARSITIES, PreActivations, aux_k, check_memory, check_variant, curve_of_k,
+                 keep_once_trained, nmse, optimizers, remember, update)
 
 
 @dataclass
@@ -261,8 +261,8 @@ def build(cfg, gpt):
 
 
 def load(path, gpt):
-    tensors, meta = common.load(path, method=Path(__file__).stem, target=gpt.hash)
-    m = build(Config(**meta["config"]), gpt)
+    tensors, cfg = common.load_trained(path, Config, gpt)
+    m = build(cfg, gpt)
     common.unflat(tensors, m=m)
     return m.requires_grad_(False)
 
@@ -270,6 +270,7 @@ def load(path, gpt):
 def train(cfg):
     device = common.device(cfg.device)
     gpt = GPT.load(cfg.model, device)
+    check_memory(cfg, gpt)
     m = build(cfg, gpt)
     corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
     opts = optimizers(m)

@@ -37,9 +37,14 @@ def sweep(train, cfg, knob, values, axes=("l0",)):
     except ImportError:
         common.fail("--sweep needs matplotlib: pip install matplotlib")
 
+    runs = [config_at(cfg, knob, value) for value in values]
+    if cfg.resume and not any(Path(run.out).exists() for run in runs):
+        common.fail(f"--resume --sweep: no run of a sweep in {cfg.out}")
+    for name in ("sweep.json", "sweep.png"):
+        common.must_be_file(Path(cfg.out) / name)
     rows = []
-    for value in values:
-        summary = train(config_at(cfg, knob, value))[1]
+    for value, run in zip(values, runs):
+        summary = train(run)[1]
         rows.append({knob: value} | {key: summary[key] for key in (*axes, *SCORES, *BESIDE)})
     rows.sort(key=lambda row: row["l0"])
     rises = rises_with_l0(rows)

@@ -684,7 +684,7 @@ def apart(name, F, ours):
     time. There it has PyTorch and glibc as installed or, for `ours`, with the switches of ours."""
     switches = "common.fast_matmul(), common.keep_memory()" if ours else ""
     code = PEER.format(paths=[str(ROOT), str(PEERS)], switches=switches, name=name, F=F, **PEER_JOB)
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
         def step():
             print(file=process.stdin, flush=True)

@@ -296,7 +296,7 @@ class Found:
         self.path = path
         self.found = dict(rows=[], pairs=[])
         if path.exists():
-            self.found = json.loads(path.read_text())
+            self.found = json.loads(path.read_text(encoding="utf-8"))
 
     def row(self, table, depends_on, names, find):
         """Add a row to a table, with what find() returns, unless it is there. Older ones go."""

@@ -164,7 +164,7 @@ def stored(path, of):
     """The rows in tuning.json, each of which says what it is of. Fails unless that is `of`.
 
     Rows of another target, for one, can't be in one table with this run's."""
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     for row in rows:
         if row.get("of") != of:
             common.fail(f"{path}: its row {row['name']} is of {row.get('of', 'an earlier form')}, "
