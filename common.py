@@ -677,7 +677,8 @@ class Run:
 
     parts: the modules, optimizers and generators that make up the state of the run. All of them go
     into the checkpoint, cfg.out/METHOD.safetensors, every cfg.save_every steps and at the end.
-    METHOD is the name of the script's own file. text: hash of the training data.
+    METHOD is the name of the script's own file. text: hash of the training data. While it trains,
+    no other process may write to cfg.out (`hold`).
 
     With cfg.resume the run goes on from its checkpoint and ends, on a CPU, bit for bit as if it had
     not been interrupted. One that was killed before its first checkpoint begins anew. It fails

@@ -373,7 +373,8 @@ def trained(job, run, gpt, retrain=False, keep=False):
     is_whole = run.resume and common.read_meta(path).get("step") == run.steps
     if not is_whole:
         Path(run.out).mkdir(parents=True, exist_ok=True)
-        with open(Path(run.out) / "train.txt", "a") as log, contextlib.redirect_stdout(log):
+        log = open(Path(run.out) / "train.txt", "a", encoding="utf-8")
+        with log, contextlib.redirect_stdout(log):
             module.train(run)
 
     m = module.load(path, gpt)

@@ -47,7 +47,7 @@ class ChatClient:
                                max_tokens=200)).encode()
         path = self.cache / hashlib.sha256(self.url.encode() + body).hexdigest()
         if path.exists():
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"

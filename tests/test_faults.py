@@ -164,6 +164,29 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(name, target, tmp_
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_target_killed_before_its_first_checkpoint_begins_anew(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.txt").write_text("the cat sat on a mat . " * 500, encoding="utf-8")
+    cfg = pretrain.Config(data="x.txt", out="m", n_layer=1, n_embd=8, n_head=2, n_inner=16, T=T, B=3, steps=4, every=2,
+                          warmup=1, device="cpu")
+    fails(capsys, lambda: pretrain.train(dataclasses.replace(cfg, resume=True)), "no such file", "--resume")
+    assert os.listdir() == ["x.txt"]
+    with monkeypatch.context() as patch:
+        patch.setattr(common, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pretrain.train(cfg)
+    again = pretrain.train(dataclasses.replace(cfg, resume=True))
+    assert "begins anew" in capsys.readouterr().out
+    other = pretrain.train(dataclasses.replace(cfg, out="n"))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), other.parameters()))
+    path = Path("runs/pretrain-m/checkpoint.safetensors")
+    rewritten(path, lambda tensors, meta: meta | dict(step=-1))
+    fails(capsys, lambda: pretrain.train(dataclasses.replace(cfg, resume=True)), path, "step -1")
+    Path("n/config.json").unlink()
+    Path("n/config.json").mkdir()
+    fails(capsys, lambda: pretrain.train(dataclasses.replace(cfg, out="n")), "n/config.json", "not a file")
+
+
 def test_a_sweep_that_never_was_is_not_resumed(target, tmp_path, capsys):
     cfg = small("sae", target, tmp_path / "run", F=32, k=4, sweep=True, resume=True)
     fails(capsys, lambda: sae.main(cfg), "--resume", "--sweep")

@@ -69,7 +69,7 @@ def arrays(split, n_tokens):
 def is_valid(meta, parts):
     """Are the files of a split there, whole and of this version?"""
     try:
-        recorded = json.loads(meta.read_text())
+        recorded = json.loads(meta.read_text(encoding="utf-8"))
         if recorded["version"] != version():
             return False
         return all(checksum(path) == recorded["crc"][part] for part, path in parts.items())
