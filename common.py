@@ -81,7 +81,8 @@ def cli(Config, argv=None):
     and a flag that another one makes idle go to `fail`."""
     # what a terminal or a file can't show must not end a run
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")
+        if hasattr(stream, "reconfigure"):      # a notebook's has none
+            stream.reconfigure(errors="replace")
 
     # the first line of the file's docstring, and the comments behind the fields
     about = (sys.modules[Config.__module__].__doc__ or "").strip().split("\n")[0]

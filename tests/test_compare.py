@@ -638,7 +638,7 @@ def test_each_column_has_a_metric_that_finds_it(monkeypatch):
 
 @pytest.mark.parametrize("change, words", [
     (dict(methods="spd,sea"), ["--methods sea", "transcoder"]), (dict(metrics="beauty"), ["--metrics beauty", "parts"]),
-    (dict(layer=2), ["--layer 2", "from 0 to 1"]), (dict(seeds=0), ["--seeds 0"]), (dict(tokens=0), ["--tokens 0"]),
+    (dict(layer=2), ["--layer 2", "in [0, 1]"]), (dict(seeds=0), ["--seeds 0"]), (dict(tokens=0), ["--tokens 0"]),
     (dict(eval_tokens=5), ["--eval_tokens 5", "24"]), (dict(explained=0), ["--explained 0"]),
     (dict(judge_url="http://x"), ["--judge_model"]), (dict(metrics="judged"), ["--judge_url"]),
     (dict(readme=True), ["--readme", "results/"]), (dict(data="nothing.bin"), ["nothing.bin"]),
