@@ -61,6 +61,7 @@ import sae
 import spd
 import stochastic
 import transcoder
+from metrics.chat import ChatClient
 from metrics.groups import BY_RATE, CURVES, GROUPS, TOGETHER
 from model import GPT, default_layer
 from report import headline, table
@@ -83,6 +84,9 @@ class Config:
     quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small
     judge_url: str = ""             # an LLM that judges too, OpenAI's protocol; $OPENAI_API_KEY
     judge_model: str = ""           # which LLM
+    judge_timeout: float = 120      # seconds until its reply has to be there
+    judge_temperature: float = 0    # of its replies; where it refuses one, its own, and it says so
+    judge_tokens: int = 200         # most tokens of a reply; 4, then 16 times as many if too few
     # models that were trained by other code than their files now hold stop the run; instead:
     retrain: bool = False           # train those models anew
     keep: bool = False              # use those models as they are
@@ -450,7 +454,7 @@ def evaluation_key(group, job, which, cfg, arena):
     depends_on += [data.fingerprint(cfg.data), cfg.eval_tokens]
     depends_on.append(cfg.explained if group in BY_RATE else 0)
     if group == "judged":
-        depends_on += [cfg.judge_url, cfg.judge_model]
+        depends_on += [cfg.judge_url, cfg.judge_model, cfg.judge_temperature, cfg.judge_tokens]
     return digest([group, str(job), which, arena.gpt.hash, arena.layer, depends_on])
 
 
@@ -623,7 +627,8 @@ def check(cfg, gpt):
     T = gpt.cfg.n_positions
     common.within(
         vars(cfg) | {"layer": layer}, "tokens", layer=(0, gpt.cfg.n_layer - 1), seeds=(1, 10),
-        explained=(10, math.inf), eval_tokens=(2 * T, math.inf))
+        explained=(10, math.inf), eval_tokens=(2 * T, math.inf), judge_timeout=(1, 3600),
+        judge_temperature=(0, 2), judge_tokens=(1, 1_000_000))
 
     # the judge needs an endpoint and a model; without them "all" is all other groups
     wanted = [*GROUPS] if cfg.metrics == "all" else cfg.metrics.split(",")
@@ -660,7 +665,11 @@ def prepared(cfg, gpt, layer, dev):
         if n_true >= evals.ALIVE:
             enough.append(k)
     fit, test = [(rows, labels[..., enough]) for rows, labels in splits]
-    judge = metrics.llm.ChatClient(cfg.judge_url, cfg.judge_model)
+    judge = None
+    if cfg.judge_url:
+        judge = ChatClient(cfg.judge_url, cfg.judge_model, cfg.judge_timeout,
+                           cfg.judge_temperature, cfg.judge_tokens)
+        judge.check()               # before hours of training
     return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained, judge, {})
 
 
