@@ -85,8 +85,8 @@ class Config:
     judge_url: str = ""             # an LLM that judges too, OpenAI's protocol; $OPENAI_API_KEY
     judge_model: str = ""           # which LLM
     judge_timeout: float = 120      # seconds until its reply has to be there
-    judge_temperature: float = 0    # of its replies; where it refuses one, its own, and it says so
-    judge_tokens: int = 200         # most tokens of a reply; 4, then 16 times as many if too few
+    judge_temperature: float = 0    # of its replies; the server's own if it refuses that
+    judge_tokens: int = 200         # most tokens of a reply; 4, then 16 times as many
     # models that were trained by other code than their files now hold stop the run; instead:
     retrain: bool = False           # train those models anew
     keep: bool = False              # use those models as they are
@@ -637,6 +637,9 @@ def check(cfg, gpt):
     if is_half_named or is_unnamed:
         common.fail(f"--judge_url {cfg.judge_url or None}: must come with --judge_model, and "
                     "judged with both")
+    for name in ("judge_timeout", "judge_temperature", "judge_tokens"):
+        if not cfg.judge_url and getattr(cfg, name) != getattr(Config, name):
+            common.fail(f"--{name}: goes with --judge_url")
     groups = [group for group in GROUPS
               if group in wanted and (group != "judged" or cfg.judge_url)]
     if not any(job.groups(groups) for job in jobs(cfg)):

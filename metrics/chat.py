@@ -17,7 +17,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -75,6 +74,7 @@ class ChatClient:
         self.options = dict(temperature=temperature)
         self.tokens = tokens
         self.budget_name = "max_tokens"
+        self.too_few = set()            # budgets in which there was no whole reply
         self.retries = retries
         self.wait = wait                # seconds before the second try, doubled for each more
         # all that a reply depends on, but the messages
@@ -82,13 +82,18 @@ class ChatClient:
         self.folder = Path(folder or cache.CACHE / "judge")
         self.key = read_key("OPENAI_API_KEY")
         self.proxy = proxy_of(self.url)
+        # never printed: the key, the user name and password of the proxy
+        self.secrets = [self.key, self.proxy.rpartition("@")[0]]
         self.open = urllib.request.build_opener(KeepAddress).open
 
     def check(self):
         """Fail unless the endpoint gives a text now: one small request, past the cache."""
+        retries = self.retries
+        self.retries = 1            # an address that is wrong is not worth more
         request = [dict(role="user", content="Reply with the word yes.")]
         if self.fresh(request, any_text) is None:
             self.fail("its replies hold no text: a model that thinks may need more --judge_tokens")
+        self.retries = retries
 
     def chat(self, messages, read):
         """What does `read` make of the reply to some messages? Kept replies come first.
@@ -115,7 +120,9 @@ class ChatClient:
                 return value
             if reply.is_whole:
                 return None
-            self.say(f"no whole reply in {budget} tokens (--judge_tokens)")
+            if budget not in self.too_few:
+                self.too_few.add(budget)        # said once, as all replies may be like this
+                self.say(f"no whole reply in {budget} tokens: asked for more, see --judge_tokens")
         return None
 
     def path_of(self, messages):
@@ -142,8 +149,8 @@ class ChatClient:
             if not trouble.may_pass or tries[False] > self.retries:
                 raise trouble
             if waited > PATIENCE:
-                raise Trouble(f"{trouble}; asked again it would be after {waited:.0f} s, more than "
-                              f"the {PATIENCE} that are waited for one reply", trouble.code)
+                raise Trouble(f"{trouble}; waiting for it would take {waited:.0f} s, and "
+                              f"{PATIENCE} is the most for one reply", trouble.code)
             if pause >= 5:
                 self.say(f"waiting {pause:.0f} s: {trouble}")
             time.sleep(pause)
@@ -202,16 +209,20 @@ class ChatClient:
         return Trouble(text, error.code, told_to_wait(error.headers), is_final)
 
     def say(self, text):
-        print("judge:", self.printable(text), file=sys.stderr, flush=True)
+        print("judge:", self.printable(text), flush=True)
 
     def fail(self, text):
-        common.fail(f"--judge_url {self.url.partition('?')[0]}{self.proxy}: {self.printable(text)}")
+        address, _, _ = self.url.partition("?")
+        if self.proxy:
+            address += f", through {urllib.parse.urlsplit(address).scheme}_proxy {self.proxy}"
+        common.fail(f"--judge_url {self.printable(address)}: {self.printable(text)}")
 
     def printable(self, text):
         """A text on one line, short, and without the key, that a server may have sent back."""
         text = str(text)
-        if self.key:
-            text = text.replace(self.key, "***")
+        for secret in self.secrets:
+            if secret:
+                text = text.replace(secret, "***")
         text = "".join(c if c.isprintable() else " " for c in text)
         text = " ".join(text.split())
         return text if len(text) <= SHOWN else f"{text[:SHOWN]} .."
@@ -244,12 +255,10 @@ def read_key(name):
 
 
 def proxy_of(url):
-    """Words that name the proxy between here and a URL, without its password; "" for none."""
+    """The proxy between here and a URL, as http_proxy or https_proxy names it; "" for none."""
     parts = urllib.parse.urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if not proxy or urllib.request.proxy_bypass(parts.netloc):
-        return ""
-    return f", through the proxy {proxy.rpartition('@')[2]} of {parts.scheme}_proxy"
+    proxy = urllib.request.getproxies().get(parts.scheme, "")
+    return "" if urllib.request.proxy_bypass(parts.netloc) else proxy
 
 
 def any_text(text):

@@ -65,8 +65,8 @@ def judge(client, explanation, passages, task, seed=0, batch=5):
                     f"For each of the {len(asked)} passages: {JUDGE[task]} "
                     f"Reply with a JSON list of 0 or 1, nothing else.\n{listed}")
         read = functools.partial(read_answers, n=len(asked))
-        read_out = client.chat([dict(role="user", content=question)], read)
-        for i, answer in zip(asked, read_out or []):
+        said = client.chat([dict(role="user", content=question)], read)
+        for i, answer in zip(asked, said or []):
             answers[i] = answer
     return answers
 
@@ -94,8 +94,8 @@ def read_answers(reply, n):
 def only_answers(text):
     """The answers that a text lists; none if it says anything else."""
     words = re.findall(r"[-+]?\w+(?:\.\d+)?", text)
-    is_list = all(word in ANSWERS for word in words)
-    return [ANSWERS[word] for word in words] if is_list else []
+    is_other = re.search(r"[^\w\s,;.*'\"|()+-]", text) or any(word not in ANSWERS for word in words)
+    return [] if is_other else [ANSWERS[word] for word in words]
 
 
 def read_explanation(reply):

@@ -126,8 +126,8 @@ def test_a_rule_for_everything_is_seen_through_by_hard_negatives(world):
 
 # ---------------------------------------------------------------------------------------------------- llm.py
 class Stub(http.server.BaseHTTPRequestHandler):
-    """Explains by the marked tokens; answers by looking for them. `plan` holds what comes first: replies, HTTP codes, or
-    all that is sent, as bytes."""
+    """Explains by the marked tokens; answers by looking for them. `plan` holds what comes first: replies, HTTP codes,
+    all that is sent, as bytes, or a function that sends it."""
     plan, requests = [], []
 
     def do_POST(self):
@@ -135,8 +135,8 @@ class Stub(http.server.BaseHTTPRequestHandler):
         self.requests.append((self.path, self.headers.get("Authorization"), body))
         step = self.plan.pop(0) if self.plan else None
         ask = body["messages"][0]["content"]
-        if isinstance(step, bytes):
-            self.wfile.write(step)
+        if isinstance(step, bytes) or callable(step):
+            step(self) if callable(step) else self.wfile.write(step)
             return
         if isinstance(step, int):
             self.send_response(step), self.end_headers()
@@ -158,7 +158,7 @@ class Stub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = http.server.HTTPServer(("127.0.0.1", 0), Stub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
     thread.start()
     Stub.plan, Stub.requests = [], []
     yield f"http://127.0.0.1:{server.server_port}/v1"
