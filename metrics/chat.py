@@ -177,6 +177,7 @@ class ChatClient:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
+            headers["api-key"] = self.key           # as Azure calls it
         request = urllib.request.Request(self.url, json.dumps(asked).encode(), headers)
         ends = time.monotonic() + self.timeout
         try:
