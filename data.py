@@ -35,7 +35,7 @@ from tinytales.story import EOT, UNK, VOCAB
 # where the splits of a .bin or .txt begin and end
 CUTS = {"train": (0, 0.9), "fit": (0.9, 0.94), "dev": (0.94, 0.96), "test": (0.96, 1)}
 WIDTHS = ("uint64", "uint32", "uint16", "uint8", "int64", "int32", "int16")     # of a .bin's tokens
-CHUNK = 1 << 25         # tokens that rows are looked for in at a time: a second, 100 MB
+CHUNK = 1 << 24         # tokens that rows are looked for in at a time: half a second, 160 MB
 WHOLE = 1 << 26         # bytes of a file up to which its fingerprint reads them all
 WORSE = 1.              # nats by which an untrained target may be worse than a uniform guess
 
@@ -151,6 +151,8 @@ def load_for(gpt, spec, T, splits=("train", "fit", "test")) -> dict[str, Corpus]
     itself tells: on eight rows it must not be worse than a uniform guess, log V nats per token,
     by more than WORSE."""
     corpora = load_all(spec, gpt.vocab, T, splits)
+    if spec != "tinytales":
+        print(f"{spec}: concepts are lexical and structural, what its tokens alone determine")
     if Path(spec).suffix.startswith(".bin"):
         loss = cross_entropy(gpt, corpora[splits[-1]].rows(T, 8))
         uniform = math.log(len(gpt.vocab))
@@ -349,24 +351,24 @@ def encode(text, vocab):
     return [index.get(word, unknown) for word in tokenize(text)]
 
 
-@functools.lru_cache(maxsize=2)
+def coverage(text):
+    """What share of a text's characters, spaces left out, belongs to words and marks?"""
+    n = sum(map(len, plain(text).split()))
+    return sum(map(len, tokenize(text))) / n if n else 1.
+
+
 def read_text(path):
-    """Read a .txt. Prints what share of its characters words and marks cover, and fails where that
-    is under 95 %."""
+    """Read a .txt. Fails where words and marks cover under 95 % of it."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
         fail(f"--data {path}: not UTF-8 text ({e.reason} at byte {e.start}); save it as UTF-8")
     except OSError as e:
         fail(f"--data {path}: cannot be read: {e.strerror}")
-    n = sum(map(len, plain(text).split()))
-    words = tokenize(text)
-    covered = sum(map(len, words)) / max(1, n)
-    print(f"{path}: {len(words):,} words and marks cover {covered:.1%} of its characters")
-    if n and covered < .95:
-        is_unspaced = len(re.findall(f"[{UNSPACED}]", text)) > .025 * n
-        reason = "the rest are control characters: is it text?"
-        if is_unspaced:
+    covered = coverage(text)
+    if covered < .95:
+        reason = "control characters are left: is it text?"
+        if len(re.findall(f"[{UNSPACED}]", text)) > .025 * len(text):
             reason = ("a script without spaces between words does not suit tokens that are words; "
                       "take a target with a tokenizer of its own, and its tokens as X.bin")
         fail(f"--data {path}: words and marks cover {covered:.0%} of its characters, less than "
@@ -376,20 +378,23 @@ def read_text(path):
 
 @functools.lru_cache(maxsize=2)
 def encode_file(path, vocab):
-    """Read a .txt as ids, one stream. Fails where most of its words are not in the vocabulary."""
+    """Read a .txt as ids, one stream. Prints how well the tokens cover it, and fails where most of
+    its words are not in the vocabulary."""
     width = "uint16" if len(vocab) <= 1 << 16 else "uint32"
     if UNK not in vocab or any("Ġ" in word for word in vocab):
         fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with "
              f"the target's own tokenizer, write np.array(ids, np.{width}).tofile('X.bin'), and "
              f"name --data X.bin:{width}")
-    ids = np.array(encode(read_text(path), vocab), width)
+    text = read_text(path)
+    ids = np.array(encode(text, vocab), width)
     unknown = (ids == vocab.index(UNK)).mean() if len(ids) else 0
-    n_marks = np.sum(ids == vocab.index(EOT)) if EOT in vocab else 0
-    print(f"{path}: {unknown:.1%} of its words are {UNK}, {n_marks:,} marks of documents")
     if unknown > .5:
         fail(f"--data {path}: {unknown:.0%} of its words are not in the target's vocab.json; "
              f"make a target for it with python pretrain.py --data {path} --out DIR, with a larger "
              f"--vocab if this is one")
+    n_marks = np.sum(ids == vocab.index(EOT)) if EOT in vocab else 0
+    print(f"{path}: {len(ids):,} tokens cover {coverage(text):.1%} of its characters, "
+          f"{unknown:.1%} of them are {UNK}, {n_marks:,} are marks of documents")
     return ids
 
 
