@@ -328,7 +328,7 @@ def preface(results):
             for key, value in results["target"].items()}
     floors = dict.fromkeys(row["name"] for row in results["rows"] if row["floor"])
     is_tinytales = config.get("data", "tinytales") == "tinytales"
-    pieces = "stories" if is_tinytales else "rows of text"
+    pieces = "stories" if is_tinytales else "rows"
     lines = [
         f"MLP of layer {results['provenance']['layer']}: cross-entropy {nats['ce_original']} nats, "
         f"mean-ablated {nats['ce_mean_ablation']}, zero-ablated {nats['ce_zero_ablation']}.",

@@ -1,4 +1,5 @@
-"""TinyTales' tokens and labels, generated once and kept in files that rebuild themselves.
+"""TinyTales' tokens and labels, generated once and kept in files that rebuild themselves, in cache/
+or in the folder that the environment names: NANODECOMP_CACHE.
 
 Splits never share a story: story i of a split is story number (first of the split + i) of the
 generator.
