@@ -300,7 +300,7 @@ def sample(ids):
 
 def check_ids(ids, vocab, source):
     """Fail on a token outside the vocabulary."""
-    for i in (ids.max(), ids.min()):
+    for i in (ids.max(initial=0), ids.min(initial=0)):
         if not 0 <= i < len(vocab):
             fail(f"{source}: token id {i} is outside the target's vocabulary of {len(vocab)}")
 

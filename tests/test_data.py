@@ -187,7 +187,7 @@ def test_rows_cover_and_align(corpus):
     at = (starts[:, None] + np.arange(T))[fresh.numpy()]
     assert len(np.unique(at)) == len(at), "each predicted token is counted once"
     assert corpus.rows(T).shape == (len(starts), T) and corpus.labels(T, 3).shape == (3, T, len(corpus.names))
-    assert torch.equal(corpus.rows(T)[:5], corpus.rows(T, 5))
+    assert torch.equal(corpus.rows(T)[:5], corpus.rows(T, 5)) and corpus.rows(T, 0).shape == (0, T)
 
 
 def test_batches_depend_on_their_arguments_alone(corpus):
