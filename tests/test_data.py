@@ -514,7 +514,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsy
         monkeypatch.setattr(cache, "CACHE", tmp_path / part)
         with pytest.raises(SystemExit):
             cache.arrays("dev", 500)
-        assert f"error: {place}" in capsys.readouterr().err and not list((tmp_path / part).glob("*tmp*"))
+        assert f"error: {place}: cannot" in capsys.readouterr().err and not list((tmp_path / part).glob("*tmp*"))
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -62,8 +62,9 @@ def arrays(split, n_tokens):
         try:
             build(split, n_tokens, parts, meta)
         except OSError as e:
-            fail(f"{e.filename or CACHE}: cannot be written, for the cache of TinyTales: "
-                 f"{e.strerror}; NANODECOMP_CACHE may name another folder")
+            path = e.filename2 or e.filename or CACHE
+            fail(f"{path}: cannot be written, for the cache of TinyTales: {e.strerror}; "
+                 "NANODECOMP_CACHE may name another folder")
 
     maps = {part: np.memmap(parts[part], kind, "r") for part, kind in kinds.items()}
     if "bits" in maps:
