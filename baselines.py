@@ -215,7 +215,7 @@ def main(cfg):
     T = gpt.cfg.n_positions
     common.within(vars(cfg) | {"layer": layer}, layer=(0, gpt.cfg.n_layer - 1), k=(1, cfg.F),
                   eval_tokens=(T, 10**9))
-    corpora = data.load_all(cfg.data, gpt.vocab, T, ("fit", "test"))
+    corpora = data.load_for(gpt, cfg.data, T, ("fit", "test"))
     n_rows = cfg.eval_tokens // T
     rows, test = (corpora[split].rows(T, n_rows).to(device) for split in ("fit", "test"))
     found = baselines(gpt, layer, rows, cfg.k, cfg.F, cfg.seed)

@@ -659,7 +659,7 @@ def prepared(cfg, gpt, layer, dev):
     """The Arena that cfg asks for, with the concepts that are true at enough tokens of fit and of
     test."""
     T = gpt.cfg.n_positions
-    corpora = data.load_all(cfg.data, gpt.vocab, T, ("fit", "test"))
+    corpora = data.load_for(gpt, cfg.data, T, ("fit", "test"))
     names = corpora["test"].names
     splits = [corpus.labelled(T, cfg.eval_tokens // T, dev) for corpus in corpora.values()]
     enough = []

@@ -77,10 +77,8 @@ def vocabulary(cfg) -> list[str]:
     if not cfg.data.endswith(".txt"):
         common.fail(f"--data {cfg.data}: allowed are tinytales, or a .txt whose words become the "
                     "vocabulary")
-    try:
-        return data.build_vocab(Path(cfg.data).read_text(encoding="utf-8"), cfg.vocab)
-    except (OSError, UnicodeDecodeError) as e:
-        common.fail(f"--data {cfg.data}: {e}")
+    path, _ = data.file_of(cfg.data)
+    return data.build_vocab(data.read_text(path), cfg.vocab)
 
 
 def lr_at(step: int, cfg) -> float:
@@ -211,9 +209,11 @@ def train(cfg) -> GPT:
     ckpt = run / "checkpoint.safetensors"
     start = 0
     resume = cfg.resume
-    cfg = replace(cfg, resume=False)        # what the checkpoint says of the run
+    cfg = replace(cfg, resume=False)
+    # what the checkpoint says of the run
+    fixed = dict(method="pretrain", text=data.fingerprint(cfg.data), config=vars(cfg))
     if resume:
-        tensors, meta = common.load(ckpt, method="pretrain", config=vars(cfg))
+        tensors, meta = common.load(ckpt, **fixed)
         common.unflat(tensors, gpt=gpt, opt=opt)
         start = meta["step"]
     log = common.Log(run / "log.jsonl", start)
@@ -238,8 +238,7 @@ def train(cfg) -> GPT:
                       f"{speed:7,.0f} tokens/s  " + "#" * round(10 * ce))
             log(step=step, loss=loss.item(), validation=ce, lr=lr_at(step, cfg), norm=norm.item(),
                 speed=speed)
-            meta = dict(method="pretrain", config=vars(cfg), step=step + 1)
-            common.save(ckpt, common.flat(gpt=gpt, opt=opt), meta)
+            common.save(ckpt, common.flat(gpt=gpt, opt=opt), fixed | dict(step=step + 1))
             clock = time.time()
             seen = 0
     bar.close()

@@ -21,7 +21,7 @@ NODES = {
     "clt.py": 3890,
     "common.py": 3400,
     "compare.py": 5300,
-    "data.py": 2920,
+    "data.py": 3590,
     "evals.py": 3790,
     "fused.py": 2240,
     "model.py": 3200,
