@@ -531,3 +531,11 @@ def test_the_cache_is_where_the_environment_says():
     env = dict(os.environ, NANODECOMP_CACHE="/tmp/there")
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True).stdout
     assert out.split() == ["/tmp/there", str(ROOT / "cache")]
+
+
+@pytest.mark.parametrize("word, true", [
+    ("Иван", ["capitalised"]), ("аллея", ["double letter"]), ("Éléonore", ["capitalised", "long word (8 letters)"]),
+    ("ελληνικά", ["long word (8 letters)", "double letter"]), ("x12345678", []), ("__", [])])
+def test_concepts_of_letters_hold_in_every_script(word, true):
+    held = concepts.lexical([word])[0, len(concepts.WORDS):]
+    assert [name for name, is_true in zip(concepts.PATTERNS, held) if is_true and not name.startswith(("starts", "ends"))] == true
