@@ -216,7 +216,7 @@ def main(cfg):
     common.check(replace(cfg, layer=layer), layer=f"[0, {gpt.cfg.n_layer - 1}]",
                  k=f"[1, {cfg.F}]", eval_tokens=f"[{T}, inf]")
     common.need(4 * cfg.F * (gpt.cfg.n_embd + 16 * T), f"--F {cfg.F}", device)
-    corpora = data.load_all(cfg.data, gpt.vocab, T, ("fit", "test"))
+    corpora = data.load_for(gpt, cfg.data, T, ("fit", "test"))
     n_rows = cfg.eval_tokens // T
     rows, test = (corpora[split].rows(T, n_rows).to(device) for split in ("fit", "test"))
     found = baselines(gpt, layer, rows, cfg.k, cfg.F, cfg.seed)

@@ -439,7 +439,7 @@ def train(cfg):
     check_memory(cfg, gpt)
     clt, layer = build(cfg, gpt)
     clt.to(device)
-    corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
+    corpus = data.load_for(gpt, cfg.data, cfg.T)
     layers = range(gpt.cfg.n_layer)
     # 64 rows are enough for means and scales
     scale = Scale(*data.at_mlps(gpt, corpus["fit"].rows(cfg.T, 64).to(device), layers))

@@ -61,6 +61,7 @@ import sae
 import spd
 import stochastic
 import transcoder
+from metrics.chat import ChatClient
 from metrics.groups import BY_RATE, CURVES, GROUPS, TOGETHER
 from model import GPT, default_layer
 from report import headline, table
@@ -83,6 +84,9 @@ class Config:
     quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small
     judge_url: str = ""             # an LLM that judges too, OpenAI's protocol; $OPENAI_API_KEY
     judge_model: str = ""           # which LLM
+    judge_timeout: float = 120      # [1, 3600] seconds until its reply has to be there
+    judge_temperature: float = 0    # [0, 2] of its replies; the server's own if it refuses that
+    judge_tokens: int = 200         # [1, 1e6] most tokens of a reply; 4, then 16 times as many
     # models that were trained by other code than their files now hold stop the run; instead:
     retrain: bool = False           # train those models anew
     keep: bool = False              # use those models as they are
@@ -451,7 +455,7 @@ def evaluation_key(group, job, which, cfg, arena):
     depends_on += [data.fingerprint(cfg.data), cfg.eval_tokens]
     depends_on.append(cfg.explained if group in BY_RATE else 0)
     if group == "judged":
-        depends_on += [cfg.judge_url, cfg.judge_model]
+        depends_on += [cfg.judge_url, cfg.judge_model, cfg.judge_temperature, cfg.judge_tokens]
     return digest([group, str(job), which, arena.gpt.hash, arena.layer, depends_on])
 
 
@@ -632,6 +636,9 @@ def check(cfg, gpt):
     if is_half_named or is_unnamed:
         common.fail(f"--judge_url {cfg.judge_url or None}: must come with --judge_model, and "
                     "judged with both")
+    for name in ("judge_timeout", "judge_temperature", "judge_tokens"):
+        if not cfg.judge_url and getattr(cfg, name) != getattr(Config, name):
+            common.fail(f"--{name}: goes with --judge_url")
     groups = [group for group in GROUPS
               if group in wanted and (group != "judged" or cfg.judge_url)]
     if not any(job.groups(groups) for job in jobs(cfg)):
@@ -651,7 +658,7 @@ def prepared(cfg, gpt, layer, dev):
     """The Arena that cfg asks for, with the concepts that are true at enough tokens of fit and of
     test."""
     T = gpt.cfg.n_positions
-    corpora = data.load_all(cfg.data, gpt.vocab, T, ("fit", "test"))
+    corpora = data.load_for(gpt, cfg.data, T, ("fit", "test"))
     names = corpora["test"].names
     splits = [corpus.labelled(T, cfg.eval_tokens // T, dev) for corpus in corpora.values()]
     enough = []
@@ -660,7 +667,11 @@ def prepared(cfg, gpt, layer, dev):
         if n_true >= evals.ALIVE:
             enough.append(k)
     fit, test = [(rows, labels[..., enough]) for rows, labels in splits]
-    judge = metrics.llm.ChatClient(cfg.judge_url, cfg.judge_model)
+    judge = None
+    if cfg.judge_url:
+        judge = ChatClient(cfg.judge_url, cfg.judge_model, cfg.judge_timeout,
+                           cfg.judge_temperature, cfg.judge_tokens)
+        judge.check()               # before hours of training
     return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained, judge, {})
 
 

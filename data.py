@@ -2,15 +2,21 @@
 
     python data.py            # three stories, statistics, the concept table, where the cache lies
     --data X.bin              # of any script: uint16 tokens as nanoGPT writes them
+    --data X.bin:uint32       # tokens of another width, here of a vocabulary over 65,536
     --data X.txt              # text, in the words of the target's vocab.json
 
 Rows of T tokens begin at a story's start wherever one is within reach: the target sees most stories
-from their first word.
+from their first word. A story of a file starts at the token <|endoftext|>. A .bin may have any
+size: it is mapped, not read, and an epoch of a long one is CHUNK tokens.
 """
 import functools
 import hashlib
+import math
+import os
 import re
 import time
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,36 +25,47 @@ import numpy as np
 import torch
 
 from common import cli, fail, generator
-from model import split_rows
+from model import cross_entropy, split_rows
 from report.curve import save_picture
 from tinytales import cache, concepts, story
 from tinytales.cache import SPLITS
 from tinytales.prompts import prompts  # noqa: F401  (part of this module's interface)
 from tinytales.story import EOT, UNK, VOCAB
 
-WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|'s|\d+|[^\w\s]")
 # where the splits of a .bin or .txt begin and end
 CUTS = {"train": (0, 0.9), "fit": (0.9, 0.94), "dev": (0.94, 0.96), "test": (0.96, 1)}
+WIDTHS = ("uint64", "uint32", "uint16", "uint8", "int64", "int32", "int16")     # of a .bin's tokens
+CHUNK = 1 << 24         # tokens that rows are looked for in at a time: half a second, 160 MB
+WHOLE = 1 << 26         # bytes of a file up to which its fingerprint reads them all
+WORSE = 1.              # nats by which an untrained target may be worse than a uniform guess
 
 
 @dataclass
 class Corpus:
     """A stream of tokens, and what is known about each."""
-    ids: np.ndarray                     # (n,) uint16
+    ids: np.ndarray                     # (n,) integers
     vocab: list                         # the words that ids stand for
     names: list                         # of the concepts
     bits: np.ndarray | None = None      # (n, bytes): which concepts are true, packed; None: unknown
     logp: np.ndarray | None = None      # (n,): log-probability in the generator; None: unknown
 
+    @property
+    def n_chunks(self):
+        """How many chunks is the stream cut into? CHUNK tokens each, the last with the rest."""
+        return max(1, len(self.ids) // CHUNK)
+
     @functools.lru_cache(maxsize=4)
-    def starts(self, T):
-        """Where do rows of T tokens begin? Each at the last story start that the row before it
-        reaches, if there is one, else where that row ends."""
-        n = len(self.ids)
+    def starts(self, T, chunk=0):
+        """Where do rows of T tokens begin in a chunk of the stream? Each at the last story start
+        that the row before it reaches, if there is one, else where that row ends."""
+        offset = chunk * CHUNK
+        is_last = chunk == self.n_chunks - 1
+        ids = self.ids[offset:] if is_last else self.ids[offset:offset + CHUNK]
+        n = len(ids)
         if n < T:
             fail(f"the data hold {n} tokens, fewer than one row of {T}")
         eot = self.vocab.index(EOT) if EOT in self.vocab else -1
-        stories = np.flatnonzero(self.ids == eot)
+        stories = np.flatnonzero(ids == eot)
         starts = []
         start = 0
         while start + T <= n:
@@ -57,7 +74,14 @@ class Corpus:
             last = np.searchsorted(stories, start + T, "right") - 1
             is_reached = last >= 0 and stories[last] > start
             start = int(stories[last]) if is_reached else start + T
-        return np.array(starts)
+        return offset + np.array(starts)
+
+    def at(self, positions):
+        """Look up the tokens at some positions, int64. Fails on one outside the vocabulary: a long
+        stream was not read through when it was loaded."""
+        ids = self.ids[positions].astype(np.int64)
+        check_ids(ids, self.vocab, "--data")
+        return torch.from_numpy(ids)
 
     def positions(self, T, n_rows=None):
         """Where in the stream do the tokens of the evaluation rows lie? (n_rows, T)."""
@@ -65,7 +89,7 @@ class Corpus:
 
     def rows(self, T, n_rows=None):
         """The evaluation rows, (n_rows, T) int64."""
-        return torch.from_numpy(self.ids[self.positions(T, n_rows)].astype(np.int64))
+        return self.at(self.positions(T, n_rows))
 
     def labels(self, T, n_rows=None):
         """Which concepts are true at each token of `rows`? (n_rows, T, concepts), bool."""
@@ -95,16 +119,18 @@ class Corpus:
 
     @functools.lru_cache(maxsize=2)
     def order(self, T, seed, epoch):
-        """The starts of the rows, shuffled anew in each epoch."""
-        starts = self.starts(T)
+        """The starts of the rows, shuffled anew in each epoch. Epochs of a stream of several chunks
+        take them in turn."""
+        starts = self.starts(T, epoch % self.n_chunks)
         return starts[np.random.default_rng([seed, epoch]).permutation(len(starts))]
 
     def batch(self, step, B, T, seed):
         """Draw the training batch of one step, (B, T) int64: it depends on the arguments alone."""
-        n = len(self.starts(T))
+        # rows an epoch; of several chunks, which differ in that, as many as each has at least
+        n = len(self.starts(T)) if self.n_chunks == 1 else CHUNK // T
         first = step * B
         starts = np.array([self.order(T, seed, i // n)[i % n] for i in range(first, first + B)])
-        return torch.from_numpy(self.ids[starts[:, None] + np.arange(T)].astype(np.int64))
+        return self.at(starts[:, None] + np.arange(T))
 
     __hash__ = object.__hash__
 
@@ -115,6 +141,26 @@ def tinytales_corpus(split, n_tokens):
     """Read TinyTales from its cache."""
     names, maps = cache.arrays(split, n_tokens)
     return Corpus(vocab=VOCAB, names=names, **maps)
+
+
+def load_for(gpt, spec, T, splits=("train", "fit", "test")) -> dict[str, Corpus]:
+    """Load several splits of the text that a target is to read: `load_all`, and a check that the
+    tokens of a .bin are this target's.
+
+    Numbers of another width or another tokenizer are valid tokens more often than not. The target
+    itself tells: on eight rows it must not be worse than a uniform guess, log V nats per token,
+    by more than WORSE."""
+    corpora = load_all(spec, gpt.vocab, T, splits)
+    if spec != "tinytales":
+        print(f"{spec}: concepts are lexical and structural, what its tokens alone determine")
+    if Path(spec).suffix.startswith(".bin"):
+        loss = cross_entropy(gpt, corpora[splits[-1]].rows(T, 8))
+        uniform = math.log(len(gpt.vocab))
+        if not loss <= uniform + WORSE:
+            fail(f"--data {spec}: these are not this target's tokens: it predicts them at "
+                 f"{loss:.1f} nats, a uniform guess at {uniform:.1f}; they must be of its own "
+                 "tokenizer, and of the width that is named (X.bin:uint32)")
+    return corpora
 
 
 def load_all(spec, vocab, T, splits=("train", "fit", "test")) -> dict[str, Corpus]:
@@ -131,18 +177,26 @@ def load_all(spec, vocab, T, splits=("train", "fit", "test")) -> dict[str, Corpu
 def fingerprint(spec) -> str:
     """Is this the text that a run began with? A hash of what --data names.
 
-    Of TinyTales it covers the sources; of a file the name, the size and the content, whole up to a
-    megabyte, else sampled at 64 places, so that it takes milliseconds whatever the size. The
-    sources of the concepts are part of it."""
+    Of TinyTales it covers the sources; of a file the name, the size and the content, whole up to 64
+    MB. A larger file's content is sampled at 64 places, so that it takes milliseconds whatever the
+    size, and its date counts: a copy has to keep that (cp -p). The sources of the concepts are part
+    of it."""
     digest = hashlib.sha256(cache.version().encode())
     if spec != "tinytales":
-        path = Path(spec)
-        size = path.stat().st_size
+        path, _ = file_of(spec)
+        stat = path.stat()
+        size = stat.st_size
+        width = spec.removeprefix(str(path))
+        digest.update(f"{path.name}{width} {size}".encode())
         piece = 1 << 14
-        digest.update(f"{path.name} {size}".encode())
+        n_pieces = 64
+        if size > WHOLE:
+            digest.update(str(stat.st_mtime_ns).encode())
+        else:
+            n_pieces = max(n_pieces, -(-size // piece))
         with open(path, "rb") as file:
-            for i in range(64):
-                file.seek(i * max(0, size - piece) // 63)
+            for i in range(n_pieces):
+                file.seek(i * max(0, size - piece) // (n_pieces - 1))
                 digest.update(file.read(piece))
     return digest.hexdigest()[:12]
 
@@ -151,8 +205,8 @@ def load(spec, split, vocab, n_tokens=None) -> Corpus:
     """Load one split of what --data names: "tinytales", or a .bin or .txt cut into train 90 %, fit
     4 %, dev 2 %, test 4 %.
 
-    Fails on a missing, empty or truncated file, a token outside the vocabulary, a text in another
-    vocabulary."""
+    Fails on a missing, empty or truncated file, a token outside the vocabulary, tokens of another
+    width, a text in another vocabulary."""
     most = n_tokens or SPLITS[split][1]
     if spec == "tinytales":
         if list(vocab) != VOCAB:
@@ -168,9 +222,7 @@ def load(spec, split, vocab, n_tokens=None) -> Corpus:
     ids = ids[begin:end]
     if not len(ids):
         fail(f"--data {spec}: too short, its {split} part is empty")
-    if int(ids.max()) >= len(vocab):
-        fail(f"--data {spec}: token id {int(ids.max())} is outside the target's vocabulary "
-             f"of {len(vocab)}")
+    check_ids(sample(ids), vocab, f"--data {spec}")
 
     # concepts that the words alone decide; the generator's state is not known here
     corpus = Corpus(ids, list(vocab), concepts.concept_names(with_state=False))
@@ -180,25 +232,116 @@ def load(spec, split, vocab, n_tokens=None) -> Corpus:
     return corpus
 
 
-def read_ids(spec, vocab):
-    """Read all tokens of a .bin or .txt, (n,) uint16; of a .bin only what is asked for leaves the
-    disk."""
-    path = Path(spec)
-    if path.suffix not in (".bin", ".txt"):
-        fail(f"--data {spec}: allowed are tinytales, a .bin of uint16 token ids, or a .txt")
-    if not path.is_file():
+def file_of(spec):
+    """Which file does --data name, and which integers are its tokens? X.bin:uint32 -> X.bin,
+    "uint32"; None where the width is not said. Fails where there is no such file."""
+    name, _, width = spec.rpartition(":")
+    if not (name.endswith(".bin") and width in WIDTHS):
+        name = spec
+        width = None
+    if not name.endswith((".bin", ".txt")):
+        fail(f"--data {spec}: allowed are tinytales, a .bin of uint16 token ids, a .bin with its "
+             f"width (X.bin:uint32; {', '.join(WIDTHS)}), or a .txt")
+    if not os.path.isfile(name):
         fail(f"--data {spec}: no such file")
+    return Path(name), width
+
+
+def read_ids(spec, vocab):
+    """Read all tokens of a .bin or .txt, (n,) integers; of a .bin only what is asked for leaves the
+    disk."""
+    path, width = file_of(spec)
     if path.suffix == ".txt":
         return encode_file(path, tuple(vocab))
+    if not width:
+        width = "uint16"
+        if len(vocab) > 1 << 16:
+            fail(f"--data {spec}: uint16 tokens can't name the target's vocabulary of "
+                 f"{len(vocab):,}; write uint32, and name --data {path}:uint32")
+        hint = other_width(path, vocab)
+        if hint:
+            fail(f"--data {spec}: not uint16 tokens; {hint}")
+    return mapped(path, width)
+
+
+def mapped(path, width):
+    """The numbers of a .bin as an array that stays on the disk."""
     size = path.stat().st_size
-    if size % 2 or not size:
-        fail(f"--data {spec}: {size} bytes are no whole, positive number of uint16 tokens")
-    return np.memmap(path, np.uint16, "r")
+    n_bytes = np.dtype(width).itemsize
+    if size % n_bytes or not size:
+        fail(f"--data {path}: {size} bytes are no whole, positive number of {width} tokens")
+    try:
+        return np.memmap(path, width, "r")
+    except (OSError, ValueError, MemoryError) as e:
+        fail(f"--data {path}: cannot be read: {e}")
+
+
+def other_width(path, vocab):
+    """Does a file hold wider numbers than uint16? A sentence that says which, or "".
+
+    Tokens that are read at half of their width alternate with zeros, or would be none of the
+    vocabulary's at their full width."""
+    size = path.stat().st_size
+    for width in ("uint64", "uint32"):
+        if size and size % np.dtype(width).itemsize == 0:
+            if 0 < sample(mapped(path, width)).max() < len(vocab):
+                return f"its numbers look like {width}: name it --data {path}:{width}"
+    return ""
+
+
+def sample(ids):
+    """Take a stream's tokens, or of a long one 64 pieces spread over it."""
+    if len(ids) <= CHUNK:
+        return ids
+    piece = 1 << 14
+    starts = np.linspace(0, len(ids) - piece, 64, dtype=np.int64)
+    return np.concatenate([ids[start:start + piece] for start in starts])
+
+
+def check_ids(ids, vocab, source):
+    """Fail on a token outside the vocabulary."""
+    for i in (ids.max(initial=0), ids.min(initial=0)):
+        if not 0 <= i < len(vocab):
+            fail(f"{source}: token id {i} is outside the target's vocabulary of {len(vocab)}")
 
 
 # --------------------------------------------------------------------------------- tokenizer
+# Scripts without spaces between words: Thai, Lao, Tibetan, Burmese; Khmer; Tai; Japanese; Chinese.
+UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u1950-\u19ff\u3005-\u3007\u3040-\u312f\u31a0-\u31ff"
+UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+# Control characters, and the sign for a character that was lost.
+NO_TEXT = "\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffd"
+# Marks that belong to the letter before them, which Python's re has no class for: accents, vowel
+# signs, and the invisible joiners of Persian and Hindi.
+ACCENTS = "".join(c for c in map(chr, range(1 << 16)) if unicodedata.category(c)[0] == "M")
+ACCENTS += "\u200c\u200d"
+LETTERS = rf"(?:[^\W\d_{UNSPACED}][{ACCENTS}]*)+"
+WORD = re.compile("|".join((
+    f"{re.escape(EOT)}|{re.escape(UNK)}",
+    rf"{LETTERS}(?:(?!'[sS]\b)['·՛-՞-]{LETTERS})*",    # don't, hide-and-seek, col·lega
+    r"'[sS]\b",
+    r"\d+",
+    rf"[^\s{UNSPACED}{NO_TEXT}][{ACCENTS}]*")))
+DOCUMENT = re.compile(r"<\|(?:begin|start|end)_?of_?\w+\|>|</?s>|<[be]os>")
+INVISIBLE = re.compile("[\xad\u061c\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+
+
+def plain(text):
+    """Write a text such that a word is spelled in one way: accents as one character with their
+    letter, an apostrophe within a word as ', a hyphen as -, a document's mark as EOT, nothing
+    invisible."""
+    text = INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\u200b", " ")
+    text = re.sub(r"(?<=\w)[’ʼ＇](?=\w)", "'", text)
+    text = re.sub("[‐‑]", "-", text)
+    return DOCUMENT.sub(EOT, text)
+
+
+@functools.lru_cache(maxsize=2)
 def tokenize(text):
-    return WORD.findall(text)
+    """Cut a text into words of any script that puts spaces between them, numbers, marks, the 's of
+    Tom's, and marks between documents. Nothing else is left but spaces and what `read_text`
+    counts."""
+    return WORD.findall(plain(text))
 
 
 def encode(text, vocab):
@@ -208,29 +351,59 @@ def encode(text, vocab):
     return [index.get(word, unknown) for word in tokenize(text)]
 
 
+def coverage(text):
+    """What share of a text's characters, spaces left out, belongs to words and marks?"""
+    n = sum(map(len, plain(text).split()))
+    return sum(map(len, tokenize(text))) / n if n else 1.
+
+
+def read_text(path):
+    """Read a .txt. Fails where words and marks cover under 95 % of it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        fail(f"--data {path}: not UTF-8 text ({e.reason} at byte {e.start}); save it as UTF-8")
+    except OSError as e:
+        fail(f"--data {path}: cannot be read: {e.strerror}")
+    covered = coverage(text)
+    if covered < .95:
+        reason = "control characters are left: is it text?"
+        if len(re.findall(f"[{UNSPACED}]", text)) > .025 * len(text):
+            reason = ("a script without spaces between words does not suit tokens that are words; "
+                      "take a target with a tokenizer of its own, and its tokens as X.bin")
+        fail(f"--data {path}: words and marks cover {covered:.0%} of its characters, less than "
+             f"95%: {reason}")
+    return text
+
+
 @functools.lru_cache(maxsize=2)
 def encode_file(path, vocab):
-    """Read a .txt as uint16 ids, one stream without document marks."""
+    """Read a .txt as ids, one stream. Prints how well the tokens cover it, and fails where most of
+    its words are not in the vocabulary."""
+    width = "uint16" if len(vocab) <= 1 << 16 else "uint32"
     if UNK not in vocab or any("Ġ" in word for word in vocab):
         fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with "
-             "the target's own tokenizer and write np.array(ids, np.uint16).tofile('X.bin')")
-    try:
-        ids = np.array(encode(path.read_text(encoding="utf-8"), vocab), np.uint16)
-    except UnicodeDecodeError as e:
-        fail(f"--data {path}: not UTF-8 text ({e.reason} at byte {e.start})")
+             f"the target's own tokenizer, write np.array(ids, np.{width}).tofile('X.bin'), and "
+             f"name --data X.bin:{width}")
+    text = read_text(path)
+    ids = np.array(encode(text, vocab), width)
     unknown = (ids == vocab.index(UNK)).mean() if len(ids) else 0
     if unknown > .5:
         fail(f"--data {path}: {unknown:.0%} of its words are not in the target's vocab.json; "
-             f"make a target for it with python pretrain.py --data {path} --out DIR")
+             f"make a target for it with python pretrain.py --data {path} --out DIR, with a larger "
+             f"--vocab if this is one")
+    n_marks = np.sum(ids == vocab.index(EOT)) if EOT in vocab else 0
+    print(f"{path}: {len(ids):,} tokens cover {coverage(text):.1%} of its characters, "
+          f"{unknown:.1%} of them are {UNK}, {n_marks:,} are marks of documents")
     return ids
 
 
 def build_vocab(text, size):
     """Make the word-level vocabulary of a text: end of text, unknown word, then its most frequent
     words."""
-    words, counts = np.unique(tokenize(text), return_counts=True)
-    by_count = sorted(zip(-counts, words))
-    return [EOT, UNK, *(str(word) for _, word in by_count[:size - 2])]
+    counts = Counter(tokenize(text))
+    by_count = sorted((-n, word) for word, n in counts.items() if word not in (EOT, UNK))
+    return [EOT, UNK, *(word for _, word in by_count[:size - 2])]
 
 
 def decode(ids, vocab):

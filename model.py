@@ -463,7 +463,8 @@ def card(cfg):
     import data                 # here, because only the card needs text
     gpt = GPT.load(cfg.model, common.device(cfg.device))
     T = gpt.cfg.n_positions
-    dev = data.load(cfg.data or gpt.meta.get("data", "tinytales"), "dev", gpt.vocab)
+    text = cfg.data or gpt.meta.get("data", "tinytales")
+    dev = data.load_for(gpt, text, T, ["dev"])["dev"]
     idx_NT = dev.rows(T)
     fresh_NT = dev.fresh(T)
     entropy = dev.entropy(T)

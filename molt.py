@@ -460,7 +460,7 @@ def train(cfg):
     gpt = GPT.load(cfg.model, device)
     check_memory(cfg, gpt)
     molt = build(cfg, gpt)
-    corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
+    corpus = data.load_for(gpt, cfg.data, cfg.T)
     opts = optimizers(molt)
     run = common.Run(cfg, gpt, data.fingerprint(cfg.data), molt=molt, **opts)
     if run.is_fresh:

@@ -74,10 +74,8 @@ def vocabulary(cfg) -> list[str]:
     if not cfg.data.endswith(".txt"):
         common.fail(f"--data {cfg.data}: allowed are tinytales, or a .txt whose words become the "
                     "vocabulary")
-    try:
-        return data.build_vocab(Path(cfg.data).read_text(encoding="utf-8"), cfg.vocab)
-    except (OSError, UnicodeDecodeError) as e:
-        common.fail(f"--data {cfg.data}: {e}")
+    path, _ = data.file_of(cfg.data)
+    return data.build_vocab(data.read_text(path), cfg.vocab)
 
 
 def lr_at(step: int, cfg) -> float:
@@ -210,8 +208,11 @@ def train(cfg) -> GPT:
     fresh_NT = dev.fresh(cfg.T)
     opt = optimizer(gpt, cfg)
 
-    start, ckpt, log = begin(cfg, gpt, opt)
-    cfg = replace(cfg, resume=False)        # what the checkpoint says of the run
+    # what the checkpoint says of the run, and where that begins
+    resume = cfg.resume
+    cfg = replace(cfg, resume=False)
+    fixed = dict(method="pretrain", text=data.fingerprint(cfg.data), config=vars(cfg))
+    start, ckpt, log = begin(cfg, resume, fixed, gpt=gpt, opt=opt)
     bar = tqdm(total=cfg.steps, initial=start, unit="step", mininterval=1)
 
     clock = time.time()
@@ -233,8 +234,7 @@ def train(cfg) -> GPT:
                       f"{speed:7,.0f} tokens/s  " + "#" * round(10 * ce))
             log(step=step, loss=loss.item(), validation=ce, lr=lr_at(step, cfg), norm=norm.item(),
                 speed=speed)
-            meta = dict(method="pretrain", config=vars(cfg), step=step + 1)
-            common.save(ckpt, common.flat(gpt=gpt, opt=opt), meta)
+            common.save(ckpt, common.flat(gpt=gpt, opt=opt), fixed | dict(step=step + 1))
             clock = time.time()
             seen = 0
     bar.close()
@@ -242,18 +242,19 @@ def train(cfg) -> GPT:
     return gpt
 
 
-def begin(cfg, gpt, opt):
-    """Where does the run begin, and where does it write? (first step, checkpoint, log)."""
+def begin(cfg, resume, fixed, **parts):
+    """Where does the run begin, and where does it write? (first step, checkpoint, log).
+
+    fixed: what a checkpoint must say to go on from it; parts: what it restores."""
     run = Path("runs") / f"pretrain-{'-'.join(Path(cfg.out).parts).strip('/-')}"
     ckpt = run / "checkpoint.safetensors"
     made = [Path(cfg.out) / name for name in ("vocab.json", "config.json", "model.safetensors")]
     for path in (ckpt, run / "log.jsonl", *made):
         common.must_be_file(path)
     start = 0
-    if cfg.resume and common.has_checkpoint(ckpt):
-        same = vars(replace(cfg, resume=False))
-        tensors, meta = common.load(ckpt, method="pretrain", config=same)
-        common.unflat(tensors, gpt=gpt, opt=opt)
+    if resume and common.has_checkpoint(ckpt):
+        tensors, meta = common.load(ckpt, **fixed)
+        common.unflat(tensors, **parts)
         start = common.steps_done(ckpt, meta, cfg.steps)
     common.hold(run)
     return start, ckpt, common.Log(run / "log.jsonl", start)

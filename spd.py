@@ -651,7 +651,7 @@ def train(cfg):
     gpt = GPT.load(cfg.model, device)
     check_memory(cfg, gpt)
     spd = build(cfg, gpt)
-    corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
+    corpus = data.load_for(gpt, cfg.data, cfg.T)
     gen = common.generator(cfg.seed, "masks", device)
     opts = optimizers(spd, cfg)
     pgd = PersistentPGD(spd, cfg, gen) if cfg.adversary == "pgd" else None

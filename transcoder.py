@@ -272,7 +272,7 @@ def train(cfg):
     gpt = GPT.load(cfg.model, device)
     check_memory(cfg, gpt)
     m = build(cfg, gpt)
-    corpus = data.load_all(cfg.data, gpt.vocab, cfg.T)
+    corpus = data.load_for(gpt, cfg.data, cfg.T)
     opts = optimizers(m)
     run = common.Run(cfg, gpt, data.fingerprint(cfg.data), m=m, **opts)
 

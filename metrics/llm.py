@@ -5,72 +5,21 @@ It sees windows of tokens with the unit's activity marked, and writes one senten
 sentence alone, it says of other windows whether the unit is active there (detection) and whether
 marked tokens are the right ones (fuzzing), as Paulo et al. 2024 (arXiv:2410.13928) have it. It
 explains from fit and is asked about test. Every result carries the model's name as "judge": these
-scores and the rules' are never mixed. Standard library only.
+scores and the rules' are never mixed. How its replies get here is chat.py's.
 
 N tokens (position 0 of each row left out), U units, W windows, S tokens of a window
 """
-import hashlib
-import json
+import functools
 import math
-import os
 import random
 import re
-import time
-import urllib.request
-from pathlib import Path
 
 import torch
 
 import common
 from metrics import columns
 from metrics.columns import Column
-from metrics.words import active_windows, dense, recorded, scorable, windows
-
-
-class ChatClient:
-    """Any OpenAI-compatible endpoint. Its key comes from the environment and is stored nowhere;
-    replies are cached."""
-
-    def __init__(self, base_url, model, key_env="OPENAI_API_KEY", timeout=60, retries=4, wait=1.,
-                 cache="cache/judge"):
-        self.url = base_url.rstrip("/") + "/chat/completions"
-        self.model = model
-        self.key = os.environ.get(key_env)
-        self.timeout = timeout
-        self.retries = retries
-        self.wait = wait                # seconds before the second try, doubled for each more
-        self.cache = Path(cache)
-
-    def chat(self, messages):
-        """The reply to some messages; fails if the endpoint gives none after all tries."""
-        body = json.dumps(dict(model=self.model, messages=messages, temperature=0,
-                               max_tokens=200)).encode()
-        path = self.cache / hashlib.sha256(self.url.encode() + body).hexdigest()
-        if path.exists():
-            return path.read_text(encoding="utf-8")
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        for attempt in range(self.retries + 1):
-            try:
-                reply = self.post(body, headers)
-                common.write(path, reply.encode())
-                return reply
-            except (OSError, ValueError, LookupError, TypeError) as e:
-                # HTTPError and URLError are OSErrors; only the first has a code. To try again
-                # helps where there were too many requests, or the server is at fault
-                code = getattr(e, "code", 500)
-                is_final = code != 429 and code < 500
-                if attempt == self.retries or is_final:
-                    common.fail(f"--judge_url {self.url}: {e}")
-                time.sleep(self.wait * 2 ** attempt)
-
-    def post(self, body, headers):
-        """One request: the text of the reply's message."""
-        request = urllib.request.Request(self.url, body, headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            return json.load(response)["choices"][0]["message"]["content"]
-
+from metrics.words import active_windows, cut, dense, random_order, recorded, scorable, windows
 
 EXPLAIN = (
     "Below are passages on which one unit of a language model is active. The tokens where it is "
@@ -81,6 +30,14 @@ JUDGE = {
     "det": "Does the passage hold at least one token that fits the explanation?",
     "fuzz": "Do the tokens in << >> fit the explanation?",
 }
+# in passages < and > are marks alone, and no <|special|> token is one of the judge's own
+ESCAPES = str.maketrans({"<": "‹", ">": "›", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+ANSWERS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "y": 1,
+           "0": 0, "0.0": 0, "false": 0, "no": 0, "n": 0}
+# the number of a passage, and its answer: 2. yes; "2": true; passage 2 - 0; "passage": 2, "fits": 1
+NUMBERED = re.compile(
+    r"""(?<!\d)(\d{1,4})(?!\.?\d)(?:\s*["'*)\].:=>|→–—-]+|,\s*"\w+"\s*:)[\s"':*]*"""
+    r"""(true|yes|false|no|[01])\b(?!\.\d)(?! *[a-z])""")
 
 
 def passage(ids_S, value_S, vocab, numbers=False, marks=True):
@@ -88,7 +45,7 @@ def passage(ids_S, value_S, vocab, numbers=False, marks=True):
     share_S = value_S / value_S.max().clamp(min=1e-9)
     words = []
     for i, value, share in zip(ids_S.tolist(), value_S, share_S.tolist()):
-        word = vocab[i]
+        word = vocab[i].translate(ESCAPES)
         if value > 0 and marks:
             word = f"<<{word}>>"
             if numbers:
@@ -107,17 +64,50 @@ def judge(client, explanation, passages, task, seed=0, batch=5):
         question = (f"Explanation of a unit: {explanation}\n"
                     f"For each of the {len(asked)} passages: {JUDGE[task]} "
                     f"Reply with a JSON list of 0 or 1, nothing else.\n{listed}")
-        reply = client.chat([dict(role="user", content=question)])
-        for i, answer in zip(asked, read_list(reply, len(asked))):
+        read = functools.partial(read_answers, n=len(asked))
+        said = client.chat([dict(role="user", content=question)], read)
+        for i, answer in zip(asked, said or []):
             answers[i] = answer
     return answers
 
 
-def read_list(reply, n):
-    """The last JSON list of 0 and 1 in a reply; nothing if it has another length than n."""
-    lists = re.findall(r"\[[\s01,]*\]", reply)
-    answers = re.findall("[01]", lists[-1]) if lists else []
-    return [int(answer) for answer in answers] if len(answers) == n else []
+def read_answers(reply, n):
+    """Which answer, 0 or 1, does a reply give for each of n passages? None if it can't be read.
+
+    It has a list in brackets, the last of that length counts; or each answer behind the number of
+    its passage; or a line of answers, or lines of one each, and nothing else."""
+    text = re.sub(r"```\w*", "", reply.lower())
+    lists = re.findall(r"\[([^\[\]]*)\]", text)
+    readings = [found for found in map(only_answers, lists) if len(found) == n]
+    numbered = NUMBERED.findall(text)[-n:]
+    if [int(number) for number, _ in numbered] == [*range(1, n + 1)]:
+        readings.insert(0, [ANSWERS[answer] for _, answer in numbered])
+    if n == 1 and [0] in readings and [1] in readings:
+        return None                 # one is the number of the passage, and nobody knows which
+    if not readings:
+        pieces = [text, *text.splitlines()]
+        found = [only_answers(piece.rpartition(":")[2]) for piece in pieces]
+        readings = [answers for answers in found if len(answers) == n]
+    return readings[-1] if readings else None
+
+
+def only_answers(text):
+    """The answers that a text lists; none if it says anything else."""
+    words = re.findall(r"[-+]?\w+(?:\.\d+)?", text)
+    is_other = re.search(r"[^\w\s,;.*'\"|()+-]", text) or any(word not in ANSWERS for word in words)
+    return [] if is_other else [ANSWERS[word] for word in words]
+
+
+def read_explanation(reply):
+    """What does a reply say behind its last [EXPLANATION]:, on one line? A reply of one line needs
+    no such mark. None if there are no words."""
+    parts = re.split(r"\[explanation\]|\bexplanation\W*?:", reply, flags=re.I)
+    lines = [line.strip(" *:\t") for line in parts[-1].splitlines()]
+    lines = [line for line in lines if line]
+    is_marked = len(parts) > 1
+    if not lines or not is_marked and len(lines) > 1:
+        return None
+    return lines[0] if re.search(r"\w", lines[0]) else None
 
 
 def windows_to_show(value_WS, shown):
@@ -143,11 +133,12 @@ def llm_explain(client, fit, test, rows_RT, rows2_RT, vocab, units, gen, shown=2
     """Have an LLM explain units: a text for each from `shown` windows of fit, and det and fuzz
     from `scored` active and as many inactive windows of test.
 
-    det, fuzz: balanced accuracy of the answers given; failures: share of passages without one.
+    det, fuzz: balanced accuracy of the answers given; failures: share of passages without one. A
+    unit without a text, None, has no score, and its passages no answers.
     1 + 4 scored / 5 calls per unit."""
     T = rows_RT.shape[1]
-    ids_WS = windows(rows_RT[:, 1:].reshape(-1, 1), T)[..., 0].long()
-    ids2_WS = windows(rows2_RT[:, 1:].reshape(-1, 1), T)[..., 0].long()
+    ids_WS = cut(rows_RT)
+    ids2_WS = cut(rows2_RT)
     value_WSU = windows(dense(fit, units), T)
     value2_WSU = windows(dense(test, units), T)
     out = dict(judge=client.model, units=units, texts=[], det=[], fuzz=[])
@@ -159,8 +150,7 @@ def llm_explain(client, fit, test, rows_RT, rows2_RT, vocab, units, gen, shown=2
         for w in windows_to_show(value_WSU[..., u], shown):
             passages.append(passage(ids_WS[w], value_WSU[w, :, u], vocab, numbers=True))
         request = EXPLAIN + "\n" + "\n".join(passages)
-        reply = client.chat([dict(role="user", content=request)])
-        text = reply.split("[EXPLANATION]:")[-1].strip()
+        text = client.chat([dict(role="user", content=request)], read_explanation)
         out["texts"].append(text)
 
         # windows of test, active and idle; idle ones get as many marks, at random
@@ -170,15 +160,15 @@ def llm_explain(client, fit, test, rows_RT, rows2_RT, vocab, units, gen, shown=2
         active, idle = [w[torch.randperm(len(w), generator=gen)[:scored]] for w in places]
         n_on = (value_WS[active_W] > 0).sum(1).float().mean()
         n_marks = math.ceil(n_on.nan_to_num().item())
-        dice_WS = torch.rand(value_WS.shape, generator=gen).argsort(1).argsort(1)
-        marked_WS = torch.where(active_W.unsqueeze(1), value_WS, (dice_WS < n_marks).float())
+        rank_WS = random_order(len(value_WS), T, gen).to(value_WS.device)
+        marked_WS = torch.where(active_W.unsqueeze(1), value_WS, (rank_WS < n_marks).float())
 
         # what it says of them, from its sentence alone
         for task in ("det", "fuzz"):
             passages = []
             for w in torch.cat([active, idle]):
                 passages.append(passage(ids2_WS[w], marked_WS[w], vocab, marks=task == "fuzz"))
-            answers = judge(client, text, passages, task)
+            answers = judge(client, text, passages, task) if text else [None] * len(passages)
             n_missing += answers.count(None)
             n_asked += len(answers)
             on_active = answers[:len(active)]
@@ -197,7 +187,8 @@ COLUMNS = {
         text="balanced accuracy of an LLM that tells right from wrong marks in a window"),
     "judge_failures": Column(
         "no answer", "down", beat=None, digits=3, table="by LLM",
-        text="share of its answers that could not be used"),
+        text="share of its answers that could not be used, those about units that it found no "
+             "words for included"),
 }
 
 
@@ -208,6 +199,8 @@ def measure(m, arena, gen):
     units = scorable(windows, arena.explained, least, gen)
     found = llm_explain(arena.judge, fit, test, arena.fit[0], arena.test[0], arena.gpt.vocab,
                         units, gen)
+    if found["failures"] == 1:
+        common.fail(f"--judge_model {found['judge']}: none of its replies could be used")
     answers = {f"judge_{key}": torch.tensor(found[key]).nanmean().item() for key in ("det", "fuzz")}
     answers |= dict(judge=found["judge"], judge_failures=found["failures"],
                     judge_texts=found["texts"])

@@ -215,13 +215,29 @@ def find_rules(literals, truth_NJ, value_NU):
 
 
 # --------------------------------------------------------------------------- how well they hold
-def windows(x_NU, T):
-    """Cut rows of T tokens into windows: (W, S, U). Position 0 of a row, which N leaves out, is
-    empty."""
-    rows = x_NU.view(-1, T - 1, x_NU.shape[1])
+def cut(x_RT):
+    """Cut rows into windows, (W, S): the tokens that are left at a row's end, fewer than a window,
+    are in none. More axes, behind these two, stay."""
+    T = x_RT.shape[1]
     size = min(WINDOW, T)
-    rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)
-    return rows[:, :T // size * size].reshape(-1, size, x_NU.shape[1])
+    return x_RT[:, :T // size * size].reshape(-1, size, *x_RT.shape[2:])
+
+
+def windows(x_NU, T):
+    """Cut what units say at rows of T tokens into windows: (W, S, U). At position 0 of a row, which
+    N leaves out, they say nothing."""
+    x_RTU = x_NU.view(-1, T - 1, x_NU.shape[1])
+    return cut(torch.cat([torch.zeros_like(x_RTU[:, :1]), x_RTU], 1))
+
+
+def random_order(n_windows, T, gen):
+    """In what order are the tokens of each window marked at random? Ranks from 0, (W, S). The
+    position 0 of a row comes last: no unit can be on there, so a mark there would give itself
+    away."""
+    size = min(WINDOW, T)
+    dice_WS = torch.rand(n_windows, size, generator=gen)
+    dice_WS[::T // size, 0] = 1                     # all others are below 1
+    return dice_WS.argsort(1).argsort(1)
 
 
 def balanced(said_WR, active_WU):
@@ -312,8 +328,8 @@ def rule_scores(said_NU, guess_NU, value_NU, active_WF, units, near_UK, T, gen):
 
     # fuzzing: in inactive windows as many tokens are marked as a unit's active ones have, at random
     n_marks_U = (on.sum((0, 1)) / active.sum(0).clamp(min=1)).ceil()
-    dice = torch.rand(on.shape[:2], generator=gen).argsort(1).argsort(1).to(on.device)
-    marks = torch.where(active.unsqueeze(1), on, dice.unsqueeze(-1) < n_marks_U)
+    rank_WS = random_order(len(on), T, gen).to(on.device)
+    marks = torch.where(active.unsqueeze(1), on, rank_WS.unsqueeze(-1) < n_marks_U)
     share_WU = (marks & said).sum(1) / marks.sum(1).clamp(min=1)
     out["fuzz"] = auroc(share_WU.T, active.T)
 

@@ -327,11 +327,13 @@ def preface(results):
     nats = {key: "n/a" if value is None else f"{value:.4f}"
             for key, value in results["target"].items()}
     floors = dict.fromkeys(row["name"] for row in results["rows"] if row["floor"])
+    is_tinytales = config.get("data", "tinytales") == "tinytales"
+    pieces = "stories" if is_tinytales else "rows"
     lines = [
         f"MLP of layer {results['provenance']['layer']}: cross-entropy {nats['ce_original']} nats, "
         f"mean-ablated {nats['ce_mean_ablation']}, zero-ablated {nats['ce_zero_ablation']}.",
         f"Middle sparsity, on {config['eval_tokens']:,} tokens; mean ± half of the 95 % interval "
-        f"over {config['seeds']} seed(s), or over stories; * not of all seeds.",
+        f"over {config['seeds']} seed(s), or over {pieces}; * not of all seeds.",
         "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than its "
         "interval.",
         "`compare.py --explain` says what it all means.",
@@ -341,6 +343,8 @@ def preface(results):
     if results["differences"]:
         lines.append(f"Minus {BASE}: ° where that may be noise, p > 0.05 (Welch's t over seeds; "
                      "Holm over both tables).")
+    if not is_tinytales:
+        lines.append("Concepts are lexical and structural: what the tokens alone determine.")
     if config["quick"]:
         lines.append("A quick run: all are under-trained, SPD most. It shows what is measured, not "
                      "how they compare.")
@@ -353,7 +357,8 @@ those of its middle sparsity: the mean over seeds ± half of the 95 % interval; 
 single seed is over stories, where it is known. A unit is on at a token where its value is above 0,
 and alive when it is on at 10 tokens or more. Whatever is chosen is chosen on some stories, and
 every number is from other stories. A concept is something that the generator of the stories knows
-to be true at a token; a parent concept has other concepts below it (animal > cow).
+to be true at a token (of another text: what its tokens alone determine, lexical and structural); a
+parent concept has other concepts below it (animal > cow).
 ↑ higher is better, ↓ lower is better, no arrow: neither. Null: what chance or nothing gives; to
 beat: the floor that has to be beaten. The last two tables hold differences: what a row has more
 than spd, with ° where that may be noise, p > 0.05, of Welch's t over seeds, after Holm's correction

@@ -516,7 +516,7 @@ def bench_quality(cfg):
     no higher. Schedules end with each run, so that only ends are compared."""
     with tempfile.TemporaryDirectory() as folder:
         for name, (gpt, text, job, goal) in quality_jobs(cfg, Path(folder)).items():
-            corpus = data.load_all(text, gpt.vocab, job.T)
+            corpus = data.load_for(gpt, text, job.T)
             theirs, aim = quality(gpt, corpus, replace(job, **AUTHORS))
             print(f"\n{name}: the authors' recipe, {job.steps} steps: loss {aim:.4f} "
                   f"after {theirs:.1f} s", flush=True)

@@ -347,7 +347,7 @@ def main(cfg):
     layer, _ = compare.check(base, gpt)
     todo = jobs(cfg)
     arena = compare.prepared(base, gpt, layer, dev)
-    corpus = data.load_all(cfg.data, gpt.vocab, gpt.cfg.n_positions)["fit"]
+    corpus = data.load_for(gpt, cfg.data, gpt.cfg.n_positions)["fit"]
     known = Found(Path(cfg.out) / "spd-length.json")
     models = Models(cfg, gpt, layer)
 

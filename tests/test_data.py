@@ -1,18 +1,26 @@
 """TinyTales: what is said of it is true. Known answers, and a second way to the same number."""
+import errno
 import hashlib
+import os
 import random
 import re
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import data
+from model import GPT
 from test_common import fails
 from tinytales import cache, concepts, story
 from tinytales import words as tt
 
 T = 128
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +187,7 @@ def test_rows_cover_and_align(corpus):
     at = (starts[:, None] + np.arange(T))[fresh.numpy()]
     assert len(np.unique(at)) == len(at), "each predicted token is counted once"
     assert corpus.rows(T).shape == (len(starts), T) and corpus.labels(T, 3).shape == (3, T, len(corpus.names))
-    assert torch.equal(corpus.rows(T)[:5], corpus.rows(T, 5))
+    assert torch.equal(corpus.rows(T)[:5], corpus.rows(T, 5)) and corpus.rows(T, 0).shape == (0, T)
 
 
 def test_batches_depend_on_their_arguments_alone(corpus):
@@ -292,3 +300,242 @@ def test_the_fingerprint_sees_content_size_and_name_and_reads_little_of_a_large_
         file.write(b"another beginning")
     data.fingerprint.cache_clear()
     assert data.fingerprint(str(tmp_path / "large.bin")) != first
+
+
+@pytest.mark.parametrize("text, words", [
+    ("The café was naïve; Zoë said déjà vu to Łukasz.", "The café was naïve ; Zoë said déjà vu to Łukasz ."),
+    ("cafe\u0301 nai\u0308ve", "café naïve"),                                       # accents of their own
+    ("Don’t say ‘no’ to Tom’s don't", "Don't say ‘ no ’ to Tom 's don't"),
+    ("TOM’S 's 'said", "TOM 'S 's ' said"),
+    ("Ещё не всё: съешь, объём", "Ещё не всё : съешь , объём"),
+    ("Πού πας; Αὐτὸς δ’ οὐκ", "Πού πας ; Αὐτὸς δ ’ οὐκ"),
+    ("मैं स्कूल गया।", "मैं स्कूल गया ।"),                                                      # vowel signs
+    ("قُرْآن שָׁלוֹם", "قُرْآن שָׁלוֹם"),
+    ("나는 학교에", "나는 학교에"),
+    ("п’ять пʼять l’eau col·lega", "п'ять п'ять l'eau col·lega"),
+    ("\ufeffhide‐and‐seek soft\xadly zero\u200bwidth", "hide-and-seek softly zero width"),
+    ("_very_—old… 3rd 1,000", "_ very _ — old … 3 rd 1 , 000"),
+    ("a<|endoftext|>b </s> c <eos> <unk>", f"a {data.EOT} b {data.EOT} c {data.EOT} {data.UNK}"),
+])
+def test_words_of_any_alphabet_are_whole(text, words):
+    assert data.tokenize(text) == words.split()
+
+
+def text_file(tmp_path, content, name="t.txt"):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("content, word", [
+    ("我喜欢猫。今天天气很好，我们去公园吧！" * 9, "without spaces"),
+    ("吾輩は猫である。名前はまだ無い。" * 9, "without spaces"),
+    ("วันนี้อากาศดีมาก " * 9, "without spaces"),
+    ("A text with 我喜欢猫 in it. " * 9, "without spaces"),
+    ("T\0h\0e\0 \0c\0a\0t\0 " * 9, "is it text"),
+    ("caf\ufffd na\ufffdve " * 9, "is it text"),
+    ("The cat".encode("utf-16"), "UTF-8"),
+    ("Le café".encode("latin-1"), "UTF-8"),
+])
+def test_a_text_that_words_do_not_cover_is_refused(tmp_path, capsys, content, word):
+    path = text_file(tmp_path, content)
+    with pytest.raises(SystemExit) as e:
+        data.read_text(path)
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1 and word in err and "t.txt" in err
+
+
+def test_the_share_of_covered_characters_is_printed(tmp_path, capsys):
+    path = text_file(tmp_path, "abcd " * 97 + "我喜欢 ")              # 3 of 391 characters are of no word
+    data.encode_file(path, (data.EOT, data.UNK, "abcd"))
+    assert "97 tokens cover 99.2% of its characters, 0.0%" in capsys.readouterr().out
+
+
+def test_documents_of_a_text_begin_rows(tmp_path):
+    story = "One day a cat sat . It was red .\n"
+    text = f"{story}<|endoftext|>\n" * 300
+    path = text_file(tmp_path, text)
+    vocab = data.build_vocab(text, 50)
+    assert vocab[:2] == [data.EOT, data.UNK] and len(vocab) == len(set(vocab)) == 11
+    corpus = data.load(str(path), "train", vocab)
+    ids = data.encode_file(path, tuple(vocab))
+    assert (ids == 0).sum() == 300 and (ids == 1).sum() == 0 and len(ids) == 300 * 11
+    starts = corpus.starts(15)
+    assert starts[0] == 0 and (corpus.ids[starts[1:]] == 0).all()
+    test = data.load(str(path), "test", vocab)
+    assert test.labels(15)[..., test.names.index("story: first 16 tokens")].any()
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return GPT.load(ROOT / "target")
+
+
+def test_token_files_of_another_width_are_read_where_they_say_so(tmp_path, capsys, corpus, bundled):
+    ids = np.array(corpus.ids[:60_000])
+    expected = data.load_all(save(tmp_path / "x.bin", ids), data.VOCAB, T)["test"].rows(T)
+    for width in ("uint32", "uint64", "int32", "int64"):
+        path = save(tmp_path / f"{width}.bin", ids.astype(width))
+        fails(capsys, lambda: data.load_all(path, data.VOCAB, T), f"{path}:{width.replace('int', 'uint').replace('uu', 'u')}")
+        read = data.load_for(bundled, f"{path}:{width}", T)["test"]
+        assert torch.equal(read.rows(T), expected) and read.rows(T).dtype == torch.int64
+        assert data.fingerprint(f"{path}:{width}") != data.fingerprint(path)
+    fails(capsys, lambda: data.load(f"{tmp_path}/x.bin:uint32", "train", data.VOCAB), "outside")
+    fails(capsys, lambda: data.load(f"{tmp_path}/x.bin:float32", "train", data.VOCAB), "X.bin:uint32", "allowed")
+    fails(capsys, lambda: data.load(save(tmp_path / "odd.bin", ids[:-1]) + ":uint32", "train", data.VOCAB), "whole")
+    padded = np.where(np.arange(len(ids)) == 7, -100, ids.astype(np.int32))
+    fails(capsys, lambda: data.load(save(tmp_path / "neg.bin", padded) + ":int32", "train", data.VOCAB), "-100")
+
+
+def save(path, ids):
+    ids.tofile(path)
+    return str(path)
+
+
+def test_a_vocabulary_beyond_uint16_needs_uint32(tmp_path, capsys):
+    vocab = [str(i) for i in range(70_000)]
+    path = save(tmp_path / "x.bin", np.arange(65_000, 70_000, dtype=np.uint32))
+    fails(capsys, lambda: data.load(path, "train", vocab), "uint32", "70,000")
+    assert data.load(f"{path}:uint32", "test", vocab).rows(100)[0, 0] == 69_800
+    vocab[:2] = data.EOT, data.UNK
+    text = text_file(tmp_path, "69999 65535 " * 50)
+    assert set(data.encode_file(text, tuple(vocab)).tolist()) == {69_999, 65_535}
+
+
+def test_the_target_tells_tokens_that_are_not_its_own(tmp_path, capsys, corpus, bundled):
+    ids = np.array(corpus.ids[:60_000])
+    assert data.load_for(bundled, save(tmp_path / "x.bin", ids), T)["fit"].rows(T).shape[1] == T
+    assert "lexical and structural" in capsys.readouterr().out
+    renamed = np.random.default_rng(0).permutation(len(data.VOCAB)).astype(np.uint16)
+    for wrong in (renamed[ids], (ids + 1).clip(max=len(data.VOCAB) - 1), ids[::-1]):
+        path = save(tmp_path / "wrong.bin", wrong)
+        fails(capsys, lambda: data.load_for(bundled, path, T), path, "uniform guess at 7.7")
+
+
+def test_long_streams_cost_what_a_chunk_costs(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 50, 40_000).astype(np.uint16)
+    ids[rng.integers(0, 40_000, 400)] = 0
+    vocab = [data.EOT, *map(str, range(1, 50))]
+    short = data.Corpus(ids, vocab, [])
+    batches = [short.batch(step, 4, 64, 0) for step in range(300)]
+    monkeypatch.setattr(data, "CHUNK", 10_000)
+    long = data.Corpus(ids, vocab, [])
+    assert (short.n_chunks, len(batches)) == (4, 300)
+    n = 10_000 // 64
+    for epoch in range(5):                                      # each epoch one chunk, each row once, from its stories
+        rows = torch.cat([long.batch(step, 1, 64, 0) for step in range(epoch * n, (epoch + 1) * n)])
+        chunk = ids[epoch % 4 * 10_000:(epoch % 4 + 1) * 10_000].astype(int)
+        starts = data.Corpus(chunk, vocab, []).starts(64)
+        assert set(map(tuple, rows.tolist())) <= {tuple(chunk[s:s + 64].tolist()) for s in starts}
+        assert len(set(map(tuple, rows.tolist()))) == n
+    monkeypatch.setattr(data, "CHUNK", 20_001)                  # one chunk: as if there were none
+    whole = data.Corpus(ids, vocab, [])
+    assert all(torch.equal(whole.batch(step, 4, 64, 0), batch) for step, batch in enumerate(batches))
+
+
+def test_a_token_file_of_17_gb_is_mapped_not_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "CHUNK", 1 << 20)
+    path, ids = tmp_path / "x.bin", np.arange(1, 50, dtype=np.uint16)
+    with open(path, "wb") as file:
+        for share in (0, .9, .94, .96):
+            file.seek(int(17e9 / 2 * share) * 2)
+            file.write(np.resize(ids, 100_000).tobytes())
+        file.truncate(17 * 10**9)
+    vocab = [str(i) for i in range(50)]
+    tracemalloc.start()
+    corpora = data.load_all(str(path), vocab, 64)
+    assert len(corpora["train"].ids) == 17e9 / 2 * .9 and corpora["train"].batch(0, 4, 64, 0).shape == (4, 64)
+    assert corpora["test"].labels(64, 4).shape[:2] == (4, 64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
+    with open(path, "r+b") as file:                             # between the places that loading looks at
+        file.seek(2 * (1 << 14) + 200_000)
+        file.write(b"\xff\xff" * (1 << 20))
+    train = data.load(str(path), "train", vocab)
+    fails(capsys, lambda: [train.batch(step, 64, 64, 0) for step in range(100)], "65535", "outside")
+
+
+def test_a_changed_file_has_another_fingerprint(tmp_path, monkeypatch):
+    def of(path):
+        data.fingerprint.cache_clear()
+        return data.fingerprint(str(path))
+    path = tmp_path / "x.bin"
+    ids = np.arange(1_500_000, dtype=np.uint16)
+    before = of(save(path, ids))
+    assert of(save(path, ids)) == before
+    assert of(save(path, np.where(np.arange(len(ids)) == 1_000_001, 7, ids).astype(np.uint16))) != before
+    assert of(save(path, np.random.default_rng(0).permutation(ids))) != before
+    monkeypatch.setattr(data, "WHOLE", 1 << 20)                 # a file that is sampled: its date counts too
+    save(path, ids), os.utime(path, (10, 10))
+    before = of(path)
+    save(path, np.where(np.arange(len(ids)) == 1_000_001, 7, ids).astype(np.uint16)), os.utime(path, (10, 11))
+    assert of(path) != before
+    save(path, ids), os.utime(path, (10, 10))
+    assert of(path) == before
+
+
+def garbage(text):
+    return lambda path: path.write_bytes(text)
+
+
+def replaced_by(make):
+    def damage(path):
+        path.unlink()
+        make(path)
+    return damage
+
+
+@pytest.mark.parametrize("damage", [garbage(b"[]"), garbage(b"null"), garbage(b'"a"'), garbage(b"[" * 100_000), garbage(b"\xff"),
+                                    garbage(b'{"version": 1}'), replaced_by(os.mkfifo)])
+@pytest.mark.parametrize("part", ["json", "ids"])
+def test_whatever_lies_in_the_cache_is_rebuilt(tmp_path, monkeypatch, damage, part):
+    monkeypatch.setattr(cache, "CACHE", tmp_path)
+    good = np.array(cache.arrays("dev", 500)[1]["ids"])
+    damage(tmp_path / f"tinytales-dev-500.{part}")
+    assert np.array_equal(cache.arrays("dev", 500)[1]["ids"], good)
+    assert not list(tmp_path.glob("*.tmp*")) and (tmp_path / f"tinytales-dev-500.{part}").is_file()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "deep")
+    (tmp_path / "good").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link", tmp_path / "pipe", tmp_path / ("x" * 300)):
+        monkeypatch.setattr(cache, "CACHE", folder)
+        with pytest.raises(SystemExit) as e:
+            cache.arrays("dev", 500)
+        err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert e.value.code == 2 and len(err) == 1 and "NANODECOMP_CACHE" in err[0] and str(folder) in err[0]
+    for part in ("json", "ids", "bits"):                            # a folder in the place of a file
+        place = tmp_path / part / f"tinytales-dev-500.{part}"
+        place.mkdir(parents=True)
+        monkeypatch.setattr(cache, "CACHE", tmp_path / part)
+        with pytest.raises(SystemExit):
+            cache.arrays("dev", 500)
+        assert f"error: {place}: cannot" in capsys.readouterr().err and not list((tmp_path / part).glob("*tmp*"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(cache, "CACHE", tmp_path / "good")
+    monkeypatch.setattr(cache, "write_chunk", full)
+    with pytest.raises(SystemExit) as e:
+        cache.arrays("dev", 500)
+    assert e.value.code == 2 and "No space left" in capsys.readouterr().err and not list((tmp_path / "good").iterdir())
+
+
+def test_the_cache_is_where_the_environment_says():
+    code = ("import importlib, os; from tinytales import cache; print(cache.CACHE); os.environ['NANODECOMP_CACHE'] = ''\n"
+            "importlib.reload(cache); print(cache.CACHE)")
+    env = dict(os.environ, NANODECOMP_CACHE="/tmp/there")
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    assert out.split() == ["/tmp/there", str(ROOT / "cache")]
+
+
+@pytest.mark.parametrize("word, true", [
+    ("Иван", ["capitalised"]), ("аллея", ["double letter"]), ("Éléonore", ["capitalised", "long word (8 letters)"]),
+    ("ελληνικά", ["long word (8 letters)", "double letter"]), ("x12345678", []), ("__", [])])
+def test_concepts_of_letters_hold_in_every_script(word, true):
+    held = concepts.lexical([word])[0, len(concepts.WORDS):]
+    assert [name for name, is_true in zip(concepts.PATTERNS, held) if is_true and not name.startswith(("starts", "ends"))] == true

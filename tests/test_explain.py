@@ -11,7 +11,7 @@ import torch
 import baselines
 import common
 from conftest import noisy_gpt
-from metrics import llm, words
+from metrics import chat, llm, words
 from test_common import fails
 from test_units import active
 
@@ -126,7 +126,8 @@ def test_a_rule_for_everything_is_seen_through_by_hard_negatives(world):
 
 # ---------------------------------------------------------------------------------------------------- llm.py
 class Stub(http.server.BaseHTTPRequestHandler):
-    """Explains by the marked tokens; answers by looking for them. `plan` holds replies that come first."""
+    """Explains by the marked tokens; answers by looking for them. `plan` holds what comes first: replies, HTTP codes,
+    all that is sent, as bytes, or a function that sends it."""
     plan, requests = [], []
 
     def do_POST(self):
@@ -134,6 +135,9 @@ class Stub(http.server.BaseHTTPRequestHandler):
         self.requests.append((self.path, self.headers.get("Authorization"), body))
         step = self.plan.pop(0) if self.plan else None
         ask = body["messages"][0]["content"]
+        if isinstance(step, bytes) or callable(step):
+            step(self) if callable(step) else self.wfile.write(step)
+            return
         if isinstance(step, int):
             self.send_response(step), self.end_headers()
             return
@@ -154,7 +158,7 @@ class Stub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = http.server.HTTPServer(("127.0.0.1", 0), Stub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
     thread.start()
     Stub.plan, Stub.requests = [], []
     yield f"http://127.0.0.1:{server.server_port}/v1"
@@ -162,7 +166,7 @@ def server():
 
 
 def client(server, tmp_path, **more):
-    return llm.ChatClient(server, "stub", wait=0.01, timeout=5, cache=tmp_path / "judge", **more)
+    return chat.ChatClient(server, "stub", **dict(wait=0.01, timeout=5, folder=tmp_path / "judge") | more)
 
 
 def test_an_llm_explains_and_judges(server, tmp_path, world, monkeypatch):
@@ -185,9 +189,9 @@ def test_an_llm_explains_and_judges(server, tmp_path, world, monkeypatch):
 def test_no_key_no_header_and_busy_servers_are_asked_again(server, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     Stub.plan, waits = [429, 503, "hello"], []
-    monkeypatch.setattr(llm.time, "sleep", waits.append)
+    monkeypatch.setattr(chat.time, "sleep", waits.append)
     ask = [dict(role="user", content="hi")]
-    assert client(server, tmp_path).chat(ask) == "hello" and len(Stub.requests) == 3
+    assert client(server, tmp_path).chat(ask, chat.any_text) == "hello" and len(Stub.requests) == 3
     assert waits == [0.01, 0.02] and Stub.requests[0][1] is None
     assert Stub.requests[0][2] == dict(model="stub", messages=ask, temperature=0, max_tokens=200)
 
@@ -196,7 +200,7 @@ def test_no_key_no_header_and_busy_servers_are_asked_again(server, tmp_path, mon
 def test_a_server_that_refuses_ends_in_one_line(server, tmp_path, capsys, plan, tries):
     Stub.plan = list(plan)
     ask = [dict(role="user", content="hi")]
-    fails(capsys, lambda: client(server, tmp_path, retries=2).chat(ask), "--judge_url")
+    fails(capsys, lambda: client(server, tmp_path, retries=2).chat(ask, chat.any_text), "--judge_url")
     assert len(Stub.requests) == tries and not (tmp_path / "judge").exists()
 
 

@@ -393,8 +393,8 @@ def test_every_read_and_write_says_utf_8():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
                 said = ast.unparse(node)
-                name = ast.unparse(node.func).split(".")[-1]
-                is_text = name in ("read_text", "write_text", "getoutput") or "text=True" in said
+                owner, _, name = ast.unparse(node.func).rpartition(".")
+                is_text = owner not in ("", "data") and name in ("read_text", "write_text", "getoutput") or "text=True" in said
                 is_text |= ast.unparse(node.func) == "open" and '"b' not in said and not any(
                     mode in said for mode in ("'rb'", "'wb'", "'xb'", "'ab'", "'r+b'"))
                 assert not is_text or "utf-8" in said, f"{path.name}:{node.lineno}: {said}"

@@ -4,9 +4,11 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import common
+import data
 import model
 import pretrain
 from model import GPT, GPTConfig
@@ -141,6 +144,16 @@ def test_bad_input_is_one_line_and_overwrites_nothing(text, capsys):
     ckpt.write_bytes(before[ckpt][:-1])
     bad("truncated", resume=True)
     ckpt.write_bytes(before[ckpt])
+    bad("larger --vocab", vocab=3)
+    os.mkfifo("pipe.txt")
+    bad("--data", "pipe.txt", data="pipe.txt")
+    bad("--data", "x" * 300, data="x" * 300 + ".txt")
+    Path("chinese.txt").write_text("我喜欢猫。今天天气很好" * 100)
+    bad("--data", "chinese.txt", "without spaces", data="chinese.txt")
+    words = text.read_text()
+    text.write_text(words.replace("a", "z", 1))                      # another text under the same name
+    data.fingerprint.cache_clear()
+    bad("text=", "checkpoint.safetensors", resume=True)
     assert before == {p: p.read_bytes() for folder in ("t", "runs/pretrain-t") for p in Path(folder).iterdir()}
 
 def test_divergence_keeps_the_last_checkpoint(text, capsys, monkeypatch):
@@ -156,3 +169,58 @@ def test_divergence_keeps_the_last_checkpoint(text, capsys, monkeypatch):
     err = capsys.readouterr().err.splitlines()[-1]
     assert e.value.code == 1 and "step 19" in err and "runs/pretrain-t/checkpoint.safetensors" in err
     assert common.load("runs/pretrain-t/checkpoint.safetensors")[1]["step"] == 10 and not Path("t").exists()
+
+
+BOOKS = {       # sentences and a word of each that must be in the vocabulary
+    "en": ("“I can’t see the naïve café,” said Zoë, “but it’s there—somewhere.”|The captain’s sister was _very_ old; he said: “Oh!”|"
+           "When Łukasz saw the river, the small garden was gone.|Was she here? No -- not at all.", "naïve can't Łukasz 's _ —"),
+    "ru": ("— Я не вижу сада, — сказал Пётр. — Но он там…|Анна помнила тихий дом, а потом сад.|"
+           "«Князь открыл окно», — подумал он!|Был ли дом? Нет, не был.", "Пётр помнила « …"),
+    "el": ("«Δεν βλέπω το παλιό σπίτι», είπε η Ελένη· «μα είναι εκεί…»|Ο Γιάννης άνοιξε το γράμμα, και μετά τον κήπο.|"
+           "Πού είναι το λιμάνι; Δεν είναι μακριά.|Τι ήσυχο πρωί!", "σπίτι Γιάννης · ;"),
+}
+
+
+def book(language):
+    """A text as Project Gutenberg writes it: byte-order mark, CRLF, a header, chapters, verse, lines of 60 characters."""
+    rng, sentences = random.Random(0), BOOKS[language][0].split("|")
+    lines = ["The Project Gutenberg eBook of A Book", "", "*** START OF THE PROJECT GUTENBERG EBOOK ***"]
+    for chapter in range(1, 120):
+        lines += ["", f"CHAPTER {chapter}. {rng.choice(sentences).upper()}", ""]
+        lines += textwrap.wrap(" ".join(rng.choices(sentences, k=25)), 60)
+        lines += ["", f"    {rng.choice(sentences)}", "       *       *       *"]
+    return b"\xef\xbb\xbf" + "\r\n".join(lines).encode()
+
+
+@pytest.mark.parametrize("language", BOOKS)
+def test_a_book_of_any_alphabet_becomes_a_target(tmp_path, monkeypatch, capsys, language):
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_bytes(book(language))
+    pretrain.train(Config(data="book.txt", out="mine", steps=10, **SMALL | dict(vocab=200)))
+    vocab = model.GPT.load("mine").vocab
+    assert set(BOOKS[language][1].split()) <= set(vocab) and len(vocab) <= 200
+    assert "cover 100.0% of its characters, " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", BOOKS)
+def test_a_book_end_to_end(tmp_path, monkeypatch, language):
+    """As the README has it: a target, two methods, the table; concepts are lexical, and no name of TinyTales is told."""
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_bytes(book(language))
+    env = dict(os.environ, OMP_NUM_THREADS="1")
+
+    def run(script, flags):
+        argv = [sys.executable, str(ROOT / script), "--data", "book.txt", *flags.split()]
+        return subprocess.run(argv, check=True, env=env, capture_output=True, text=True).stdout
+    run("pretrain.py", "--out runs/book --n_layer 3 --n_embd 32 --n_head 2 --n_inner 64 --T 32 --steps 300 --every 100 --warmup 20")
+    small = "--model runs/book --eval_tokens 1600 "
+    said = [run("spd.py", small + "--out runs/spd --C 64 --B 8 --T 32 --steps 30"),
+            run("sae.py", small + "--out runs/sae --F 64 --k 8 --N 496 --T 32 --steps 60"),
+            run("compare.py", small + "--quick --methods sae,neurons --tokens 20000 --explained 10 --out table")]
+    said.append(Path("table-quick/table.md").read_text())
+    for out in said:
+        assert "oncepts are lexical and structural" in out
+        told = re.sub(r"^\$.*", "", out, flags=re.M)
+        assert not re.search(r"TinyTales|stories|topic:|mood|sentence: [a-z]+ family", told)
+    assert re.search(r"\d+ of \d+ alive units match a concept", said[0]) and "FAILED" not in said[2]

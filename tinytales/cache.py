@@ -1,4 +1,5 @@
-"""TinyTales' tokens and labels, generated once and kept in files that rebuild themselves.
+"""TinyTales' tokens and labels, generated once and kept in files that rebuild themselves, in cache/
+or in the folder that the environment names: NANODECOMP_CACHE.
 
 Splits never share a story: story i of a split is story number (first of the split + i) of the
 generator.
@@ -7,17 +8,18 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import zlib
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from common import read_source, write
+from common import fail, read_source, write
 from tinytales import concepts, story, words
 from tinytales.story import VOCAB
 
-CACHE = Path(os.environ.get("NANODECOMP_CACHE", Path(__file__).parent.parent / "cache"))
+CACHE = Path(os.environ.get("NANODECOMP_CACHE") or Path(__file__).parent.parent / "cache")
 # split: (first story, tokens)
 SPLITS = dict(train=(0, 4_000_000), fit=(1 << 40, 200_000), dev=(2 << 40, 50_000),
               test=(3 << 40, 200_000))
@@ -57,7 +59,12 @@ def arrays(split, n_tokens):
     meta = Path(f"{stem}.json")
     parts = {part: Path(f"{stem}.{part}") for part in kinds}
     if not is_valid(meta, parts):
-        build(split, n_tokens, parts, meta)
+        try:
+            build(split, n_tokens, parts, meta)
+        except OSError as e:
+            path = e.filename2 or e.filename or CACHE
+            fail(f"{path}: cannot be written, for the cache of TinyTales: {e.strerror}; "
+                 "NANODECOMP_CACHE may name another folder")
 
     maps = {part: np.memmap(parts[part], kind, "r") for part, kind in kinds.items()}
     if "bits" in maps:
@@ -69,11 +76,14 @@ def arrays(split, n_tokens):
 def is_valid(meta, parts):
     """Are the files of a split there, whole and of this version?"""
     try:
+        # to read what is no file, such as a pipe, might never end
+        if not all(path.is_file() for path in (meta, *parts.values())):
+            return False
         recorded = json.loads(meta.read_text(encoding="utf-8"))
         if recorded["version"] != version():
             return False
         return all(checksum(path) == recorded["crc"][part] for part, path in parts.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -85,19 +95,24 @@ def build(split, n_tokens, parts, meta):
     """Write the files of a split.
 
     Under other names first, then they are renamed; the meta file, which comes last, makes them
-    valid. A build that is cut off leaves nothing that could be taken for a split.
+    valid. A build that is cut off leaves nothing that could be taken for a split, and only one that
+    is killed leaves its temporary files.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
-    temporary = {part: Path(f"{path}.tmp{os.getpid()}") for part, path in parts.items()}
+    mine = secrets.token_hex(8)
+    temporary = {part: Path(f"{path}.tmp{mine}") for part, path in parts.items()}
     table = concepts.lexical(VOCAB)
     with contextlib.ExitStack() as stack:
+        for path in temporary.values():
+            stack.callback(path.unlink, missing_ok=True)
         bar = tqdm(total=n_tokens, unit="tok", desc=f"writing TinyTales {split}")
         stack.enter_context(bar)
         files = {part: stack.enter_context(open(path, "wb")) for part, path in temporary.items()}
         for chunk in chunks(stories(split, n_tokens)):
             bar.update(write_chunk(chunk, files, table))
-    for part, path in temporary.items():
-        os.replace(path, parts[part])
+        for part, file in files.items():
+            file.close()
+            os.replace(temporary[part], parts[part])
     crc = {part: checksum(path) for part, path in parts.items()}
     write(meta, json.dumps(dict(version=version(), crc=crc)).encode())
 

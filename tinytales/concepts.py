@@ -118,9 +118,11 @@ def pattern_concepts():
     out = {f"starts with {letter}": f"(?i)^{letter}" for letter in "abcdefghijklmnoprstuvwy"}
     for ending in ("s", "ed", "ing", "ly", "y", "er", "e"):
         out[f"ends with -{ending}"] = f"(?i).{ending}$"
-    out["capitalised"] = "^[A-Z]"
-    out["long word (8 letters)"] = "^[A-Za-z-]{8}"
-    out["double letter"] = "([a-z])\\1"
+    # letters of any script; Python's re has no class for the capital ones
+    capitals = "".join(filter(str.isupper, map(chr, range(1 << 16))))
+    out["capitalised"] = f"^[{capitals}]"
+    out["long word (8 letters)"] = r"^(?:[^\W\d_]|-){8}"
+    out["double letter"] = r"([^\W\d_])\1"
     return out
 
 
