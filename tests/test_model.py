@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import common
 import data
+import evals
 import model
 from model import GPT, GPTConfig, cross_entropy
 from test_common import fails
@@ -358,3 +359,42 @@ def test_the_bundled_target_is_worth_taking_apart():
     assert 0 < layer < gpt.cfg.n_layer - 1 and gpt.meta["mean_ablation"][layer] >= 0.3
     rows = dev.rows(T)[:64]
     assert model.ablation_costs(gpt, rows)[layer][0] == pytest.approx(gpt.meta["mean_ablation"][layer], abs=0.1)
+
+
+# a byte-level BPE vocabulary: “ is âĢľ, whole and as two tokens; é is Ã©
+BPE = ["<|endoftext|>", "The", "Ġcat", "Ċ", "âĢľ", "âĢ", "ľ", "ĠcafÃ©", "!", "Ġ", "ð", "ŁĺĢ", "<|ひ|>", "Ä", "č"]
+
+def test_the_alphabet_of_bytes():
+    assert len(data.BYTES) == 256 and sorted(data.BYTES.values()) == list(range(256))
+    known = {"Ġ": 32, "Ċ": 10, "ĉ": 9, "ł": 160, "Ń": 173, "a": 97, "!": 33, "~": 126, "¡": 161, "ÿ": 255, "â": 226,
+             "Ģ": 128, "ľ": 156}
+    assert {c: data.BYTES[c] for c in known} == known
+
+@pytest.mark.parametrize("ids, text, alone", [
+    ([0, 1, 2, 8], "<|endoftext|>The cat!", ["<|endoftext|>", "The", " cat", "!"]),
+    ([1, 3, 9, 7], "The\n  café", ["The", "\\n", " ", " café"]),
+    ([4, 5, 6], "““", ["“", "\\xe2\\x80", "\\x9c"]),                # a character that two tokens share
+    ([10, 11, 12], "😀<|ひ|>", ["\\xf0", "\\x9f\\x98\\x80", "<|ひ|>"]),
+    ([5, 1, 6], "\\xe2\\x80The\\x9c", ["\\xe2\\x80", "The", "\\x9c"]),   # bytes that make none
+    ([13, 14], "\\xc4\r", ["\\xc4", "\\r"]),
+    ([], "", []),
+])
+def test_tokens_of_bytes_read_as_text(ids, text, alone):
+    assert data.decode(ids, BPE) == text and data.spell(ids, BPE) == alone
+
+def test_words_are_no_bytes():
+    """Letters of many languages are in the alphabet of bytes too: é is byte 233, and no character."""
+    vocab = ["<|endoftext|>", "<unk>", "café", "naïve", "Łukasz", "Ġorġ", ",", "“", "”", "мир", "\x1b"]
+    assert not data.is_byte_level(vocab) and not data.is_byte_level(vocab[:5]) and data.is_byte_level(BPE)
+    assert data.decode([2, 6, 5, 4, 7, 9, 8], vocab) == "café, Ġorġ Łukasz “мир”"
+    assert data.spell([2, 5, 10], vocab) == ["café", "Ġorġ", "\\x1b"]
+    assert data.is_byte_level(["<s>", "<unk>", *data.BYTES, "Ġcat"])        # which have an unknown word at times
+
+def test_units_are_described_in_text(gpt):
+    gpt.vocab = BPE + [f"w{i}" for i in range(50 - len(BPE))]
+    assert evals.as_list(gpt, [2, 1, 3, 4]) == "' cat' The \\n “"
+    row = [0, 1, 2, 8, 3, 5, 6, 1, 2, 8, 1, 7]
+    assert evals.in_context(gpt, row, 6) == "<|endoftext|>The cat!\\n\\xe2\\x80[[\\x9c]]The cat!The"
+    assert evals.in_context(gpt, row, 11) == "!\\n“The cat!The[[ café]]"
+    gpt.vocab = VOCAB
+    assert evals.as_list(gpt, [2, 1]) == "w2 w1" and evals.in_context(gpt, [0, 5, 3, 4], 2) == "<|endoftext|> w5 [[w3]] w4"
