@@ -505,7 +505,7 @@ def pushed(gpt, write_UD, k=5):
     """Which tokens do directions in the stream make more and less likely? Ids of the k logits that
     each direction raises most and lowers most, two of shape (U, k), by the direct path alone."""
     # to the logits past all layers above: the gain of the last LayerNorm, then the unembedding
-    logits_UV = (write_UD * gpt.ln_f.weight) @ gpt.wte.weight.T
+    logits_UV = (write_UD * gpt.ln_f.weight) @ gpt.unembedding.T
     return logits_UV.topk(k).indices, (-logits_UV).topk(k).indices
 
 

@@ -234,7 +234,7 @@ def test_n_inner_null_means_4_D(tmp_path):
     assert GPT.load(tmp_path).cfg.n_inner == 16
 
 @pytest.mark.parametrize("change, words", [
-    (dict(n_layer=4), ["model.safetensors", "h.3.", "None"]),
+    (dict(n_layer=4), ["model.safetensors", "3 layers", "n_layer 4"]),
     (dict(n_embd=12), ["model.safetensors", "wte.weight", "(50, 24)", "(50, 12)"]),
     (dict(n_embd=25), ["n_embd 25", "n_head 3"]),
     (dict(n_layer=0), ["n_layer is 0", "positive int"]),
@@ -243,7 +243,7 @@ def test_n_inner_null_means_4_D(tmp_path):
     (dict(model_type="llama"), ["config.json", "model_type", "'llama'", "gpt2"]),
     (dict(activation_function="relu"), ["config.json", "activation_function", "'relu'"]),
     (dict(scale_attn_by_inverse_layer_idx=True), ["config.json", "scale_attn_by_inverse_layer_idx"]),
-    (dict(tie_word_embeddings=False), ["config.json", "tie_word_embeddings"]),
+    (dict(tie_word_embeddings=False), ["config.json", "tie_word_embeddings", "lm_head.weight"]),
 ])
 def test_config_and_weights_must_fit(gpt, tmp_path, capsys, change, words):
     gpt.save(tmp_path, VOCAB, {})
