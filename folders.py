@@ -92,8 +92,11 @@ def read_config(folder) -> dict:
     if not isinstance(notes, dict) or not isinstance(notes.get("data", ""), str):
         common.fail(f"{path}: nanodecomp must be an object, and its data a string")
     layer = notes.get("layer", 0)
-    if type(layer) is not int or layer < 0:
-        common.fail(f"{path}: nanodecomp's layer is {short(layer)}, must be one of the model's")
+    n_layer = conf.get("n_layer")
+    has_layer = type(layer) is int and layer >= 0 and (type(n_layer) is not int or layer < n_layer)
+    if "layer" in notes and not has_layer:
+        common.fail(f"{path}: nanodecomp's layer is {short(layer)}, "
+                    f"must be from 0 to n_layer - 1, n_layer is {short(n_layer)}")
     return conf
 
 
@@ -256,12 +259,13 @@ def tokenizer_ids(path, V) -> dict:
     Some of these may lie beyond the V that the model knows; they can't occur in its text."""
     found = read_json(path)
     try:
-        ids = dict(found["model"]["vocab"])
+        ids = found["model"]["vocab"]
         added = {token["content"]: token["id"] for token in found.get("added_tokens") or ()}
+        added = {token: i for token, i in added.items() if type(i) is not int or i < V}
+        return ids | added
     except (TypeError, ValueError, KeyError):
         common.fail(f"{path}: must hold model.vocab, {{token: id}}, and added_tokens, "
                     "each with content and id")
-    return ids | {token: i for token, i in added.items() if type(i) is not int or i < V}
 
 
 def mark_documents(vocab, eos, mark):

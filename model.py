@@ -455,7 +455,8 @@ def card(cfg):
     eot = gpt.vocab.index(EOT) if EOT in gpt.vocab else 0
     for i in range(3):
         story = generate(gpt, [eot], 250, eot, common.generator(i, "story"))
-        print("\n" + data.decode(story, gpt.vocab))
+        lines = data.decode(story, gpt.vocab).split("\n")
+        print("", *map(data.printable, lines), sep="\n")
 
 
 if __name__ == "__main__":
