@@ -12,6 +12,7 @@ D residual width, V vocabulary
 """
 import hashlib
 import json
+import os
 import re
 import shlex
 import sys
@@ -45,9 +46,11 @@ CONVERT = """python -c "import json, sys, torch; from safetensors.torch import s
 def advice(folder) -> str:
     """What can be done about a file that a folder lacks? Names on Hugging Face's hub are no
     folders, and pickles are not read: they can hold code."""
-    if folder.is_file():
+    if os.path.isfile(folder):
         return f"; {folder} is a file, --model takes a folder with config.json and weights"
-    if not folder.exists() and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(folder)):
+    if not os.path.isdir(folder):
+        if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(folder)):
+            return ", nor such a folder"
         return (f"; if {folder} is a model on Hugging Face's hub, download it: pip install "
                 f"huggingface_hub && hf download {folder} --include '*.json' --include "
                 f"'*.safetensors' --local-dir {folder}")
@@ -62,7 +65,7 @@ def advice(folder) -> str:
 # ----------------------------------------------------------------------------------- config.json
 def read_json(path) -> dict:
     """Read a JSON object in UTF-8, 16 or 32; fails if the file holds none."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         common.fail(f"{path}: no such file{advice(path.parent)}")
     try:
         found = json.loads(path.read_bytes())
@@ -110,9 +113,9 @@ def weight_files(folder) -> tuple[list, dict]:
     """Where are the weights? (paths, {tensor: name of its file}, empty if no index lists them)."""
     single = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
-    if single.is_file():
+    if os.path.isfile(single):
         return [single], {}
-    if not index.is_file():
+    if not os.path.isfile(index):
         common.fail(f"{single}: no such file{advice(folder)}")
     file_of = read_json(index).get("weight_map")
     if not isinstance(file_of, dict) or not file_of:
@@ -120,7 +123,7 @@ def weight_files(folder) -> tuple[list, dict]:
     for file in file_of.values():
         if not isinstance(file, str) or Path(file).name != file:
             common.fail(f"{index}: {short(file)} is not the name of a file in the folder")
-        if not (folder / file).is_file():
+        if not os.path.isfile(folder / file):
             common.fail(f"{folder / file}: no such file, though {index.name} lists it; "
                         "download the folder anew")
     return [folder / file for file in sorted(set(file_of.values()))], file_of
@@ -239,9 +242,9 @@ def read_vocab(folder, default: list[str]) -> list[str]:
     An id that is left out keeps its string in `default`; fails on an id beyond that list, or there
     twice."""
     path = folder / "vocab.json"
-    if path.exists():
+    if os.path.exists(path):
         ids = read_json(path)
-    elif (folder / "tokenizer.json").exists():
+    elif os.path.exists(folder / "tokenizer.json"):
         path = folder / "tokenizer.json"
         ids = tokenizer_ids(path, len(default))
     else:

@@ -192,6 +192,7 @@ FIRST = "transformer.h.0.attn.c_attn.bias"
     (lambda m, a, b: m.update({FIRST: "/etc/passwd"}), ["/etc/passwd", "not the name of a file"]),
     (lambda m, a, b: m.update({FIRST: ".."}), ["no such file"]),
     (lambda m, a, b: m.update({FIRST: 3}), ["3 is not the name"]),
+    (lambda m, a, b: m.update({FIRST: "x" * 5000}), ["no such file"]),
     (lambda m, a, b: m.update({FIRST: "b.safetensors"}), [FIRST, "index"]),
     (lambda m, a, b: b.update({FIRST: a[FIRST]}), [FIRST, "b.safetensors"]),         # in two shards
     (lambda m, a, b: b.update({"lm_head.weight": torch.ones(V, D)}), ["lm_head.weight", "index"]),
@@ -271,10 +272,11 @@ def test_what_is_no_folder(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     for name in ("gpt2", "openai-community/gpt2"):
         fails(capsys, lambda: GPT.load(name), "no such file", f"hf download {name} ", f"--local-dir {name}")
-    for name in ("../gpt2", "/nowhere/gpt2", "a/b/c"):
+    for name in ("../gpt2", "/nowhere/gpt2", "a/b/c", "x" * 5000 + "/../y", "a\0b"):
         with pytest.raises(SystemExit):
             GPT.load(name)
         assert "hf download" not in capsys.readouterr().err
+    fails(capsys, lambda: GPT.load("x" * 5000), "no such file")
     for kind in (os.mkfifo, os.mkdir):
         (folder / "model.safetensors").unlink()
         kind(folder / "model.safetensors")

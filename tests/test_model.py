@@ -1,4 +1,5 @@
 """GPT-2's layout, its seam, and the folders that it reads and writes."""
+import dataclasses
 import hashlib
 import json
 import math
@@ -286,16 +287,21 @@ def test_failed_save_keeps_the_old_folder(gpt, tmp_path, capsys, monkeypatch):
     fails(capsys, lambda: gpt.save(tmp_path, VOCAB[::-1], {}), "No space left on device")
     assert all((tmp_path / k).read_bytes() == v for k, v in before.items())
 
-def test_agrees_with_transformers_both_ways(gpt, idx_BT, tmp_path):
+@pytest.mark.parametrize("tied", [True, False])
+def test_agrees_with_transformers_both_ways(gpt, idx_BT, tmp_path, tied):
     transformers = pytest.importorskip("transformers")
+    if not tied:
+        state = gpt.state_dict() | {"lm_head.weight": 0.1 * gpt.wte.weight.roll(1, 0)}
+        gpt = GPT(dataclasses.replace(CFG, tie_word_embeddings=False))
+        gpt.load_state_dict(state)
     gpt.save(tmp_path / "ours", VOCAB, dict(layer=1))
     theirs, info = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
     torch.testing.assert_close(theirs.eval()(idx_BT).logits, gpt(idx_BT), rtol=0, atol=1e-4)
     config = transformers.GPT2Config(vocab_size=60, n_positions=20, n_embd=32, n_layer=2, n_head=4, bos_token_id=0,
-                                     eos_token_id=0, initializer_range=0.2)
+                                     eos_token_id=0, initializer_range=0.2, tie_word_embeddings=tied)
     theirs = transformers.GPT2LMHeadModel(config).eval()
-    theirs.save_pretrained(tmp_path / "theirs")
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     idx_BT = torch.randint(60, (3, 20), generator=common.generator(0, "idx"))
     torch.testing.assert_close(GPT.load(tmp_path / "theirs")(idx_BT), theirs(idx_BT).logits, rtol=0, atol=1e-4)
 
