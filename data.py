@@ -381,7 +381,7 @@ def encode_file(path, vocab):
     """Read a .txt as ids, one stream. Prints how well the tokens cover it, and fails where most of
     its words are not in the vocabulary."""
     width = "uint16" if len(vocab) <= 1 << 16 else "uint32"
-    if UNK not in vocab or any("Ġ" in word for word in vocab):
+    if UNK not in vocab or is_byte_level(vocab):
         fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with "
              f"the target's own tokenizer, write np.array(ids, np.{width}).tofile('X.bin'), and "
              f"name --data X.bin:{width}")
