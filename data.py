@@ -381,7 +381,7 @@ def encode_file(path, vocab):
     """Read a .txt as ids, one stream. Prints how well the tokens cover it, and fails where most of
     its words are not in the vocabulary."""
     width = "uint16" if len(vocab) <= 1 << 16 else "uint32"
-    if UNK not in vocab or any("Ġ" in word for word in vocab):
+    if UNK not in vocab or is_byte_level(vocab):
         fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with "
              f"the target's own tokenizer, write np.array(ids, np.{width}).tofile('X.bin'), and "
              f"name --data X.bin:{width}")
@@ -406,10 +406,61 @@ def build_vocab(text, size):
     return [EOT, UNK, *(word for _, word in by_count[:size - 2])]
 
 
+# how byte-level BPE spells bytes, {character: byte}, as published with GPT-2: printable characters
+# of Latin-1 stand for their own byte, and U+0100 and on for the other 68. Ġ is a space, Ċ a newline
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTES = {chr(byte): byte for byte in PRINTABLE}
+BYTES |= {chr(256 + i): byte for i, byte in enumerate(OTHERS)}
+
+
+def is_byte_level(vocab) -> bool:
+    """Are the tokens spelled in bytes, as byte-level BPE has them, or in letters?
+
+    Ġ and Ċ, which stand for a space and a newline, are letters of Maltese too. But a vocabulary of
+    words has an unknown word, and only one of bytes has a token for each byte."""
+    if not any("Ġ" in token or "Ċ" in token for token in vocab):
+        return False
+    return UNK not in vocab or BYTES.keys() <= set(vocab)
+
+
+def token_bytes(token):
+    """Which bytes does a token of byte-level BPE stand for? One that was added later, and has
+    other characters than the alphabet of bytes, stands for itself."""
+    if all(character in BYTES for character in token):
+        return bytes(BYTES[character] for character in token)
+    return token.encode("utf-8", "backslashreplace")
+
+
+def join_bytes(tokens):
+    """Turn tokens of byte-level BPE into text; bytes that make no character are written \\xe2."""
+    return b"".join(map(token_bytes, tokens)).decode("utf-8", "backslashreplace")
+
+
+def printable(text):
+    """Write text on one line: newlines, and what else has no glyph, as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def spell(ids, vocab) -> list[str]:
+    """What does each token read as, by itself and on one line?
+
+    A token of byte-level BPE is the text of its bytes, with its space in front: Ġcat is " cat". One
+    that holds a part of a character keeps that part as bytes, \\xe2\\x80; `decode` joins it to
+    the rest."""
+    tokens = [vocab[i] for i in ids]
+    if is_byte_level(vocab):
+        tokens = [join_bytes([token]) for token in tokens]
+    return [printable(token) for token in tokens]
+
+
 def decode(ids, vocab):
-    """Turn ids into readable text: no space before punctuation or after an opening quote."""
-    text = " ".join(vocab[i] for i in ids).replace("Ġ", "")
-    text = re.sub(r" ([.,!?;:”]|'s|')(?= |$)", r"\1", text)
+    """Turn ids into readable text. Words get no space before punctuation or after an opening quote;
+    tokens of byte-level BPE have spaces of their own."""
+    tokens = [vocab[i] for i in ids]
+    if is_byte_level(vocab):
+        return join_bytes(tokens)
+    text = re.sub(r" ([.,!?;:”]|'s|')(?= |$)", r"\1", " ".join(tokens))
     return re.sub(r"“ ", "“", text)
 
 

@@ -94,6 +94,7 @@ from typing import Any, Callable, NamedTuple
 
 import torch
 
+import data
 from metrics import columns
 from metrics.columns import Column
 from model import Constant, split_rows
@@ -504,13 +505,23 @@ def pushed(gpt, write_UD, k=5):
     """Which tokens do directions in the stream make more and less likely? Ids of the k logits that
     each direction raises most and lowers most, two of shape (U, k), by the direct path alone."""
     # to the logits past all layers above: the gain of the last LayerNorm, then the unembedding
-    logits_UV = (write_UD * gpt.ln_f.weight) @ gpt.wte.weight.T
+    logits_UV = (write_UD * gpt.ln_f.weight) @ gpt.unembedding.T
     return logits_UV.topk(k).indices, (-logits_UV).topk(k).indices
 
 
-def as_text(gpt, ids):
-    """Tokens on one line: a newline is shown as \\n."""
-    return " ".join(repr(gpt.vocab[i])[1:-1] for i in ids)
+def as_list(gpt, ids):
+    """Write tokens one by one, those that hold spaces in quotes."""
+    return " ".join(f"'{token}'" if " " in token else token for token in data.spell(ids, gpt.vocab))
+
+
+def in_context(gpt, row, t):
+    """Write the token at position t of a row in [[ ]], among its neighbours, on one line."""
+    parts = [row[max(0, t - 8):t], row[t:t + 1], row[t + 1:t + 5]]
+    if data.is_byte_level(gpt.vocab):           # these tokens have spaces of their own
+        before, here, after = [data.printable(data.decode(ids, gpt.vocab)) for ids in parts]
+        return f"{before}[[{here}]]{after}"
+    before, here, after = [" ".join(data.spell(ids, gpt.vocab)) for ids in parts]
+    return f"{before} [[{here}]] {after}"
 
 
 def describe(m, gpt, rows_RT, units, frequency_F, matched, names, k=3):
@@ -527,15 +538,11 @@ def describe(m, gpt, rows_RT, units, frequency_F, matched, names, k=3):
         concept = ""
         if matched:
             concept = f", {names[matched.concept_F[u]]} (F1 {matched.f1_F[u]:.2f})"
-        up = as_text(gpt, up_UJ[i])
-        down = as_text(gpt, down_UJ[i])
+        up = as_list(gpt, up_UJ[i])
+        down = as_list(gpt, down_UJ[i])
         lines.append(f"#{u}: on at {frequency_F[u]:.2%}{concept}   up: {up}   down: {down}")
         for r, t in spots_UJ2[i].tolist():
-            row = rows_RT[r].tolist()
-            before = as_text(gpt, row[max(0, t - 8):t])
-            here = as_text(gpt, row[t:t + 1])
-            after = as_text(gpt, row[t + 1:t + 5])
-            lines.append(f"    {before} [[{here}]] {after}")
+            lines.append(f"    {in_context(gpt, rows_RT[r].tolist(), t)}")
     return lines
 
 

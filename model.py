@@ -4,7 +4,7 @@
     r'  = r + Attn(LN_1 r)                  each block: attention,
     x   = LN_2 r'                           what the MLP reads,
     r   = r' + mlp(x)                       and what it adds
-    logits = LN_f(r) wte^T
+    logits = LN_f(r) W_U^T                  W_U = wte.weight, or a head of its own: lm_head.weight
     mlp(x) = gelu_new(x W_in + b_in) W_out + b_out      W_in (D, M) = mlp.c_fc.weight
                                                         W_out (M, D) = mlp.c_proj.weight
 
@@ -28,10 +28,11 @@ be taken apart by the same files if it has:
 B sequences, T positions, D residual width, M MLP hidden width, H heads, K head width,
 V vocabulary, N rows of text, S = T - 2 positions that are scored
 
-    python model.py --model DIR     # any GPT-2 folder: config.json, model.safetensors, vocab.json
+    python model.py --model DIR     # any GPT-2 folder: config.json, model.safetensors and
+                                    # vocab.json or tokenizer.json
 """
-import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -40,14 +41,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import common
+import folders
 import fused
 
 EOT = "<|endoftext|>"       # starts each document
 BATCH = 32                  # rows of text that go through the model at a time, of ..
 ROW = 128                   # .. so many tokens; of longer rows fewer
-# what a config.json must say, or leave out, to be GPT-2
-FIXED = dict(model_type="gpt2", activation_function="gelu_new", tie_word_embeddings=True,
-             scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
 
 
 @dataclass
@@ -59,13 +58,16 @@ class GPTConfig:                    # names as in Hugging Face's config.json
     n_inner: int = 512              # M
     n_positions: int = 128          # longest T
     layer_norm_epsilon: float = 1e-5
+    tie_word_embeddings: bool = True    # the head is wte
 
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if type(value) is not f.type or value <= 0:
-                common.fail(f"GPT-2 config: {f.name} is {value!r}, "
-                            f"must be a positive {f.type.__name__}")
+            highest = 1 if f.type is float else math.inf
+            if type(value) is not f.type or not (f.type is bool or 0 < value < highest):
+                wanted = {int: "a positive int", float: "a positive float below 1", bool: "a bool"}
+                common.fail(f"GPT-2 config: {f.name} is {repr(value)[:60]}, "
+                            f"must be {wanted[f.type]}")
         if self.n_embd % self.n_head:
             common.fail(f"GPT-2 config: n_embd {self.n_embd} is not a multiple of "
                         f"n_head {self.n_head}")
@@ -170,6 +172,8 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(cfg.n_positions, cfg.n_embd)
         self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.ln_f = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
+        if not cfg.tie_word_embeddings:
+            self.lm_head = nn.Linear(cfg.n_embd, cfg.vocab_size, bias=False)
         for name, module in self.named_modules():
             if isinstance(module, Conv1D):
                 module.name = name
@@ -180,7 +184,8 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if p.ndim < 2:
                 continue
-            std = 0.02 if name in ("wte.weight", "wpe.weight") else self.cfg.n_embd ** -0.5
+            is_for_tokens = name in ("wte.weight", "wpe.weight", "lm_head.weight")
+            std = 0.02 if is_for_tokens else self.cfg.n_embd ** -0.5
             # so that the stream's variance doesn't grow with depth: 2 L matrices write to it
             if name.endswith("c_proj.weight"):
                 std *= (2 * self.cfg.n_layer) ** -0.5
@@ -190,6 +195,11 @@ class GPT(nn.Module):
     @property
     def device(self):
         return self.wte.weight.device
+
+    @property
+    def unembedding(self):
+        """W_U (V, D), which turns the stream into logits."""
+        return self.wte.weight if self.cfg.tie_word_embeddings else self.lm_head.weight
 
     def mlp(self, layer: int):
         return self.h[layer].mlp
@@ -220,7 +230,7 @@ class GPT(nn.Module):
         """Run on from one MLP's output y to the end: logits_BTV.
 
         Bit for bit, suffix(r, mlp(layer)(x), layer) is forward(idx)."""
-        return F.linear(self.hidden(r_BTD, y_BTD, layer), self.wte.weight)
+        return F.linear(self.hidden(r_BTD, y_BTD, layer), self.unembedding)
 
     def predictions(self, logits_BTV):
         """Log-probabilities at the scored positions, 1 to T - 2, after which the row goes on:
@@ -262,20 +272,23 @@ class GPT(nn.Module):
         Fails if a file is missing or damaged, or if config, weights and vocabulary do not fit
         together."""
         folder = Path(folder)
-        weights = folder / "model.safetensors"
-        conf = read_config(folder / "config.json")
+        conf = folders.read_config(folder)
+        paths, file_of = folders.weight_files(folder)
+        tensors = folders.usual_layout(folders.read_weights(paths, file_of))
+        conf["tie_word_embeddings"] = folders.tie(paths[0], conf, tensors)
+        cfg = GPTConfig(**{f.name: conf.get(f.name) for f in fields(GPTConfig)})
+        folders.check_sizes(paths[0], cfg, tensors)
         # an empty model takes no memory and draws no random numbers: its weights are in the file
         with torch.device("meta"):
-            gpt = cls(GPTConfig(**{f.name: conf.get(f.name) for f in fields(GPTConfig)}))
-        tensors = read_weights(weights, gpt.state_dict())
-        copies = {name: tensor.to(device, torch.float32, copy=True)
-                  for name, tensor in tensors.items()}
-        gpt.load_state_dict(copies, assign=True)
+            gpt = cls(cfg)
+        folders.check_shapes(paths[0], tensors, gpt.state_dict())
+        on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+        gpt.load_state_dict(on_device, assign=True)
         gpt.folder = folder
-        gpt.meta = conf.get("nanodecomp", {})
-        gpt.hash = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-        if (folder / "vocab.json").exists():
-            gpt.vocab = read_vocab(folder / "vocab.json", gpt.vocab)
+        gpt.meta = conf["nanodecomp"]
+        gpt.hash = folders.hash_files(paths)
+        gpt.vocab = folders.read_vocab(folder, gpt.vocab)
+        folders.mark_documents(gpt.vocab, conf.get("eos_token_id"), EOT)
         return gpt.eval().requires_grad_(False)
 
     def save(self, folder, vocab: list[str], meta: dict):
@@ -283,11 +296,13 @@ class GPT(nn.Module):
         ignores `meta`."""
         folder = Path(folder)
         eot = vocab.index(EOT) if EOT in vocab else None
-        conf = dict(architectures=["GPT2LMHeadModel"], **FIXED, **asdict(self.cfg),
+        fixed = {name: values[0] for name, values in folders.ALLOWED.items()}
+        conf = dict(architectures=["GPT2LMHeadModel"], **fixed, **asdict(self.cfg),
                     bos_token_id=eot, eos_token_id=eot, torch_dtype="float32", nanodecomp=meta)
         ids = {token: i for i, token in enumerate(vocab)}
-        tensors = {f"transformer.{name}": tensor.detach().float().cpu()
+        tensors = {f"transformer.{name}".replace("transformer.lm_head", "lm_head"): tensor
                    for name, tensor in self.state_dict().items()}
+        tensors = {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
         weights = common.safetensors.save(tensors, {"format": "pt"})
         common.write(folder / "vocab.json", json.dumps(ids, indent=1).encode())
         common.write(folder / "config.json", json.dumps(conf, indent=1).encode())
@@ -308,14 +323,14 @@ class Distance:
         self.r_BTD = r_BTD
         self.layer = layer
         final_BTD = gpt.hidden(r_BTD, y_BTD, layer)
-        self.clean = final_BTD, *fused.log_partition(final_BTD, gpt.wte.weight)
+        self.clean = final_BTD, *fused.log_partition(final_BTD, gpt.unembedding)
 
     def __call__(self, y_hat):
         n = len(y_hat) // len(self.r_BTD)
         final = self.gpt.hidden(self.r_BTD.repeat(n, 1, 1), y_hat, self.layer)
         final = final.unflatten(0, (n, -1))
-        # sum_v p_v (log p_v - log q_v), p = softmax(clean wte^T), q = softmax(final wte^T)
-        return fused.kl_unembed(self.clean, final, self.gpt.wte.weight).flatten(0, 1)
+        # sum_v p_v (log p_v - log q_v), p = softmax(clean W_U^T), q = softmax(final W_U^T)
+        return fused.kl_unembed(self.clean, final, self.gpt.unembedding).flatten(0, 1)
 
 
 @dataclass
@@ -326,57 +341,6 @@ class Constant:
 
     def __call__(self, layer, x_BTD, mlp):
         return self.y_D.expand_as(x_BTD) if layer == self.layer else mlp(x_BTD)
-
-
-# --------------------------------------------------------------------- what lies in a folder
-def read_json(path) -> dict:
-    """Read a JSON object; fails if the file holds none."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as e:
-        reason = "not a JSON object" if path.exists() else "no such file"
-        common.fail(f"{path}: {reason} ({e})")
-
-
-def read_config(path) -> dict:
-    """Read config.json with what it may leave out; fails if it describes another architecture."""
-    conf = {"layer_norm_epsilon": 1e-5, "n_inner": None} | read_json(path)
-    for name, needed in FIXED.items():
-        if conf.get(name, needed) != needed:
-            common.fail(f"{path}: {name} is {conf[name]!r}, only {needed!r} is supported")
-    if not conf["n_inner"]:
-        D = conf.get("n_embd") or 0
-        conf["n_inner"] = 4 * D         # which Hugging Face writes as null
-    return conf
-
-
-def read_weights(path, wanted: dict) -> dict:
-    """Read the tensors of a model.safetensors by the names of a state dict, `wanted`; fails if a
-    name or a shape differs."""
-    # old checkpoints hold causal masks, and the head, which is tied to wte
-    unused = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
-    tensors = {name.removeprefix("transformer."): tensor
-               for name, tensor in common.load(path)[0].items() if not name.endswith(unused)}
-    for name in wanted | tensors:
-        shape = shape_of(tensors.get(name))
-        if shape != shape_of(wanted.get(name)):
-            common.fail(f"{path}: {name} has shape {shape}, "
-                        f"config.json wants {shape_of(wanted.get(name))}")
-    return tensors
-
-
-def shape_of(tensor):
-    return None if tensor is None else tuple(tensor.shape)
-
-
-def read_vocab(path, default: list[str]) -> list[str]:
-    """Read the token strings of a vocab.json, {token: id}, in the order of their ids. An id that
-    it leaves out keeps its string in `default`; fails on an id beyond that list, or there twice."""
-    ids = read_json(path)
-    tokens = {i: token for token, i in ids.items() if type(i) is int and 0 <= i < len(default)}
-    if len(tokens) < len(ids):
-        common.fail(f"{path}: ids must be distinct and from 0 to {len(default) - 1}")
-    return [tokens.get(i, token) for i, token in enumerate(default)]
 
 
 # --------------------------------------------------------------------- what a target can do
@@ -491,7 +455,8 @@ def card(cfg):
     eot = gpt.vocab.index(EOT) if EOT in gpt.vocab else 0
     for i in range(3):
         story = generate(gpt, [eot], 250, eot, common.generator(i, "story"))
-        print("\n" + data.decode(story, gpt.vocab))
+        lines = data.decode(story, gpt.vocab).split("\n")
+        print("", *map(data.printable, lines), sep="\n")
 
 
 if __name__ == "__main__":

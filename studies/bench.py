@@ -258,7 +258,7 @@ class Without:
         if not self.lowrank:
             m.site = functools.partial(ExplicitMatrices, m)
         layer = m.layers[0]
-        W_VD = gpt.wte.weight
+        W_VD = gpt.unembedding
 
         # the clean pass: what the two matrices read, and the predictions to preserve
         with torch.no_grad():

@@ -1,4 +1,5 @@
 """GPT-2's layout, its seam, and the folders that it reads and writes."""
+import dataclasses
 import hashlib
 import json
 import math
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import common
 import data
+import evals
 import model
 from model import GPT, GPTConfig, cross_entropy
 from test_common import fails
@@ -233,7 +235,7 @@ def test_n_inner_null_means_4_D(tmp_path):
     assert GPT.load(tmp_path).cfg.n_inner == 16
 
 @pytest.mark.parametrize("change, words", [
-    (dict(n_layer=4), ["model.safetensors", "h.3.", "None"]),
+    (dict(n_layer=4), ["model.safetensors", "3 layers", "n_layer 4"]),
     (dict(n_embd=12), ["model.safetensors", "wte.weight", "(50, 24)", "(50, 12)"]),
     (dict(n_embd=25), ["n_embd 25", "n_head 3"]),
     (dict(n_layer=0), ["n_layer is 0", "positive int"]),
@@ -242,7 +244,7 @@ def test_n_inner_null_means_4_D(tmp_path):
     (dict(model_type="llama"), ["config.json", "model_type", "'llama'", "gpt2"]),
     (dict(activation_function="relu"), ["config.json", "activation_function", "'relu'"]),
     (dict(scale_attn_by_inverse_layer_idx=True), ["config.json", "scale_attn_by_inverse_layer_idx"]),
-    (dict(tie_word_embeddings=False), ["config.json", "tie_word_embeddings"]),
+    (dict(tie_word_embeddings=False), ["config.json", "tie_word_embeddings", "lm_head.weight"]),
 ])
 def test_config_and_weights_must_fit(gpt, tmp_path, capsys, change, words):
     gpt.save(tmp_path, VOCAB, {})
@@ -285,16 +287,21 @@ def test_failed_save_keeps_the_old_folder(gpt, tmp_path, capsys, monkeypatch):
     fails(capsys, lambda: gpt.save(tmp_path, VOCAB[::-1], {}), "No space left on device")
     assert all((tmp_path / k).read_bytes() == v for k, v in before.items())
 
-def test_agrees_with_transformers_both_ways(gpt, idx_BT, tmp_path):
+@pytest.mark.parametrize("tied", [True, False])
+def test_agrees_with_transformers_both_ways(gpt, idx_BT, tmp_path, tied):
     transformers = pytest.importorskip("transformers")
+    if not tied:
+        state = gpt.state_dict() | {"lm_head.weight": 0.1 * gpt.wte.weight.roll(1, 0)}
+        gpt = GPT(dataclasses.replace(CFG, tie_word_embeddings=False))
+        gpt.load_state_dict(state)
     gpt.save(tmp_path / "ours", VOCAB, dict(layer=1))
     theirs, info = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
     torch.testing.assert_close(theirs.eval()(idx_BT).logits, gpt(idx_BT), rtol=0, atol=1e-4)
     config = transformers.GPT2Config(vocab_size=60, n_positions=20, n_embd=32, n_layer=2, n_head=4, bos_token_id=0,
-                                     eos_token_id=0, initializer_range=0.2)
+                                     eos_token_id=0, initializer_range=0.2, tie_word_embeddings=tied)
     theirs = transformers.GPT2LMHeadModel(config).eval()
-    theirs.save_pretrained(tmp_path / "theirs")
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     idx_BT = torch.randint(60, (3, 20), generator=common.generator(0, "idx"))
     torch.testing.assert_close(GPT.load(tmp_path / "theirs")(idx_BT), theirs(idx_BT).logits, rtol=0, atol=1e-4)
 
@@ -358,3 +365,42 @@ def test_the_bundled_target_is_worth_taking_apart():
     assert 0 < layer < gpt.cfg.n_layer - 1 and gpt.meta["mean_ablation"][layer] >= 0.3
     rows = dev.rows(T)[:64]
     assert model.ablation_costs(gpt, rows)[layer][0] == pytest.approx(gpt.meta["mean_ablation"][layer], abs=0.1)
+
+
+# a byte-level BPE vocabulary: “ is âĢľ, whole and as two tokens; é is Ã©
+BPE = ["<|endoftext|>", "The", "Ġcat", "Ċ", "âĢľ", "âĢ", "ľ", "ĠcafÃ©", "!", "Ġ", "ð", "ŁĺĢ", "<|ひ|>", "Ä", "č"]
+
+def test_the_alphabet_of_bytes():
+    assert len(data.BYTES) == 256 and sorted(data.BYTES.values()) == list(range(256))
+    known = {"Ġ": 32, "Ċ": 10, "ĉ": 9, "ł": 160, "Ń": 173, "a": 97, "!": 33, "~": 126, "¡": 161, "ÿ": 255, "â": 226,
+             "Ģ": 128, "ľ": 156}
+    assert {c: data.BYTES[c] for c in known} == known
+
+@pytest.mark.parametrize("ids, text, alone", [
+    ([0, 1, 2, 8], "<|endoftext|>The cat!", ["<|endoftext|>", "The", " cat", "!"]),
+    ([1, 3, 9, 7], "The\n  café", ["The", "\\n", " ", " café"]),
+    ([4, 5, 6], "““", ["“", "\\xe2\\x80", "\\x9c"]),                # a character that two tokens share
+    ([10, 11, 12], "😀<|ひ|>", ["\\xf0", "\\x9f\\x98\\x80", "<|ひ|>"]),
+    ([5, 1, 6], "\\xe2\\x80The\\x9c", ["\\xe2\\x80", "The", "\\x9c"]),   # bytes that make none
+    ([13, 14], "\\xc4\r", ["\\xc4", "\\r"]),
+    ([], "", []),
+])
+def test_tokens_of_bytes_read_as_text(ids, text, alone):
+    assert data.decode(ids, BPE) == text and data.spell(ids, BPE) == alone
+
+def test_words_are_no_bytes():
+    """Letters of many languages are in the alphabet of bytes too: é is byte 233, and no character."""
+    vocab = ["<|endoftext|>", "<unk>", "café", "naïve", "Łukasz", "Ġorġ", ",", "“", "”", "мир", "\x1b"]
+    assert not data.is_byte_level(vocab) and not data.is_byte_level(vocab[:5]) and data.is_byte_level(BPE)
+    assert data.decode([2, 6, 5, 4, 7, 9, 8], vocab) == "café, Ġorġ Łukasz “мир”"
+    assert data.spell([2, 5, 10], vocab) == ["café", "Ġorġ", "\\x1b"]
+    assert data.is_byte_level(["<s>", "<unk>", *data.BYTES, "Ġcat"])        # which have an unknown word at times
+
+def test_units_are_described_in_text(gpt):
+    gpt.vocab = BPE + [f"w{i}" for i in range(50 - len(BPE))]
+    assert evals.as_list(gpt, [2, 1, 3, 4]) == "' cat' The \\n “"
+    row = [0, 1, 2, 8, 3, 5, 6, 1, 2, 8, 1, 7]
+    assert evals.in_context(gpt, row, 6) == "<|endoftext|>The cat!\\n\\xe2\\x80[[\\x9c]]The cat!The"
+    assert evals.in_context(gpt, row, 11) == "!\\n“The cat!The[[ café]]"
+    gpt.vocab = VOCAB
+    assert evals.as_list(gpt, [2, 1]) == "w2 w1" and evals.in_context(gpt, [0, 5, 3, 4], 2) == "<|endoftext|> w5 [[w3]] w4"
