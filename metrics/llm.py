@@ -17,6 +17,7 @@ import re
 import torch
 
 import common
+import data
 from metrics import columns
 from metrics.columns import Column
 from metrics.words import active_windows, cut, dense, random_order, recorded, scorable, windows
@@ -31,7 +32,7 @@ JUDGE = {
     "fuzz": "Do the tokens in << >> fit the explanation?",
 }
 # in passages < and > are marks alone, and no <|special|> token is one of the judge's own
-ESCAPES = str.maketrans({"<": "‹", ">": "›", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+ESCAPES = str.maketrans({"<": "‹", ">": "›"})
 ANSWERS = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "y": 1,
            "0": 0, "0.0": 0, "false": 0, "no": 0, "n": 0}
 # the number of a passage, and its answer: 2. yes; "2": true; passage 2 - 0; "passage": 2, "fits": 1
@@ -41,17 +42,19 @@ NUMBERED = re.compile(
 
 
 def passage(ids_S, value_S, vocab, numbers=False, marks=True):
-    """Text of a window: where value > 0, in << >>, with the activity as a number from 0 to 10."""
+    """Text of a window: where value > 0, in << >>, with the activity as a number from 0 to 10.
+    Tokens of byte-level BPE have spaces of their own."""
     share_S = value_S / value_S.max().clamp(min=1e-9)
     words = []
-    for i, value, share in zip(ids_S.tolist(), value_S, share_S.tolist()):
-        word = vocab[i].translate(ESCAPES)
+    tokens = data.spell(ids_S.tolist(), vocab)
+    for token, value, share in zip(tokens, value_S, share_S.tolist()):
+        word = token.translate(ESCAPES)
         if value > 0 and marks:
             word = f"<<{word}>>"
             if numbers:
                 word += f" ({max(1, round(share * 10))})"
         words.append(word)
-    return " ".join(words)
+    return ("" if data.is_byte_level(vocab) else " ").join(words)
 
 
 def judge(client, explanation, passages, task, seed=0, batch=5):

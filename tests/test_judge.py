@@ -432,3 +432,9 @@ def test_tokens_cannot_be_taken_for_marks_lines_or_the_judge_s_own():
     vocab = ["<|endoftext|>", "<<", "a\nb", "</s>", "<think>"]
     value = torch.tensor([0., 1., 0., 1., 0.])
     assert llm.passage(torch.arange(5), value, vocab) == "‹|endoftext|› <<‹‹>> a\\nb <<‹/s›>> ‹think›"
+
+
+def test_tokens_of_byte_level_bpe_are_shown_as_text():
+    vocab = ["The", "Ġcaf", "Ã©", "ĊĊ", "âĢľ", "Ġ<|endoftext|>"]
+    value = torch.tensor([0., 1., 1., 0., 0., 0.])
+    assert llm.passage(torch.arange(6), value, vocab) == "The<< caf>><<é>>\\n\\n“ ‹|endoftext|›"
