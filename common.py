@@ -410,7 +410,8 @@ def load(path, **expect) -> tuple[dict, dict]:
     must_be_file(path)
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # copies, since what is read lies in the file itself, wherever the header ends
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
             meta = meta_of(file)
     except UNREADABLE as e:
         is_there = os.path.exists(path)

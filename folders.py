@@ -30,6 +30,7 @@ ALLOWED = {
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
 }
+LARGEST = 1e15          # no weight is: from 1e19 on squares overflow in float32
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # files that may hold pickled weights, the likeliest first
 PICKLES = ("pytorch_model*.bin", "*.ckpt", "*.pt", "*.pth", "*.bin")
@@ -157,13 +158,14 @@ def plain_name(name):
 
 
 def as_floats(path, name, tensor):
-    """Turn a weight into float32; fails if it is another kind of number, or not finite."""
+    """Turn a weight into float32; fails if it is another kind of number, not finite, or larger
+    than any model's."""
     if tensor.dtype not in FLOATS:
         common.fail(f"{path}: {name} is {tensor.dtype}, must be a float of 16, 32 or 64 bits; "
                     "save the model unquantised")
-    tensor = tensor.to(torch.float32, copy=True)
-    if not tensor.isfinite().all():
-        common.fail(f"{path}: {name} is not finite in float32")
+    tensor = tensor.to(torch.float32)
+    if not (tensor.abs() < LARGEST).all():              # NaN is not, either
+        common.fail(f"{path}: {name} has values that are not finite, or beyond {LARGEST:g}")
     return tensor
 
 

@@ -75,13 +75,15 @@ def campaign(good, damage, path, ask, is_right):
     for i in range(MANY):
         rng = random.Random(f"{path.name} {damage.__name__} {i}")
         bad = damage(good, rng)
-        path.write_bytes(bad if isinstance(bad, bytes) else bad.encode("utf-8", "surrogatepass"))
+        bad = bad if isinstance(bad, bytes) else bad.encode("utf-8", "surrogatepass")
+        path.write_bytes(bad)
         try:
             found, line = outcome(ask)
             assert line is None or len(line) < 2000, "a line for people is short"
             assert line is not None or is_right(found), "accepted, and wrong"
         except Exception as e:
-            path.with_suffix(".mutant").write_bytes(path.read_bytes())
+            path.with_suffix(".mutant").write_bytes(bad)
+            path.with_suffix(".good").write_bytes(good)
             raise AssertionError(f"mutant {i} of {path.name} by {damage.__name__}: {type(e).__name__}: {e}") from e
         refused += line is not None
     path.write_bytes(good)
