@@ -43,7 +43,9 @@ def fail(msg, code=2) -> typing.NoReturn:
     """End the script with one line on stderr. Every bad input ends here; exit code 2."""
     for bar in [*getattr(tqdm, "_instances", ())]:
         bar.close()         # the message gets a line of its own, below the bar
-    print("error:", " ".join(str(msg).split()), file=sys.stderr)
+    line = " ".join(str(msg).split())
+    shown = line if len(line) <= 1000 else f"{line[:1000]} .."
+    print("error:", shown, file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -227,7 +227,8 @@ def load(spec, split, vocab, n_tokens=None) -> Corpus:
     # concepts that the words alone decide; the generator's state is not known here
     corpus = Corpus(ids, list(vocab), concepts.concept_names(with_state=False))
     if split != "train":
-        labels = concepts.labels(np.asarray(ids), vocab, concepts.lexical(vocab))
+        words = spell(range(len(vocab)), vocab)
+        labels = concepts.labels(np.asarray(ids), words, concepts.lexical(words))
         corpus.bits = np.packbits(labels, axis=1)
     return corpus
 

@@ -12,7 +12,7 @@ row left out), A sizes of a push. Costs are for two cores.
 import torch
 import torch.nn.functional as nnf
 
-from data import over_rows
+from data import over_rows, spell
 from evals import clean, scores_at
 from metrics import columns
 from metrics.columns import Column
@@ -280,7 +280,8 @@ def kinds_of_next_token(arena):
     the labels (U), and the tokens of each (U, V).
     """
     kinds = [*WORDS, *PATTERNS]
-    is_of_kind_VW = torch.from_numpy(lexical(arena.gpt.vocab))
+    vocab = arena.gpt.vocab
+    is_of_kind_VW = torch.from_numpy(lexical(spell(range(len(vocab)), vocab)))
     after = []
     places = []
     for kind in NEXT:

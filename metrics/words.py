@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import data
 from evals import ALIVE, f1_scores
 from metrics import columns
 from metrics.columns import Column
@@ -45,24 +46,23 @@ class Literals:
     """The facts that rules are made of. Which words are frequent enough comes from rows of fit."""
 
     def __init__(self, rows_RT, vocab):
-        self.vocab = vocab
         V = len(vocab)
-        self.table = torch.from_numpy(concepts.lexical(vocab))
+        self.spelled = data.spell(range(V), vocab)
+        self.table = torch.from_numpy(concepts.lexical(self.spelled))
         count_V = torch.bincount(rows_RT.flatten().cpu(), minlength=V)
         self.words = (count_V >= RARE).nonzero().squeeze(1)
         self.common = count_V.topk(min(400, V)).indices
 
         # their names, in the order of the columns that __call__ fills
-        spelled = [repr(word)[1:-1] for word in vocab]
         classes = [*concepts.WORDS, *concepts.PATTERNS]
         self.n_tokens = len(self.words)             # the first BACK * n_tokens literals are tokens
         self.names = []
         for place in PLACES:
-            self.names += [f"{place}'{spelled[word]}'" for word in self.words.tolist()]
+            self.names += [f"{place}'{self.spelled[word]}'" for word in self.words.tolist()]
         for place in PLACES:
             self.names += [f"{place}[{name}]" for name in classes]
         for word in self.common.tolist():
-            self.names.append(f"'{spelled[word]}' among the last {RECENT}")
+            self.names.append(f"'{self.spelled[word]}' among the last {RECENT}")
         self.names += concepts.STRUCTURE
 
     def __call__(self, rows_RT):
@@ -81,7 +81,7 @@ class Literals:
         parts.append(seen > earlier[:, :idx_RT.shape[1]])
 
         classes = self.table.numpy()
-        rows = [concepts.structural(row.numpy(), self.vocab, classes) for row in idx_RT]
+        rows = [concepts.structural(row.numpy(), self.spelled, classes) for row in idx_RT]
         parts.append(torch.from_numpy(np.stack(rows)))
         return torch.cat(parts, -1)[:, 1:].flatten(0, 1).to(rows_RT.device)
 

@@ -539,3 +539,22 @@ def test_the_cache_is_where_the_environment_says():
 def test_concepts_of_letters_hold_in_every_script(word, true):
     held = concepts.lexical([word])[0, len(concepts.WORDS):]
     assert [name for name, is_true in zip(concepts.PATTERNS, held) if is_true and not name.startswith(("starts", "ends"))] == true
+
+
+def test_byte_level_tokens_have_the_concepts_of_what_they_read_as(tmp_path):
+    """A story in words and one in tokens that carry their spaces, byte by byte: what holds of the words holds of the tokens."""
+    symbols = {byte: symbol for symbol, byte in data.BYTES.items()}
+    ids = [i for n in range(3) for i in story.tell(n).ids]
+    tokens = [data.VOCAB[i] for i in ids]
+    spaced = [token if token == data.EOT or i % 3 == 0 else "".join(symbols[byte] for byte in f" {token}".encode())
+              for i, token in enumerate(tokens)]
+    vocab = sorted({*spaced, *symbols.values()})
+    np.array([vocab.index(token) for token in spaced] * 30, np.uint16).tofile(tmp_path / "bytes.bin")
+    np.array(ids * 30, np.uint16).tofile(tmp_path / "words.bin")
+    in_bytes, in_words = (data.load(str(tmp_path / name), "test", some) for name, some in
+                          (("bytes.bin", vocab), ("words.bin", data.VOCAB)))
+    names = [name for name in in_words.names if "bigram" not in name]       # one word is two tokens here
+    columns = [in_words.names.index(name) for name in names]
+    truth, found = (corpus.labels(64)[..., columns] for corpus in (in_words, in_bytes))
+    assert truth.any((0, 1)).sum() > 60 and data.is_byte_level(vocab)
+    assert [name for k, name in enumerate(names) if (truth[..., k] != found[..., k]).any()] == []

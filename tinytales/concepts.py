@@ -155,9 +155,9 @@ def concept_names(with_state):
 def lexical(vocab):
     """Which tokens of a vocabulary have each concept of the token itself? (V, words and patterns)
 
-    vocab: any list of token strings; GPT-2's mark of a space, Ġ, does not count.
+    vocab: tokens as they are read (data.spell); spaces at their ends do not count.
     """
-    plain = [word.replace("Ġ", "").strip() for word in vocab]
+    plain = [word.strip() for word in vocab]
     lower = [word.lower() for word in plain]
     columns = []
     for name, words in WORDS.items():
@@ -193,12 +193,14 @@ class Stream:
     """Tokens in a row, of which one can ask where they are a certain word or have a concept."""
     def __init__(self, ids, vocab, table):
         self.ids = ids
-        self.index = {word: i for i, word in enumerate(vocab)}
+        self.index = {}                                     # {word: ids}, with a space or without
+        for i, word in enumerate(vocab):
+            self.index.setdefault(word.strip(), []).append(i)
         self.table = table                                  # lexical(vocab)
         self.names = [*WORDS, *PATTERNS]
 
     def is_token(self, word):
-        return self.ids == self.index.get(word, -1)
+        return np.isin(self.ids, self.index.get(word, []))
 
     def has(self, concept):
         return self.table[self.ids, self.names.index(concept)]
