@@ -641,6 +641,8 @@ def check(cfg, gpt):
             common.fail(f"--{name}: goes with --judge_url")
     groups = [group for group in GROUPS
               if group in wanted and (group != "judged" or cfg.judge_url)]
+    if cfg.judge_url and "judged" not in groups:
+        common.fail("--judge_url: goes with judged among --metrics")
     if not any(job.groups(groups) for job in jobs(cfg)):
         common.fail(f"--metrics {cfg.metrics}: needs a method, not a floor, and --seeds of 2 or "
                     "more")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from common import cli, fail, generator
-from model import cross_entropy, split_rows
+from model import check_rows, cross_entropy, split_rows
 from report.curve import save_picture
 from tinytales import cache, concepts, story
 from tinytales.cache import SPLITS
@@ -150,6 +150,7 @@ def load_for(gpt, spec, T, splits=("train", "fit", "test")) -> dict[str, Corpus]
     Numbers of another width or another tokenizer are valid tokens more often than not. The target
     itself tells: on eight rows it must not be worse than a uniform guess, log V nats per token,
     by more than WORSE."""
+    check_rows(gpt, T)
     corpora = load_all(spec, gpt.vocab, T, splits)
     if spec != "tinytales":
         print(f"{spec}: concepts are lexical and structural, what its tokens alone determine")

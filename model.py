@@ -47,6 +47,7 @@ import fused
 EOT = "<|endoftext|>"       # starts each document
 BATCH = 32                  # rows of text that go through the model at a time, of ..
 ROW = 128                   # .. so many tokens; of longer rows fewer
+COPIES = 8                  # of a batch's logits that evaluation holds at once, measured
 
 
 @dataclass
@@ -350,6 +351,14 @@ def split_rows(rows_RT, n=BATCH, usual=ROW):
     less, or T V where one row takes more: GPT-2's 0.4 GB for n = 16."""
     T = rows_RT.shape[1]
     return rows_RT.split(max(1, n * min(usual, T) // T))
+
+
+def check_rows(gpt, T, n=16):
+    """Fail if there is less memory than evaluation takes: a batch of `split_rows`, of whose logits
+    COPIES are there at once where the KL of two predictions is taken."""
+    tokens = max(T, n * ROW)
+    common.need(4 * COPIES * tokens * gpt.cfg.vocab_size,
+                f"rows of {T} tokens, {gpt.cfg.vocab_size:,} words", gpt.device)
 
 
 @torch.no_grad()

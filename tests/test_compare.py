@@ -640,7 +640,8 @@ def test_each_column_has_a_metric_that_finds_it(monkeypatch):
     (dict(methods="spd,sea"), ["--methods sea", "transcoder"]), (dict(metrics="beauty"), ["--metrics beauty", "parts"]),
     (dict(layer=2), ["--layer 2", "in [0, 1]"]), (dict(seeds=0), ["--seeds 0"]), (dict(tokens=0), ["--tokens 0"]),
     (dict(eval_tokens=5), ["--eval_tokens 5", "24"]), (dict(explained=0), ["--explained 0"]),
-    (dict(judge_url="http://x"), ["--judge_model"]), (dict(metrics="judged"), ["--judge_url"]),
+    (dict(judge_url="http://x"), ["--judge_model"]),
+    (dict(judge_url="http://x", judge_model="y", metrics="parts"), ["--judge_url", "judged among --metrics"]), (dict(metrics="judged"), ["--judge_url"]),
     (dict(readme=True), ["--readme", "results/"]), (dict(data="nothing.bin"), ["nothing.bin"]),
     (dict(model="nowhere"), ["nowhere"])])
 def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
