@@ -107,6 +107,7 @@ def test_killed_and_resumed_run_is_bit_identical(text):
         path.unlink()
     victim = subprocess.Popen(command("--out", "a/t"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not ckpt.exists():
+        assert victim.poll() is None
         time.sleep(0.01)
     time.sleep(0.1)                                                             # somewhere after a checkpoint
     assert victim.poll() is None

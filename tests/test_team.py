@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ASKED = ("--methods", "sae,neurons,random", "--metrics", "faithfulness,parts,stability", "--seeds", "2", "--eval_tokens", "600",
+ASKED = ("--methods", "sae,random", "--metrics", "faithfulness,stability", "--seeds", "2", "--eval_tokens", "600",
          "--explained", "10", "--device", "cpu")
 
 
