@@ -3,7 +3,7 @@
 Four decompositions through the seam of evals.py. They are the floors of the table: a method that
 learns has to be better. Each keeps the k units that write most at a token.
 
-    neurons     units are the MLP's own neurons, f = |gelu(z)|
+    neurons     units are the MLP's own neurons, f = |act(z)|
     pca         y_hat = mean + sum_i f_i d_i over both halves, d and -d, of each principal component
                 of the outputs y
     random      y_hat = b + gain sum_i f_i d_i over F random directions; b and one gain for all by
@@ -27,7 +27,7 @@ import data
 import evals
 import spd
 from data import over_rows
-from model import GPT, default_layer, gelu, split_rows
+from model import GPT, default_layer, split_rows
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Dictionary:
 
 
 class Neurons:
-    """The k neurons that write most at a token, as they are: f = |gelu(z)|.
+    """The k neurons that write most at a token, as they are: f = |act(z)|.
 
     b is the MLP's own bias; `fit` adds what the neurons that are left out write on average."""
     kind = "dictionary"
@@ -108,12 +108,12 @@ class Neurons:
         return [x_ND]
 
     def encode(self, layer, x_BTD, mlp):
-        f_BTM = gelu(mlp.c_fc(x_BTD)).abs()
+        f_BTM = mlp.act(mlp.c_fc(x_BTD)).abs()
         size_BTM = f_BTM * self.W.norm(dim=1)
         return keep(f_BTM, size_BTM, self.k)
 
     def strength(self, layer, f_BTF, x_BTD):
-        """gelu(z): f with the sign that it lost. gelu has the sign of its input."""
+        """act(z): f with the sign that it lost, which gelu and relu have of z."""
         return f_BTF * self.mlp.c_fc(x_BTD).sign()
 
     def decode(self, layer, f_BTF, x_BTD):
@@ -132,7 +132,7 @@ class SVD(spd.SPD):
         Ws = [mlp.c_fc.weight, mlp.c_proj.weight]
         bs = [mlp.c_fc.bias, mlp.c_proj.bias]
         cfg = spd.Config(C=min(Ws[0].shape), ci_hidden=1)
-        super().__init__(Ws, bs, cfg, torch.Generator(), layer)
+        super().__init__(Ws, bs, cfg, torch.Generator(), layer, mlp.act)
         self.requires_grad_(False)
         self.k = k
         for V, U, W in zip(self.V, self.U, Ws):
@@ -149,7 +149,7 @@ class SVD(spd.SPD):
         inner_BTC = x_BTD @ self.V[0]
         f_in_BTC = self.largest(inner_BTC, self.U[0])
         # W_out reads what W_in's k components write
-        h_BTM = gelu((inner_BTC * f_in_BTC) @ self.U[0] + self.bs[0])
+        h_BTM = self.act((inner_BTC * f_in_BTC) @ self.U[0] + self.bs[0])
         f_out_BTC = self.largest(h_BTM @ self.V[1], self.U[1])
         return torch.cat([f_in_BTC, f_out_BTC], -1)
 

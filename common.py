@@ -43,10 +43,15 @@ def fail(msg, code=2) -> typing.NoReturn:
     """End the script with one line on stderr. Every bad input ends here; exit code 2."""
     for bar in [*getattr(tqdm, "_instances", ())]:
         bar.close()         # the message gets a line of its own, below the bar
-    line = " ".join(str(msg).split())
-    shown = line if len(line) <= 1000 else f"{line[:1000]} .."
-    print("error:", shown, file=sys.stderr)
+    line = " ".join(shortened(word, 300) for word in str(msg).split())
+    print("error:", shortened(line, 1500), file=sys.stderr)
     raise SystemExit(code)
+
+
+def shortened(text, longest):
+    """Leave out the middle of a text that is longer."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}..{text[-half:]}"
 
 
 # ------------------------------------------------------------------------------ command line

@@ -22,14 +22,14 @@ import torch
 
 import common
 
-# What a config.json must say, or leave out, to be GPT-2; the first of each is how GPT.save says it.
-# The activation functions are names of one formula, the tanh approximation of gelu.
-ALLOWED = {
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
+# what a config.json must say, or leave out, to be GPT-2
+NEEDED = {
+    "model_type": "gpt2",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
 }
+# other names of gelu_new, the tanh approximation of gelu
+GELU_NEW = ("gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
 LARGEST = 1e15          # no weight is: from 1e19 on squares overflow in float32
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # files that may hold pickled weights, the likeliest first
@@ -81,13 +81,15 @@ def read_json(path) -> dict:
 def read_config(folder) -> dict:
     """Read config.json with what it may leave out; fails if it describes another architecture."""
     path = folder / "config.json"
-    conf = {"layer_norm_epsilon": 1e-5, "n_inner": None, "nanodecomp": {}} | read_json(path)
-    for name, allowed in ALLOWED.items():
-        value = conf.get(name, allowed[0])
-        if value not in allowed:
-            names = " or ".join(map(repr, allowed))
-            more = "; gelu_new is within 5e-4 of it" if value == "gelu" else ""
-            common.fail(f"{path}: {name} is {short(value)}, only {names} is supported{more}")
+    usual = {"layer_norm_epsilon": 1e-5, "n_inner": None, "activation_function": "gelu_new",
+             "nanodecomp": {}}
+    conf = usual | read_json(path)
+    for name, needed in NEEDED.items():
+        value = conf.get(name, needed)
+        if value != needed:
+            common.fail(f"{path}: {name} is {short(value)}, only {needed!r} is supported")
+    if conf["activation_function"] in GELU_NEW:
+        conf["activation_function"] = "gelu_new"
     if conf["n_inner"] is None and type(conf.get("n_embd")) is int:
         conf["n_inner"] = 4 * conf["n_embd"]            # which Hugging Face writes as null
 
@@ -229,9 +231,12 @@ def shape_of(tensor):
     return None if tensor is None else tuple(tensor.shape)
 
 
-def hash_files(paths) -> str:
-    """Are these the weights that a run began with? A hash of the files' content."""
+def hash_files(paths, more) -> str:
+    """Is this the model that a run began with? A hash of the files' content, and of what else its
+    predictions depend on."""
     digest = hashlib.sha256()
+    if more:
+        digest.update(json.dumps(more).encode())
     for path in paths:
         with open(path, "rb") as file:
             hashlib.file_digest(file, lambda: digest)

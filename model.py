@@ -5,7 +5,7 @@
     x   = LN_2 r'                           what the MLP reads,
     r   = r' + mlp(x)                       and what it adds
     logits = LN_f(r) W_U^T                  W_U = wte.weight, or a head of its own: lm_head.weight
-    mlp(x) = gelu_new(x W_in + b_in) W_out + b_out      W_in (D, M) = mlp.c_fc.weight
+    mlp(x) = act(x W_in + b_in) W_out + b_out           W_in (D, M) = mlp.c_fc.weight
                                                         W_out (M, D) = mlp.c_proj.weight
 
 GPT-2: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Differs from
@@ -16,7 +16,8 @@ be taken apart by the same files if it has:
 
     model(inputs, replace=None, linear=None)    predictions, with MLPs or matrices exchanged
     model.prefix(inputs, layer) -> x, r         up to one MLP: what it reads; what suffix needs
-    model.mlp(layer) -> mlp                     mlp(x) -> y; its matrices mlp.c_fc, mlp.c_proj
+    model.mlp(layer) -> mlp                     mlp(x) -> y; its matrices mlp.c_fc, mlp.c_proj;
+                                                mlp.act, the nonlinearity between them
     model.next_mlp(r, y, layer) -> x, r         from one MLP's output y to the MLP after it
     model.suffix(r, y, layer) -> logits         from one MLP's output y to the end
     model.predictions(logits)                   as probabilities, where they are scored
@@ -50,6 +51,17 @@ ROW = 128                   # .. so many tokens; of longer rows fewer
 COPIES = 8                  # of a batch's logits that evaluation holds at once, measured
 
 
+def gelu(z):
+    """Apply the usual nonlinearity, gelu_new: z Phi(z) with the normal distribution function Phi,
+    in the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415)."""
+    return F.gelu(z, approximate="tanh")
+
+
+NOT_IN_WEIGHTS = ("n_head", "layer_norm_epsilon", "activation_function")
+# an MLP's nonlinearity by the name that config.json has for it; gelu is z Phi(z) itself
+ACTIVATIONS = {"gelu_new": gelu, "gelu": F.gelu, "relu": F.relu}
+
+
 @dataclass
 class GPTConfig:                    # names as in Hugging Face's config.json
     vocab_size: int                 # V
@@ -60,9 +72,16 @@ class GPTConfig:                    # names as in Hugging Face's config.json
     n_positions: int = 128          # longest T
     layer_norm_epsilon: float = 1e-5
     tie_word_embeddings: bool = True    # the head is wte
+    activation_function: str = "gelu_new"   # one of ACTIVATIONS
 
     def __post_init__(self):
+        if self.activation_function not in [*ACTIVATIONS]:
+            common.fail(f"GPT-2 config: activation_function is "
+                        f"{repr(self.activation_function)[:60]}, "
+                        f"must be one of {', '.join(ACTIVATIONS)}")
         for f in fields(self):
+            if f.type is str:
+                continue
             value = getattr(self, f.name)
             highest = 1 if f.type is float else math.inf
             if type(value) is not f.type or not (f.type is bool or 0 < value < highest):
@@ -121,21 +140,16 @@ class Attention(nn.Module):
         return (scores.softmax(-1) @ v).unflatten(0, (-1, self.n_head))
 
 
-def gelu(z):
-    """Apply the MLP's nonlinearity, gelu_new: z Phi(z) with the normal distribution function Phi,
-    in the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415)."""
-    return F.gelu(z, approximate="tanh")
-
-
 class MLP(nn.Module):
-    """What this project takes apart: gelu_new(x W_in + b_in) W_out + b_out."""
+    """What this project takes apart: act(x W_in + b_in) W_out + b_out."""
     def __init__(self, cfg):
         super().__init__()
+        self.act = ACTIVATIONS[cfg.activation_function]
         self.c_fc = Conv1D(cfg.n_embd, cfg.n_inner)
         self.c_proj = Conv1D(cfg.n_inner, cfg.n_embd)
 
     def forward(self, x_BTD, linear=None):
-        h_BTM = gelu(self.c_fc(x_BTD, linear))
+        h_BTM = self.act(self.c_fc(x_BTD, linear))
         return self.c_proj(h_BTM, linear)
 
 
@@ -287,7 +301,10 @@ class GPT(nn.Module):
         gpt.load_state_dict(on_device, assign=True)
         gpt.folder = folder
         gpt.meta = conf["nanodecomp"]
-        gpt.hash = folders.hash_files(paths)
+        # what the weights don't tell, where it is not as in the bundled target
+        more = {name: getattr(cfg, name) for name in NOT_IN_WEIGHTS
+                if getattr(cfg, name) != getattr(GPTConfig, name)}
+        gpt.hash = folders.hash_files(paths, more)
         gpt.vocab = folders.read_vocab(folder, gpt.vocab)
         folders.mark_documents(gpt.vocab, conf.get("eos_token_id"), EOT)
         return gpt.eval().requires_grad_(False)
@@ -297,8 +314,7 @@ class GPT(nn.Module):
         ignores `meta`."""
         folder = Path(folder)
         eot = vocab.index(EOT) if EOT in vocab else None
-        fixed = {name: values[0] for name, values in folders.ALLOWED.items()}
-        conf = dict(architectures=["GPT2LMHeadModel"], **fixed, **asdict(self.cfg),
+        conf = dict(architectures=["GPT2LMHeadModel"], **folders.NEEDED, **asdict(self.cfg),
                     bos_token_id=eot, eos_token_id=eot, torch_dtype="float32", nanodecomp=meta)
         ids = {token: i for i, token in enumerate(vocab)}
         tensors = {f"transformer.{name}".replace("transformer.lm_head", "lm_head"): tensor

@@ -231,18 +231,19 @@ class SPD(nn.Module):
     """V (d_in, C) and U (C, d_out) of each matrix, and the importance net.
 
     Ws (d_in, d_out), bs (d_out): the frozen weights and biases of W_in and W_out. They are plain
-    lists, so they are neither trained nor saved."""
+    lists, so they are neither trained nor saved. act: the nonlinearity between the matrices."""
     # for evals.py, as is what follows "The seam" below
     kind = "component"
     matrices = SITES
     thresholds = TAUS
 
-    def __init__(self, Ws, bs, cfg, gen, layer=0):
+    def __init__(self, Ws, bs, cfg, gen, layer=0, act=gelu):
         super().__init__()
         self.Ws = Ws
         self.bs = bs
         self.C = cfg.C
         self.layers = [layer]
+        self.act = act
         self.V = nn.ParameterList(
             torch.randn(len(W), cfg.C, generator=gen) / len(W)**0.5 for W in Ws)
         self.U = nn.ParameterList(
@@ -274,10 +275,10 @@ class SPD(nn.Module):
 
     def unit_inputs(self, gpt, rows_RT):
         (x_ND,), _ = data.over_rows(gpt, rows_RT, self.layers)
-        return [x_ND, gelu(gpt.mlp(self.layers[0]).c_fc(x_ND))]
+        return [x_ND, self.act(gpt.mlp(self.layers[0]).c_fc(x_ND))]
 
     def encode(self, layer, x_BTD, mlp):
-        inputs = [x_BTD, gelu(mlp.c_fc(x_BTD))]
+        inputs = [x_BTD, self.act(mlp.c_fc(x_BTD))]
         return torch.cat(self.importance_net(inputs, self.V), -1).clamp(0, 1)
 
     def without_rest(self, f_BTF):
@@ -291,7 +292,7 @@ class SPD(nn.Module):
     def strength(self, layer, f_BTF, x_BTD):
         """How much does each component pass on? mask (x . V[:, c]) |U[c]|, signed: how far it
         writes along U[c], or against it. (-V, -U), an equal component, has the opposite sign."""
-        h_BTM = gelu(self.without_rest(f_BTF)(0, x_BTD))
+        h_BTM = self.act(self.without_rest(f_BTF)(0, x_BTD))
         inner = [x_BTD @ self.V[0], h_BTM @ self.V[1]]
         sizes = [U.norm(dim=1) for U in self.U]
         masks = f_BTF.split(self.C, -1)
@@ -315,11 +316,11 @@ class SPD(nn.Module):
         z_BT1M = self.without_rest(f_BTF)(0, x_BTD).unsqueeze(-2)
         own_BTC = mask_in * (x_BTD @ V_in)
         z_without_BTIM = z_BT1M - own_BTC[..., i, None] * U_in[i]
-        lost_BTIM = gelu(z_BT1M) - gelu(z_without_BTIM)
+        lost_BTIM = self.act(z_BT1M) - self.act(z_without_BTIM)
         out[..., is_in, :] = ((lost_BTIM @ V_out) * mask_out.unsqueeze(-2)) @ U_out
 
         # each component of W_out: mask (h . V[:, c]), then times U[c]
-        passed_BTC = (mask_out.unsqueeze(-2) * (gelu(z_BT1M) @ V_out)).squeeze(-2)
+        passed_BTC = (mask_out.unsqueeze(-2) * (self.act(z_BT1M) @ V_out)).squeeze(-2)
         out[..., ~is_in, :] = passed_BTC[..., j, None] * U_out[j]
         return out
 
@@ -348,7 +349,7 @@ class MaskedMatrices:
 
     def mlp(self, x, frozen=None):
         """The MLP's output; frozen: x W_in, if it is known."""
-        return self(1, gelu(self(0, x, frozen)))
+        return self(1, self.spd.act(self(0, x, frozen)))
 
 
 class Rounded:
@@ -517,7 +518,7 @@ class CleanPass:
         with torch.no_grad():
             self.x_BTD, stream_BTD = gpt.prefix(idx_BT, spd.layers[0])
             self.frozen_BTM = self.x_BTD @ spd.Ws[0]            # once for all masks
-            h_BTM = gelu(self.frozen_BTM + spd.bs[0])
+            h_BTM = spd.act(self.frozen_BTM + spd.bs[0])
             y_BTD = h_BTM @ spd.Ws[1] + spd.bs[1]
             # y_hat_BTD -> KL at each position, of the model with y_hat in the place of y
             self.distance = gpt.distance_from(stream_BTD, y_BTD, spd.layers[0])
@@ -635,7 +636,7 @@ def build(cfg, gpt):
                     f"{gpt.cfg.n_inner}")
     Ws = [mlp.c_fc.weight, mlp.c_proj.weight]
     bs = [mlp.c_fc.bias, mlp.c_proj.bias]
-    return SPD(Ws, bs, cfg, common.generator(cfg.seed, "init"), layer)
+    return SPD(Ws, bs, cfg, common.generator(cfg.seed, "init"), layer, mlp.act)
 
 
 def load(path, gpt):

@@ -27,7 +27,6 @@ from metrics.atoms import effective_rank, fragmentation, meta_dictionary, one_co
 from metrics.columns import Column
 from metrics.recording import (Dense, contributions, record_by_sign, testable_concepts,
                                write_directions)
-from model import gelu
 from tinytales.concepts import HIERARCHY
 
 LEVELS = 10             # a unit is on at level l where it exceeds l / LEVELS of its largest value
@@ -310,7 +309,8 @@ def neurons_and_output(gpt, layer, rows_RT, labels_RTK):
     """What do an MLP's neurons and its output say at each token? (Dense of act(z), y_ND)"""
     (x_ND,), (y_ND,) = over_rows(gpt, rows_RT, [layer])
     label_NK = torch.as_tensor(labels_RTK)[:, 1:].flatten(0, 1).to(y_ND.device)
-    act_NM = gelu(gpt.mlp(layer).c_fc(x_ND))
+    mlp = gpt.mlp(layer)
+    act_NM = mlp.act(mlp.c_fc(x_ND))
     return Dense(act_NM, label_NK), y_ND
 
 

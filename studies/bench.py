@@ -41,7 +41,7 @@ import sae
 import spd
 import stochastic
 import transcoder
-from model import GPT, GPTConfig, default_layer, gelu
+from model import GPT, GPTConfig, default_layer
 from studies import length
 
 ROOT = Path(__file__).parent.parent
@@ -264,7 +264,7 @@ class Without:
         with torch.no_grad():
             x, r = gpt.prefix(idx_BT, layer)
             o = x @ m.Ws[0]
-            h = gelu(o + m.bs[0])
+            h = m.act(o + m.bs[0])
             final = gpt.hidden(r, h @ m.Ws[1] + m.bs[1], layer)
             if self.kl:
                 clean = (final, *fused.log_partition(final, W_VD))
