@@ -21,7 +21,7 @@ NODES = {
     "clt.py": 3890,
     "common.py": 4900,
     "compare.py": 5300,
-    "data.py": 3870,
+    "data.py": 4350,
     "evals.py": 3790,
     "folders.py": 1950,
     "fused.py": 2240,
