@@ -440,7 +440,7 @@ def encode_file(path, vocab):
     """Read a .txt as ids, one stream. Prints how well the tokens cover it, and fails where most of
     its words are not in the vocabulary."""
     width = "uint16" if len(vocab) <= 1 << 16 else "uint32"
-    if UNK not in vocab or is_byte_level(vocab):
+    if UNK not in vocab or has_spaces(vocab):
         fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with "
              f"the target's own tokenizer, write np.array(ids, np.{width}).tofile('X.bin'), and "
              f"name --data X.bin:{width}")
@@ -477,10 +477,18 @@ def is_byte_level(vocab) -> bool:
     """Are the tokens spelled in bytes, as byte-level BPE has them, or in letters?
 
     Ġ and Ċ, which stand for a space and a newline, are letters of Maltese too. But a vocabulary of
-    words has an unknown word, and only one of bytes has a token for each byte."""
+    words has an unknown word, and only one of bytes has a token for each byte, or Ġ before every
+    fifth token."""
     if not any("Ġ" in token or "Ċ" in token for token in vocab):
         return False
-    return UNK not in vocab or BYTES.keys() <= set(vocab)
+    n_spaced = sum(token.startswith("Ġ") for token in vocab)
+    return UNK not in vocab or BYTES.keys() <= set(vocab) or 5 * n_spaced > len(vocab)
+
+
+def has_spaces(vocab) -> bool:
+    """Do the tokens carry the spaces between words, as Ġcat of byte-level BPE and SentencePiece's
+    ▁cat do? As a word, ▁ stands alone."""
+    return is_byte_level(vocab) or any(re.match("▁.", token) for token in vocab)
 
 
 def token_bytes(token):
@@ -504,12 +512,14 @@ def printable(text):
 def spell(ids, vocab) -> list[str]:
     """What does each token read as, by itself and on one line?
 
-    A token of byte-level BPE is the text of its bytes, with its space in front: Ġcat is " cat". One
-    that holds a part of a character keeps that part as bytes, \\xe2\\x80; `decode` joins it to
-    the rest."""
+    A token of byte-level BPE is the text of its bytes, with its space in front: Ġcat is " cat", as
+    is SentencePiece's ▁cat. One that holds a part of a character keeps that part as bytes,
+    \\xe2\\x80; `decode` joins it to the rest."""
     tokens = [vocab[i] for i in ids]
     if is_byte_level(vocab):
         tokens = [join_bytes([token]) for token in tokens]
+    elif has_spaces(vocab):
+        tokens = [token.replace("▁", " ") for token in tokens]
     return [printable(token) for token in tokens]
 
 
@@ -519,6 +529,8 @@ def decode(ids, vocab):
     tokens = [vocab[i] for i in ids]
     if is_byte_level(vocab):
         return join_bytes(tokens)
+    if has_spaces(vocab):
+        return "".join(tokens).replace("▁", " ")
     text = re.sub(r" ([.,!?;:”]|'s|')(?= |$)", r"\1", " ".join(tokens))
     return re.sub(r"“ ", "“", text)
 

@@ -261,6 +261,7 @@ def test_your_own_text(tmp_path, capsys):
     assert corpus.ids.max() < len(vocab) and "masculine pronoun" in corpus.names and "topic: farm" not in corpus.names
     assert len(data.build_vocab(text, 8)) == 8 and data.encode("zebra", vocab) == [1]
     fails(capsys, lambda: data.load(str(tmp_path / "x.txt"), "fit", ["Ġthe", "Ġcat"]), "word-level")
+    fails(capsys, lambda: data.load(str(tmp_path / "x.txt"), "fit", [data.EOT, data.UNK, "▁the", "cat"]), "word-level")
     fails(capsys, lambda: data.load(str(tmp_path / "x.txt"), "fit", [data.EOT, data.UNK, "zebra"]), "pretrain.py")
     (tmp_path / "short.txt").write_text("The cat.")
     fails(capsys, lambda: data.load(str(tmp_path / "short.txt"), "dev", vocab), "empty")
