@@ -44,7 +44,7 @@ def fail(msg, code=2) -> typing.NoReturn:
     for bar in [*getattr(tqdm, "_instances", ())]:
         bar.close()         # the message gets a line of its own, below the bar
     line = " ".join(str(msg).split())
-    shown = line if len(line) <= 1000 else f"{line[:1000]} .."
+    shown = line if len(line) <= 1000 else f"{line[:600]} .. {line[-400:]}"
     print("error:", shown, file=sys.stderr)
     raise SystemExit(code)
 
