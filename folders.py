@@ -50,7 +50,7 @@ def advice(folder) -> str:
     if os.path.isfile(folder):
         return f"; {folder} is a file, --model takes a folder with config.json and weights"
     if not os.path.isdir(folder):
-        if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(folder)):
+        if not re.fullmatch(r"\w[\w.-]{0,95}(/[\w.-]{1,96})?", str(folder)):
             return ", nor such a folder"
         return (f"; if {folder} is a model on Hugging Face's hub, download it: pip install "
                 f"huggingface_hub && hf download {folder} --include '*.json' --include "
