@@ -148,19 +148,22 @@ def load_for(gpt, spec, T, splits=("train", "fit", "test")) -> dict[str, Corpus]
     tokens of a .bin are this target's.
 
     Numbers of another width or another tokenizer are valid tokens more often than not. The target
-    itself tells: on eight rows it must not be worse than a uniform guess, log V nats per token,
-    by more than WORSE."""
+    itself tells: on rows spread over each split, a thousand tokens of it, it must not be worse than
+    a uniform guess, log V nats per token, by more than WORSE."""
     check_rows(gpt, T)
     corpora = load_all(spec, gpt.vocab, T, splits)
     if spec != "tinytales":
         print(f"{spec}: concepts are lexical and structural, what its tokens alone determine")
     if Path(spec).suffix.startswith(".bin"):
-        loss = cross_entropy(gpt, corpora[splits[-1]].rows(T, 8))
         uniform = math.log(len(gpt.vocab))
-        if not loss <= uniform + WORSE:
-            fail(f"--data {spec}: these are not this target's tokens: it predicts them at "
-                 f"{loss:.1f} nats, a uniform guess at {uniform:.1f}; they must be of its own "
-                 "tokenizer, and of the width that is named (X.bin:uint32)")
+        for split, corpus in corpora.items():
+            starts = corpus.starts(T)
+            some = np.linspace(0, len(starts) - 1, max(2, 1024 // T)).astype(int)
+            loss = cross_entropy(gpt, corpus.at(starts[some, None] + np.arange(T)))
+            if not loss <= uniform + WORSE:
+                fail(f"--data {spec}: these are not this target's tokens: it predicts the {split} "
+                     f"part at {loss:.1f} nats, a uniform guess at {uniform:.1f}; they must be of "
+                     "its own tokenizer, and of the width that is named (X.bin:uint32)")
     return corpora
 
 
@@ -255,15 +258,15 @@ def read_ids(spec, vocab):
     path, width = file_of(spec)
     if path.suffix == ".txt":
         return encode_file(path, tuple(vocab))
-    if not width:
-        width = "uint16"
-        if len(vocab) > 1 << 16:
-            fail(f"--data {spec}: uint16 tokens can't name the target's vocabulary of "
-                 f"{len(vocab):,}; write uint32, and name --data {path}:uint32")
-        hint = other_width(path, vocab)
-        if hint:
-            fail(f"--data {spec}: not uint16 tokens; {hint}")
-    return mapped(path, width)
+    if not width and len(vocab) > 1 << 16:
+        fail(f"--data {spec}: uint16 tokens can't name the target's vocabulary of "
+             f"{len(vocab):,}; write uint32, and name --data {path}:uint32")
+    width = width or "uint16"
+    ids = mapped(path, width)
+    hint = other_width(path, vocab, ids.itemsize) or other_kind(path, vocab, ids)
+    if hint:
+        fail(f"--data {spec}: not {width} tokens; {hint}")
+    return ids
 
 
 def mapped(path, width):
@@ -278,16 +281,43 @@ def mapped(path, width):
         fail(f"--data {path}: cannot be read: {e}")
 
 
-def other_width(path, vocab):
-    """Does a file hold wider numbers than uint16? A sentence that says which, or "".
+def other_width(path, vocab, n_bytes):
+    """Does a file hold wider numbers than n_bytes each? A sentence that says which, or "".
 
     Tokens that are read at half of their width alternate with zeros, or would be none of the
-    vocabulary's at their full width."""
+    vocabulary's at their full width. A header may stand before them, and -100 between them."""
     size = path.stat().st_size
     for width in ("uint64", "uint32"):
-        if size and size % np.dtype(width).itemsize == 0:
-            if 0 < sample(mapped(path, width)).max() < len(vocab):
+        if np.dtype(width).itemsize > n_bytes and size % np.dtype(width).itemsize == 0:
+            numbers = sample(mapped(path, width))
+            numbers = numbers[numbers > 0]
+            if np.sum(numbers < len(vocab)) > 0.9 * len(numbers):
                 return f"its numbers look like {width}: name it --data {path}:{width}"
+    return ""
+
+
+def other_kind(path, vocab, ids):
+    """Does a file hold what no width names? A sentence that says what to do, or "": a .npy, whose
+    header would be tokens; where ids are none of the vocabulary's, another header, numbers of
+    another byte order, or floats."""
+    if ids[:16].tobytes().startswith(b"\x93NUMPY"):
+        return (f"it is a .npy file: write np.load('{path}').astype('uint32').tofile('X.bin'), "
+                "and name --data X.bin:uint32")
+    some = sample(ids)
+    if some.max() < len(vocab):
+        return ""
+    rest = some[1024 // ids.itemsize:]
+    if len(rest) and rest.max() < len(vocab):
+        return (f"it begins with something else: cut that off, llm.c's header of 1,024 bytes with "
+                f"tail -c +1025 {path} > X.bin")
+    for kind in (">u8", ">u4", ">u2", "float64", "float32"):
+        if path.stat().st_size % np.dtype(kind).itemsize == 0:
+            numbers = sample(mapped(path, kind))
+            with np.errstate(invalid="ignore"):
+                is_id = (numbers >= 0) & (numbers < len(vocab)) & (numbers == np.floor(numbers))
+            if is_id.all():
+                return (f"its numbers look like {kind}: write np.fromfile('{path}', '{kind}')"
+                        ".astype('uint32').tofile('X.bin'), and name --data X.bin:uint32")
     return ""
 
 
@@ -314,28 +344,46 @@ UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U00
 # Control characters, and the sign for a character that was lost.
 NO_TEXT = "\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffd"
 # Marks that belong to the letter before them, which Python's re has no class for: accents, vowel
-# signs, and the invisible joiners of Persian and Hindi.
-ACCENTS = "".join(c for c in map(chr, range(1 << 16)) if unicodedata.category(c)[0] == "M")
-ACCENTS += "\u200c\u200d"
+# signs, and the invisible joiners of Mongolian, Persian and Hindi.
+ACCENTS = "".join(c for c in map(chr, range(1 << 17)) if unicodedata.category(c)[0] == "M")
+ACCENTS += "\u180e\u200c\u200d"
 LETTERS = rf"(?:[^\W\d_{UNSPACED}][{ACCENTS}]*)+"
 WORD = re.compile("|".join((
     f"{re.escape(EOT)}|{re.escape(UNK)}",
-    rf"{LETTERS}(?:(?!'[sS]\b)['·՛-՞-]{LETTERS})*",    # don't, hide-and-seek, col·lega
+    rf"{LETTERS}(?:(?!'[sS]\b)['·՛-՞׳״-]{LETTERS})*",    # don't, hide-and-seek, col·lega
     r"'[sS]\b",
     r"\d+",
     rf"[^\s{UNSPACED}{NO_TEXT}][{ACCENTS}]*")))
-DOCUMENT = re.compile(r"<\|(?:begin|start|end)_?of_?\w+\|>|</?s>|<[be]os>")
+DOCUMENT = re.compile(          # one, or one that ends and one that begins
+    r"(?:<[|｜]?/?(?:(?:begin|start|end)[_▁]?of[_▁]?\w+|[be]o[dpst](?:_id)?|s)[|｜]?>\s*)+", re.I)
+# Other kinds of files, by how they begin, in small letters.
+KINDS = {
+    rb"\x1f\x8b|bzh\d1ay|\xfd7zxz|7z\xbc\xaf|\x28\xb5\x2f\xfd": "packed",
+    rb"pk\x03\x04|\xd0\xcf\x11\xe0": "packed, or of an office program",
+    rb"%pdf": "a PDF",
+    rb"\{\\rtf": "RTF",
+    rb"<(!doctype|html|\?xml)": "HTML or XML",
+    rb'(\[\s*)?\{\s*"': "JSON",
+    rb"\xff\xfe\0\0|\0\0\xfe\xff": "UTF-32 (iconv -f utf-32 -t utf-8)",
+    rb"\xff\xfe|\xfe\xff": "UTF-16 (iconv -f utf-16 -t utf-8)",
+}
 INVISIBLE = re.compile("[\xad\u061c\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 
 
 def plain(text):
     """Write a text such that a word is spelled in one way: accents as one character with their
     letter, an apostrophe within a word as ', a hyphen as -, a document's mark as EOT, nothing
-    invisible."""
+    invisible.
+
+    A straight quote becomes “ or ”, for the spaces that tell them apart are no tokens. Counting
+    them does not tell: a speech of several paragraphs opens more often than it closes."""
     text = INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\u200b", " ")
-    text = re.sub(r"(?<=\w)[’ʼ＇](?=\w)", "'", text)
+    text = re.sub(r"(?<=\w)[’‘ʼ＇`´](?=\w)", "'", text)
     text = re.sub("[‐‑]", "-", text)
-    return DOCUMENT.sub(EOT, text)
+    text = DOCUMENT.sub(f"{EOT} ", text)
+    text = re.sub('(?<=[א-ת])"(?=[א-ת])', "״", text)         # of Hebrew abbreviations
+    text = re.sub(r'(?<![^\s([{—–-])"(?=[^\s,;:!?)\]}])', "“", text)
+    return text.replace('"', "”")
 
 
 @functools.lru_cache(maxsize=2)
@@ -347,9 +395,12 @@ def tokenize(text):
 
 
 def encode(text, vocab):
-    """Turn words into ids; a word that the vocabulary lacks becomes <unk>."""
+    """Turn words into ids; a word that the vocabulary lacks becomes <unk>, “ and ” its straight
+    quote if it has that."""
     index = {word: i for i, word in enumerate(vocab)}
     unknown = index.get(UNK, 0)
+    for quote in "“”":
+        index.setdefault(quote, index.get('"', unknown))
     return [index.get(word, unknown) for word in tokenize(text)]
 
 
@@ -360,16 +411,22 @@ def coverage(text):
 
 
 def read_text(path):
-    """Read a .txt. Fails where words and marks cover under 95 % of it."""
+    """Read a .txt. Fails where it is another kind of file, or words and marks cover under 95 % of
+    it."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        start = content[:1000].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        for pattern, kind in KINDS.items():
+            if re.match(pattern, start):
+                fail(f"--data {path}: is {kind}, must be plain text in UTF-8: convert it first")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         fail(f"--data {path}: not UTF-8 text ({e.reason} at byte {e.start}); save it as UTF-8")
     except OSError as e:
         fail(f"--data {path}: cannot be read: {e.strerror}")
     covered = coverage(text)
     if covered < .95:
-        reason = "control characters are left: is it text?"
+        reason = "control characters are left: is it text, in UTF-8?"
         if len(re.findall(f"[{UNSPACED}]", text)) > .025 * len(text):
             reason = ("a script without spaces between words does not suit tokens that are words; "
                       "take a target with a tokenizer of its own, and its tokens as X.bin")
@@ -383,7 +440,7 @@ def encode_file(path, vocab):
     """Read a .txt as ids, one stream. Prints how well the tokens cover it, and fails where most of
     its words are not in the vocabulary."""
     width = "uint16" if len(vocab) <= 1 << 16 else "uint32"
-    if UNK not in vocab or is_byte_level(vocab):
+    if UNK not in vocab or has_spaces(vocab):
         fail(f"--data {path}: this target's vocabulary is not word-level; tokenise the text with "
              f"the target's own tokenizer, write np.array(ids, np.{width}).tofile('X.bin'), and "
              f"name --data X.bin:{width}")
@@ -420,10 +477,18 @@ def is_byte_level(vocab) -> bool:
     """Are the tokens spelled in bytes, as byte-level BPE has them, or in letters?
 
     Ġ and Ċ, which stand for a space and a newline, are letters of Maltese too. But a vocabulary of
-    words has an unknown word, and only one of bytes has a token for each byte."""
+    words has an unknown word, and only one of bytes has a token for each byte, or Ġ before every
+    fifth token."""
     if not any("Ġ" in token or "Ċ" in token for token in vocab):
         return False
-    return UNK not in vocab or BYTES.keys() <= set(vocab)
+    n_spaced = sum(token.startswith("Ġ") for token in vocab)
+    return UNK not in vocab or BYTES.keys() <= set(vocab) or 5 * n_spaced > len(vocab)
+
+
+def has_spaces(vocab) -> bool:
+    """Do the tokens carry the spaces between words, as Ġcat of byte-level BPE and SentencePiece's
+    ▁cat do? As a word, ▁ stands alone."""
+    return is_byte_level(vocab) or any(re.match("▁.", token) for token in vocab)
 
 
 def token_bytes(token):
@@ -447,12 +512,14 @@ def printable(text):
 def spell(ids, vocab) -> list[str]:
     """What does each token read as, by itself and on one line?
 
-    A token of byte-level BPE is the text of its bytes, with its space in front: Ġcat is " cat". One
-    that holds a part of a character keeps that part as bytes, \\xe2\\x80; `decode` joins it to
-    the rest."""
+    A token of byte-level BPE is the text of its bytes, with its space in front: Ġcat is " cat", as
+    is SentencePiece's ▁cat. One that holds a part of a character keeps that part as bytes,
+    \\xe2\\x80; `decode` joins it to the rest."""
     tokens = [vocab[i] for i in ids]
     if is_byte_level(vocab):
         tokens = [join_bytes([token]) for token in tokens]
+    elif has_spaces(vocab):
+        tokens = [token.replace("▁", " ") for token in tokens]
     return [printable(token) for token in tokens]
 
 
@@ -462,6 +529,8 @@ def decode(ids, vocab):
     tokens = [vocab[i] for i in ids]
     if is_byte_level(vocab):
         return join_bytes(tokens)
+    if has_spaces(vocab):
+        return "".join(tokens).replace("▁", " ")
     text = re.sub(r" ([.,!?;:”]|'s|')(?= |$)", r"\1", " ".join(tokens))
     return re.sub(r"“ ", "“", text)
 

@@ -517,7 +517,7 @@ def as_list(gpt, ids):
 def in_context(gpt, row, t):
     """Write the token at position t of a row in [[ ]], among its neighbours, on one line."""
     parts = [row[max(0, t - 8):t], row[t:t + 1], row[t + 1:t + 5]]
-    if data.is_byte_level(gpt.vocab):           # these tokens have spaces of their own
+    if data.has_spaces(gpt.vocab):           # these tokens have spaces of their own
         before, here, after = [data.printable(data.decode(ids, gpt.vocab)) for ids in parts]
         return f"{before}[[{here}]]{after}"
     before, here, after = [" ".join(data.spell(ids, gpt.vocab)) for ids in parts]

@@ -50,7 +50,7 @@ def advice(folder) -> str:
     if os.path.isfile(folder):
         return f"; {folder} is a file, --model takes a folder with config.json and weights"
     if not os.path.isdir(folder):
-        if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(folder)):
+        if not re.fullmatch(r"\w[\w.-]{0,95}(/[\w.-]{1,96})?", str(folder)):
             return ", nor such a folder"
         return (f"; if {folder} is a model on Hugging Face's hub, download it: pip install "
                 f"huggingface_hub && hf download {folder} --include '*.json' --include "
@@ -69,6 +69,7 @@ def read_json(path) -> dict:
     if not os.path.isfile(path):
         common.fail(f"{path}: no such file{advice(path.parent)}")
     try:
+        check_pointer(path)
         found = json.loads(path.read_bytes())
         reason = "" if isinstance(found, dict) else f"it is a {type(found).__name__}"
     except (OSError, ValueError, RecursionError) as e:
@@ -76,6 +77,15 @@ def read_json(path) -> dict:
     if reason:
         common.fail(f"{path}: not a JSON object ({reason})")
     return found
+
+
+def check_pointer(path):
+    """Fail if a file holds no more than where Git LFS keeps it."""
+    with open(path, "rb") as file:
+        start = file.read(30)
+    if start.startswith(b"version https://git-lfs"):
+        common.fail(f"{path}: is a pointer of Git LFS, not the file; get it with git -C "
+                    f"{shlex.quote(str(path.parent))} lfs pull")
 
 
 def read_config(folder) -> dict:
@@ -138,6 +148,8 @@ def read_weights(paths, file_of) -> dict:
     tensors = {}
     missing = set(file_of)
     for path in paths:
+        if os.access(path, os.R_OK):                    # if not, common.load says so
+            check_pointer(path)
         for name, tensor in common.load(path)[0].items():
             if file_of.get(name, path.name) != path.name or file_of and name not in file_of:
                 common.fail(f"{path}: holds {name}, which the index does not say")
@@ -221,14 +233,14 @@ def check_sizes(path, cfg, tensors):
 def check_shapes(path, tensors, wanted):
     """Fail if a tensor is missing, unknown, or has another shape than in `wanted`, a state dict."""
     for name in wanted | tensors:
-        shape = shape_of(tensors.get(name))
-        if shape != shape_of(wanted.get(name)):
-            common.fail(f"{path}: {name} has shape {shape}, "
-                        f"config.json wants {shape_of(wanted.get(name))}")
-
-
-def shape_of(tensor):
-    return None if tensor is None else tuple(tensor.shape)
+        if name not in tensors:
+            common.fail(f"{path}: {name} is missing")
+        if name not in wanted:
+            common.fail(f"{path}: {name} is no part of GPT-2's language model; save that alone, as "
+                        "a GPT2LMHeadModel")
+        if tensors[name].shape != wanted[name].shape:
+            common.fail(f"{path}: {name} has shape {tuple(tensors[name].shape)}, "
+                        f"config.json wants {tuple(wanted[name].shape)}")
 
 
 def hash_files(paths, more) -> str:
@@ -245,34 +257,44 @@ def hash_files(paths, more) -> str:
 
 # ------------------------------------------------------------------------------------ vocabulary
 def read_vocab(folder, default: list[str]) -> list[str]:
-    """Read the token strings of a vocab.json, or else a tokenizer.json, in the order of their ids.
-    An id that is left out keeps its string in `default`; fails on an id beyond that list, or there
-    twice."""
+    """Read the token strings of a vocab.json, or else a tokenizer.json, in the order of their ids,
+    and those that were added to either. An id that is left out keeps its string in `default`; fails
+    on an id beyond that list, or there twice. Warns where most are left out."""
     path = folder / "vocab.json"
+    ids = {}
+    added = {}
+    if os.path.exists(folder / "tokenizer.json"):
+        ids, added = tokenizer_ids(folder / "tokenizer.json")
+    if os.path.exists(folder / "added_tokens.json"):        # transformers 4 writes it
+        added |= read_json(folder / "added_tokens.json")
     if os.path.exists(path):
-        ids = read_json(path)
-    elif os.path.exists(folder / "tokenizer.json"):
+        ids = read_json(path) or ids
+    elif ids:
         path = folder / "tokenizer.json"
-        ids = tokenizer_ids(path, len(default))
-    else:
-        print(f"warning: {folder} has neither vocab.json nor tokenizer.json: tokens have no names "
-              "and no concepts, and rows of text begin anywhere", file=sys.stderr)
-        return default
-    tokens = {i: token for token, i in ids.items() if type(i) is int and 0 <= i < len(default)}
+
+    # some that were added may lie beyond what the model knows: they can't occur in its text
+    V = len(default)
+    ids = ids | {token: i for token, i in added.items() if type(i) is not int or i < V}
+    tokens = {i: token for token, i in ids.items() if type(i) is int and 0 <= i < V}
     if len(tokens) < len(ids):
-        common.fail(f"{path}: ids must be distinct and from 0 to {len(default) - 1}")
+        common.fail(f"{path}: ids must be distinct and from 0 to {V - 1}")
+    if 2 * len(tokens) < V:
+        print(f"warning: {folder}: {len(tokens)} of {V} tokens have names in vocab.json or "
+              "tokenizer.json; the others have no concepts, and rows of text may begin anywhere",
+              file=sys.stderr)
     return [tokens.get(i, token) for i, token in enumerate(default)]
 
 
-def tokenizer_ids(path, V) -> dict:
-    """Read {token: id} from a tokenizer.json: its model's vocabulary, and tokens that were added.
-    Some of these may lie beyond the V that the model knows; they can't occur in its text."""
+def tokenizer_ids(path) -> tuple[dict, dict]:
+    """Read two {token: id} from a tokenizer.json: its model's vocabulary, which SentencePiece
+    writes as [[token, score]] in the order of ids, and tokens that were added."""
     found = read_json(path)
     try:
         ids = found["model"]["vocab"]
+        if isinstance(ids, list):
+            ids = {token: i for i, (token, _) in enumerate(ids)}
         added = {token["content"]: token["id"] for token in found.get("added_tokens") or ()}
-        added = {token: i for token, i in added.items() if type(i) is not int or i < V}
-        return ids | added
+        return ids | {}, added
     except (TypeError, ValueError, KeyError):
         common.fail(f"{path}: must hold model.vocab, {{token: id}}, and added_tokens, "
                     "each with content and id")
@@ -280,7 +302,10 @@ def tokenizer_ids(path, V) -> dict:
 
 def mark_documents(vocab, eos, mark):
     """Call the token that ends documents `mark`, in place, where the tokenizer has another name for
-    it: config.json's eos_token_id, if that token looks like one, </s> or [SEP]."""
+    it: config.json's eos_token_id, or the first of them, if that token looks like one, </s> or
+    [SEP]."""
+    if isinstance(eos, list) and eos:
+        eos = eos[0]
     if mark not in vocab and type(eos) is int and 0 <= eos < len(vocab):
         if re.fullmatch(r"<.+>|\[.+\]", vocab[eos]):
             vocab[eos] = mark

@@ -43,7 +43,7 @@ NUMBERED = re.compile(
 
 def passage(ids_S, value_S, vocab, numbers=False, marks=True):
     """Text of a window: where value > 0, in << >>, with the activity as a number from 0 to 10.
-    Tokens of byte-level BPE have spaces of their own."""
+    Tokens of BPE and SentencePiece have spaces of their own."""
     share_S = value_S / value_S.max().clamp(min=1e-9)
     words = []
     tokens = data.spell(ids_S.tolist(), vocab)
@@ -54,7 +54,7 @@ def passage(ids_S, value_S, vocab, numbers=False, marks=True):
             if numbers:
                 word += f" ({max(1, round(share * 10))})"
         words.append(word)
-    return ("" if data.is_byte_level(vocab) else " ").join(words)
+    return ("" if data.has_spaces(vocab) else " ").join(words)
 
 
 def judge(client, explanation, passages, task, seed=0, batch=5):

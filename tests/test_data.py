@@ -1,5 +1,6 @@
 """TinyTales: what is said of it is true. Known answers, and a second way to the same number."""
 import errno
+import gzip
 import hashlib
 import os
 import random
@@ -260,11 +261,14 @@ def test_your_own_text(tmp_path, capsys):
     assert corpus.ids.max() < len(vocab) and "masculine pronoun" in corpus.names and "topic: farm" not in corpus.names
     assert len(data.build_vocab(text, 8)) == 8 and data.encode("zebra", vocab) == [1]
     fails(capsys, lambda: data.load(str(tmp_path / "x.txt"), "fit", ["Ġthe", "Ġcat"]), "word-level")
+    fails(capsys, lambda: data.load(str(tmp_path / "x.txt"), "fit", [data.EOT, data.UNK, "▁the", "cat"]), "word-level")
     fails(capsys, lambda: data.load(str(tmp_path / "x.txt"), "fit", [data.EOT, data.UNK, "zebra"]), "pretrain.py")
     (tmp_path / "short.txt").write_text("The cat.")
     fails(capsys, lambda: data.load(str(tmp_path / "short.txt"), "dev", vocab), "empty")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00x")
     fails(capsys, lambda: data.load(str(tmp_path / "bad.txt"), "fit", vocab), "UTF-8")
+    assert data.encode('"No"', vocab) == [vocab.index("“"), 1, vocab.index("”")]
+    assert data.encode('"No"', [data.EOT, data.UNK, '"']) == [2, 1, 2]           # a vocabulary of straight ones
 
 
 def test_the_fingerprint_sees_content_size_and_name_and_reads_little_of_a_large_file(tmp_path, monkeypatch):
@@ -316,6 +320,13 @@ def test_the_fingerprint_sees_content_size_and_name_and_reads_little_of_a_large_
     ("\ufeffhide‐and‐seek soft\xadly zero\u200bwidth", "hide-and-seek softly zero width"),
     ("_very_—old… 3rd 1,000", "_ very _ — old … 3 rd 1 , 000"),
     ("a<|endoftext|>b </s> c <eos> <unk>", f"a {data.EOT} b {data.EOT} c {data.EOT} {data.UNK}"),
+    ("a</s><s>b <|endoftext|>\n<|startoftext|> c <EOS><BOS>", f"a {data.EOT} b {data.EOT} c {data.EOT}"),
+    ("a <|ENDOFTEXT|> b <｜end▁of▁sentence｜> c <|eot_id|> d <|eod|> e", f"a {data.EOT} b {data.EOT} c {data.EOT} d {data.EOT} e"),
+    ('"One," he said; "two--"\n("three") —"four"', "“ One , ” he said ; “ two - - ” ( “ three ” ) — “ four ”"),
+    ('"A speech.\n\n"Its end," <|endoftext|>"No."', f"“ A speech . “ Its end , ” {data.EOT} “ No . ”"),
+    ("don´t don`t Hawai‘i", "don't don't Hawai'i"),
+    ('צה"ל ז׳בוטינסקי', "צה״ל ז׳בוטינסקי"),
+    ("𑄌𑄋𑄴𑄟𑄳𑄦 𞤆𞤵𞤤𞤢𞥄𞤪", "𑄌𑄋𑄴𑄟𑄳𑄦 𞤆𞤵𞤤𞤢𞥄𞤪"),                                         # marks beyond U+FFFF
 ])
 def test_words_of_any_alphabet_are_whole(text, words):
     assert data.tokenize(text) == words.split()
@@ -333,7 +344,15 @@ def text_file(tmp_path, content, name="t.txt"):
     ("A text with 我喜欢猫 in it. " * 9, "without spaces"),
     ("T\0h\0e\0 \0c\0a\0t\0 " * 9, "is it text"),
     ("caf\ufffd na\ufffdve " * 9, "is it text"),
-    ("The cat".encode("utf-16"), "UTF-8"),
+    ("The cat".encode("utf-16"), "iconv -f utf-16"),
+    ("The cat".encode("utf-32"), "iconv -f utf-32"),
+    ("\ufeff" + '{"text": "The cat"}\n' * 9, "JSON"),
+    ('[\n {"text": "The cat"}]', "JSON"),
+    ("\n<!DOCTYPE html><p>The cat</p>", "HTML"),
+    (r"{\rtf1\ansi The cat\par}", "RTF"),
+    ("%PDF-1.4 The cat", "PDF"),
+    (gzip.compress(b"The cat", mtime=0), "packed"),
+    (b"PK\3\4word/document.xml", "office"),
     ("Le café".encode("latin-1"), "UTF-8"),
 ])
 def test_a_text_that_words_do_not_cover_is_refused(tmp_path, capsys, content, word):
@@ -386,6 +405,29 @@ def test_token_files_of_another_width_are_read_where_they_say_so(tmp_path, capsy
     fails(capsys, lambda: data.load(save(tmp_path / "neg.bin", padded) + ":int32", "train", data.VOCAB), "-100")
 
 
+@pytest.mark.parametrize("bytes_of, width, words", [
+    (lambda ids: b"\x93NUMPY\1\0" + b" " * 120 + ids.tobytes(), "uint16", [".npy", "np.load"]),
+    (lambda ids: b"\x93NUMPY\1\0" + b" " * 120 + ids.astype("u8").tobytes(), "uint16", ["uint64"]),
+    (lambda ids: np.array([20240520, 1, 9, *[0] * 253], "i4").tobytes() + ids.tobytes(), "uint16", ["header", "tail -c +1025"]),
+    (lambda ids: np.array([len(ids)], "i8").tobytes() + ids.astype("i8").tobytes(), "uint16", ["uint64"]),
+    (lambda ids: ids.astype("u4").tobytes(), "uint16", ["uint32"]),
+    (lambda ids: ids.astype("i8").tobytes(), "int32", ["uint64"]),
+    (lambda ids: ids.astype(">u2").tobytes(), "uint16", [">u2", "np.fromfile"]),
+    (lambda ids: ids.astype(">u4").tobytes(), "uint32", [">u4", "np.fromfile"]),
+    (lambda ids: ids.astype("f4").tobytes(), "uint16", ["float32", "np.fromfile"]),
+    (lambda ids: ids.astype("f8").tobytes(), "uint64", ["float64", "np.fromfile"]),
+])
+def test_other_kinds_of_files_with_numbers_are_named(tmp_path, capsys, bytes_of, width, words):
+    """At GPT-2's vocabulary most pairs of bytes are tokens: .npy files, wider numbers behind a header were read as they came."""
+    vocab = [str(i) for i in range(50_257)]
+    ids = (np.random.default_rng(0).zipf(1.2, 20_000) % 50_257).astype(np.uint16)
+    (tmp_path / "x.bin").write_bytes(bytes_of(ids))
+    for spec in (f"{tmp_path}/x.bin:{width}", f"{tmp_path}/x.bin")[:1 + (width == "uint16")]:
+        fails(capsys, lambda: data.load(spec, "train", vocab), spec, *words)
+    ids.tofile(tmp_path / "y.bin")
+    assert np.array_equal(data.load(f"{tmp_path}/y.bin", "train", vocab).ids, ids[:18_000])
+
+
 def save(path, ids):
     ids.tofile(path)
     return str(path)
@@ -406,7 +448,8 @@ def test_the_target_tells_tokens_that_are_not_its_own(tmp_path, capsys, corpus, 
     assert data.load_for(bundled, save(tmp_path / "x.bin", ids), T)["fit"].rows(T).shape[1] == T
     assert "lexical and structural" in capsys.readouterr().out
     renamed = np.random.default_rng(0).permutation(len(data.VOCAB)).astype(np.uint16)
-    for wrong in (renamed[ids], (ids + 1).clip(max=len(data.VOCAB) - 1), ids[::-1]):
+    one_part = np.concatenate([renamed[ids[:-3000]], ids[-3000:]])            # all but the test part
+    for wrong in (renamed[ids], (ids + 1).clip(max=len(data.VOCAB) - 1), ids[::-1], one_part):
         path = save(tmp_path / "wrong.bin", wrong)
         fails(capsys, lambda: data.load_for(bundled, path, T), path, "uniform guess at 7.7")
 

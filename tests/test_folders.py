@@ -120,7 +120,7 @@ def test_names_that_are_not_told_apart(folder, capsys):
     assert GPT.load(folder).cfg.n_layer == L
     for extra in ("lm_head.bias", "score.weight", "transformer.h.0.attn.c_attn.lora_A.default.weight"):
         write(folder, tensors | {extra: torch.ones(V)})
-        fails(capsys, lambda: GPT.load(folder), extra.removeprefix("transformer."))
+        fails(capsys, lambda: GPT.load(folder), extra.removeprefix("transformer."), "no part of GPT-2", "GPT2LMHeadModel")
 
 
 @pytest.mark.parametrize("biases", [True, False])
@@ -147,7 +147,7 @@ def test_one_missing_bias_is_missing(folder, capsys):
     tensors = weights(folder)
     del tensors["transformer.h.1.ln_2.bias"]
     write(folder, tensors)
-    fails(capsys, lambda: GPT.load(folder), "h.1.ln_2.bias has shape None")
+    fails(capsys, lambda: GPT.load(folder), "h.1.ln_2.bias is missing")
 
 
 @pytest.mark.parametrize("name", ["gelu_new", *folders.GELU_NEW])
@@ -337,6 +337,7 @@ EOT = dict(id=0, content="<|endoftext|>", special=True)
     dict(model=dict(vocab={k: i for k, i in IDS.items() if i}), added_tokens=[EOT]),
     dict(model=dict(vocab=IDS), added_tokens=None),
     dict(model=dict(vocab=IDS), added_tokens=[EOT, dict(id=V, content="[PAD]")]),     # which the model does not know
+    dict(model=dict(type="Unigram", vocab=[[token, -0.5 * i] for i, token in enumerate(VOCAB)])),
 ])
 def test_tokenizer_json(folder, content):
     tokenizer(folder, content)
@@ -369,8 +370,39 @@ def test_without_names_there_is_a_warning(folder, capsys):
     assert err.count("\n") == 1 and all(word in err for word in ("warning", "tokenizer.json", "concepts", "rows"))
 
 
+def test_tokens_that_were_added_to_a_vocab_json(folder):
+    """transformers writes them to added_tokens.json or tokenizer.json; vocab.json is the one from before."""
+    names = {token: i for token, i in IDS.items() if i < V - 2}
+    for extra in ("tokenizer.json", "added_tokens.json"):
+        (folder / "vocab.json").write_text(json.dumps(names))
+        content = {"<|user|>": V - 1, "[PAD]": V}               # the model does not know the second
+        if extra == "tokenizer.json":
+            content = dict(model=dict(vocab=names), added_tokens=[dict(id=i, content=token) for token, i in content.items()])
+        (folder / extra).write_text(json.dumps(content))
+        assert GPT.load(folder).vocab == [*VOCAB[:-2], f"<{V - 2}>", "<|user|>"]
+        (folder / extra).unlink()
+    (folder / "vocab.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps(dict(model=dict(vocab=IDS))))
+    assert GPT.load(folder).vocab == VOCAB
+
+
+def test_a_vocabulary_of_few_names_is_a_warning(folder, capsys):
+    for names, warns in ({}, True), ({token: i for token, i in IDS.items() if i < 24}, True), (IDS, False):
+        (folder / "vocab.json").write_text(json.dumps(names))
+        GPT.load(folder)
+        err = capsys.readouterr().err
+        assert err.startswith(f"warning: {folder}: {len(names)} of {V} tokens") if warns else err == ""
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.json"])
+def test_a_pointer_of_git_lfs(folder, capsys, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 548105171\n")
+    fails(capsys, lambda: GPT.load(folder), folder / name, f"git -C {folder} lfs pull")
+
+
 def test_documents_end_at_the_tokenizers_own_mark(folder):
     for token, eos, want in (("</s>", 3, data.EOT), ("[SEP]", 3, data.EOT), ("word", 3, "word"), ("</s>", V, "</s>"),
+                             ("</s>", [3, 7], data.EOT), ("</s>", [], "</s>"),
                              ("</s>", "3", "</s>"), ("</s>", None, "</s>")):
         (folder / "vocab.json").write_text(json.dumps({token: 3}))
         write(folder, weights(folder), eos_token_id=eos)

@@ -274,7 +274,7 @@ def test_bad_folders(gpt, tmp_path, capsys):
 
 def test_missing_unknown_or_misshapen_weights(gpt, tmp_path, capsys):
     key = "transformer.h.1.mlp.c_fc.weight"
-    edits = [(lambda t: t.pop(key), "None"), (lambda t: t.update({key: t[key].T.contiguous()}), "(40, 24)"),
+    edits = [(lambda t: t.pop(key), "is missing"), (lambda t: t.update({key: t[key].T.contiguous()}), "(40, 24)"),
              (lambda t: t.update({"transformer.h.1.mlp.extra": t[key].clone()}), "mlp.extra")]
     for edit, word in edits:
         gpt.save(tmp_path, VOCAB, {})
@@ -397,6 +397,21 @@ def test_words_are_no_bytes():
     assert data.decode([2, 6, 5, 4, 7, 9, 8], vocab) == "café, Ġorġ Łukasz “мир”"
     assert data.spell([2, 5, 10], vocab) == ["café", "Ġorġ", "\\x1b"]
     assert data.is_byte_level(["<s>", "<unk>", *data.BYTES, "Ġcat"])        # which have an unknown word at times
+
+def test_bytes_are_told_from_words_without_all_of_them():
+    """A tokenizer that was trained without the alphabet of bytes has an unknown word, and not every byte."""
+    vocab = ["<|endoftext|>", "<unk>", "The", "Ġcat", "Ġsat", ".", "s", "Ġ"]
+    assert data.is_byte_level(vocab) and data.decode([2, 3, 4, 5], vocab) == "The cat sat."
+
+PIECES = ["<|endoftext|>", "<unk>", "▁The", "▁cat", "s", "▁", ".", "ca", "t"]
+
+def test_pieces_of_sentencepiece_read_as_text(gpt):
+    ids = [2, 3, 4, 5, 7, 8, 6]
+    assert data.decode(ids, PIECES) == " The cats cat." and data.spell(ids, PIECES) == [" The", " cat", "s", " ", "ca", "t", "."]
+    assert data.spell([2, 3], ["<|endoftext|>", "<unk>", "▁", "cat"]) == ["▁", "cat"]           # a word of its own
+    gpt.vocab = PIECES + [f"w{i}" for i in range(50 - len(PIECES))]
+    assert evals.as_list(gpt, [3, 4]) == "' cat' s" and evals.in_context(gpt, [0, 2, 3, 4, 6], 3) == "<|endoftext|> The cat[[s]]."
+    gpt.vocab = VOCAB
 
 def test_units_are_described_in_text(gpt):
     gpt.vocab = BPE + [f"w{i}" for i in range(50 - len(BPE))]
