@@ -294,9 +294,7 @@ class Found:
 
     def __init__(self, path):
         self.path = path
-        self.found = dict(rows=[], pairs=[])
-        if path.exists():
-            self.found = json.loads(path.read_text(encoding="utf-8"))
+        self.found = common.read_json(path, dict(rows=[], pairs=[]))
 
     def row(self, table, depends_on, names, find):
         """Add a row to a table, with what find() returns, unless it is there. Older ones go."""
@@ -349,14 +347,17 @@ def main(cfg):
     arena = compare.prepared(base, gpt, layer, dev)
     corpus = data.load_for(gpt, cfg.data, gpt.cfg.n_positions)["fit"]
     known = Found(Path(cfg.out) / "spd-length.json")
+    common.must_be_writable(cfg.out, cfg.runs)
     models = Models(cfg, gpt, layer)
+    # a file may hold another text under the name that it had
+    text = [] if cfg.data == "tinytales" else [data.fingerprint(cfg.data)]
 
     # each run by itself
     for i, job in enumerate(todo):
         print(f"[{i + 1}/{len(todo)}] {job.start}, {job.steps} steps, seed {job.seed}", flush=True)
         run = configured(cfg, gpt, layer, *job)
         how = {k: v for k, v in vars(run).items() if k not in spd.MAY_CHANGE_ON_RESUME}
-        known.row("rows", [gpt.hash, how, cfg.eval_tokens], job._asdict(),
+        known.row("rows", [gpt.hash, how, cfg.eval_tokens, *text], job._asdict(),
                   lambda: measured(models[job], run, arena, corpus))
 
     # runs against each other
@@ -364,7 +365,7 @@ def main(cfg):
         print(name, flush=True)
         how = vars(configured(cfg, gpt, layer, *group[0])) | {"out": ""}
         names = dict(start=start, steps=steps, name=name)
-        known.row("pairs", [gpt.hash, group, how, cfg.eval_tokens], names,
+        known.row("pairs", [gpt.hash, group, how, cfg.eval_tokens, *text], names,
                   lambda: together([models[job] for job in group], arena))
 
     found = known.found | dict(provenance=common.provenance(cfg, gpt))
