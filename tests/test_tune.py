@@ -218,7 +218,16 @@ def test_rows_of_other_settings_are_refused_and_kept(small, capsys):
         assert path.read_bytes() == before and not Path(small.runs).exists()
 
 
-def test_bad_input_ends_in_one_line(target, capsys, tmp_path):
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"<<<<<<< HEAD\n", b"[" * 100_000])
+def test_a_damaged_table_is_refused_and_kept(damage, small, capsys):
+    path = Path(small.out) / "tuning.json"
+    common.write(path, damage)
+    fails(capsys, lambda: tune.main(small), "tuning.json", "damaged")
+    assert path.read_bytes() == damage and not Path(small.runs).exists()
+
+
+def test_bad_input_ends_in_one_line(target, small, capsys, tmp_path):
+    fails(capsys, lambda: tune.main(dataclasses.replace(small, out="/proc/x")), "/proc/x: cannot write")
     how = dict(model=str(target), data=str(target / "x.bin"), device="cpu", out=str(tmp_path))
     fails(capsys, lambda: tune.main(tune.Config(**how, methods="spdd")), "--methods spdd")
     fails(capsys, lambda: tune.main(tune.Config(**how, methods="pca")), "--methods pca")
