@@ -45,6 +45,7 @@ class Config:
 
 
 TABLE = compare.METHODS["spd"]      # what is varied in length is the table's SPD
+MOST = dict(steps=10**8, seeds=100, neurons=10**8)
 BATCHES = 24                        # of fit, whose mean the loss is
 PAIRS = {
     "activations_shared_0.7": "same v",
@@ -100,8 +101,9 @@ def numbers(cfg, flag):
         values = [int(v) for v in text.split(",") if v]
     except ValueError:
         values = [0]
-    if min(values, default=1) < 1:
-        common.fail(f"--{flag} {text}: whole numbers from 1 on, separated by commas")
+    most = MOST[flag]
+    if min(values, default=1) < 1 or max(values, default=1) > most:
+        common.fail(f"--{flag} {text}: whole numbers from 1 to {most:,}, separated by commas")
     return values
 
 

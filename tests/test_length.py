@@ -116,3 +116,8 @@ def test_a_place_that_cannot_be_written_to_is_found_before_training(cfg, tmp_pat
         for flag in ("out", "runs"):
             fails(capsys, lambda: length.main(dataclasses.replace(cfg, **{flag: str(place)})), "cannot write")
     assert not Path(cfg.runs).exists()
+
+
+@pytest.mark.parametrize("flag, value", [("seeds", "100000000"), ("steps", "9" * 30), ("neurons", "9" * 50), ("steps", "1e3"), ("seeds", "0")])
+def test_numbers_that_no_run_comes_to_are_refused(flag, value, cfg, capsys):
+    fails(capsys, lambda: length.main(dataclasses.replace(cfg, **{flag: value})), f"--{flag} ", "whole numbers from 1 to")
