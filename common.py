@@ -20,6 +20,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import typing
@@ -52,6 +53,21 @@ def shortened(text, longest):
     """Leave out the middle of a text that is longer."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]}..{text[-half:]}"
+
+
+def end_in_one_line(kind, e, trace):
+    """Say in one line why a script ends where that is no fault of its code: Ctrl-C, no memory, a
+    file or an output that can't be used. A fault of the code has its traceback (sys.excepthook)."""
+    if issubclass(kind, BrokenPipeError):
+        raise SystemExit(1)         # as of `| head`: whoever reads has read enough
+    if issubclass(kind, OSError):
+        fail(f"{e.filename or 'output'}: {e.strerror or e}")
+    if issubclass(kind, KeyboardInterrupt):
+        fail("interrupted: a training goes on with --resume, compare.py and the studies when they "
+             "are started again", 130)
+    if issubclass(kind, (MemoryError, torch.OutOfMemoryError)) or "can't allocate" in str(e):
+        fail(f"out of memory: {e}")
+    sys.__excepthook__(kind, e, trace)
 
 
 # ------------------------------------------------------------------------------ command line
@@ -89,7 +105,8 @@ def cli(Config, argv=None):
     # what a terminal or a file can't show must not end a run
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):      # a notebook's has none
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace", line_buffering=True)
+    sys.excepthook = end_in_one_line
 
     # the first line of the file's docstring, and the comments behind the fields
     about = (sys.modules[Config.__module__].__doc__ or "").strip().split("\n")[0]
@@ -365,9 +382,9 @@ def write(path, data: bytes):
 HELD = {}                           # {path: open file} of the locks that this process has
 
 
-def hold(folder):
-    """Keep a folder for this process until it ends. Fails, and names the holder, if another process
-    has it.
+def hold(folder, wait=False):
+    """Keep a folder for this process until it ends, or until `let_go`. If another process has it,
+    fails and names the holder, or waits for it.
 
     The lock is the system's, on the open file folder/.lock: it ends with its process, however that
     ends, and counts on all machines that share the folder. So a file that was left behind locks
@@ -379,16 +396,45 @@ def hold(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")
         if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, folder, wait)
         file.truncate(0)
         print(os.getpid(), "on", socket.gethostname(), file=file, flush=True)
-    except BlockingIOError:
-        file.seek(0)
-        fail(f"{folder}: process {file.read()} is writing there: wait for it, or choose another "
-             "folder with --out")
     except OSError as e:
         fail(f"{path}: cannot write: {e.strerror}")
     HELD[path] = file
+
+
+def lock(file, folder, wait):
+    """Lock the open file of a folder, as `hold` says."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = f"{folder}: process {file.read().strip()} is writing there"
+        if not wait:
+            fail(f"{holder}: wait for it, or choose another folder with --out")
+        print(f"{holder}: waiting for it", file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def is_held(folder) -> bool:
+    """Does another process hold a folder at this moment?"""
+    path = Path(folder).resolve() / ".lock"
+    if path in HELD or not fcntl or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def let_go(folder):
+    """Let another process hold a folder that this one holds."""
+    file = HELD.pop(Path(folder).resolve() / ".lock", None)
+    if file:
+        file.close()
 
 
 def save(path, tensors: dict, meta: dict):
@@ -474,6 +520,31 @@ def must_be_file(path):
     """Fail if there is something else in the place of a file: a folder, a pipe."""
     if os.path.exists(path) and not os.path.isfile(path):
         fail(f"{path}: is not a file but in the place of one: move it away")
+
+
+def must_be_writable(*folders):
+    """Make folders, and fail if one of them takes no file: before hours of work, whose results
+    would go there."""
+    for folder in folders:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except (OSError, ValueError) as e:      # ValueError: of a name that no file has
+            fail(f"{folder}: cannot write: {getattr(e, 'strerror', None) or e}")
+
+
+def read_json(path, default) -> dict:
+    """Read the dict that a study keeps in a file, or the default where there is no file yet."""
+    try:
+        if not os.path.exists(path):
+            return default
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if default.keys() <= found.keys():
+            return found
+        reason = f"it has no {', '.join(default)}"
+    except (OSError, ValueError, AttributeError, RecursionError) as e:
+        reason = str(e)
+    fail(f"{path}: damaged ({reason}): restore it, or remove it and lose what was found")
 
 
 def differences(name, was, wanted) -> list[str]:
@@ -706,6 +777,10 @@ class Run:
         self.code = training_code(inspect.getfile(type(cfg)))
         for name in (self.path.name, "log.jsonl", "summary.json"):
             must_be_file(Path(cfg.out) / name)
+        for path in Path(cfg.out).glob("*.safetensors"):
+            if path.name != self.path.name:
+                fail(f"--out {cfg.out}: holds {path.name}, of which log.jsonl and summary.json "
+                     "would be lost: choose another folder")
 
         # what a resumed run must share with the one that was interrupted
         may_change = sys.modules[type(cfg).__module__].MAY_CHANGE_ON_RESUME

@@ -340,6 +340,9 @@ def out_of_date(run, module):
              if name in had_flags and name not in module.MAY_CHANGE_ON_RESUME}
     flags = json.loads(json.dumps(flags))           # as meta went: tuples become lists
     had_flags = {name: had_flags[name] for name in flags}
+    text = data.fingerprint(run.data)
+    if meta.get("text", text) != text:
+        wrong.append("its data were others")
     return wrong + common.differences("flags", had_flags, flags)
 
 
@@ -361,25 +364,35 @@ def check_models(cfg, arena, todo):
                     "these models anew, or --keep to use them as they are")
 
 
-def trained(job, run, gpt, retrain=False, keep=False):
-    """(model, its training's cost, hash of its checkpoint), trained or loaded.
-
-    retrain, keep: what to do with a model that other code has trained; neither: fail."""
-    module = job.method.module
+def is_trained(run, module, retrain, keep) -> bool:
+    """Is a model there, and whole? Otherwise run.resume says whether its training goes on from
+    where it was left. Fails on a model of other code unless it was said what to do with it."""
     path = checkpoint(run, module)
     differs = out_of_date(run, module)
     if differs and not (retrain or keep):
         common.fail(f"{path}: trained by other code than there is now ({', '.join(differs)}): "
                     "remove it to train that model anew, or see compare.py --keep")
-
-    # Is it there, and whole? Otherwise it is trained, from where an interrupted training was left.
     run.resume = path.exists() and not (differs and retrain)
-    is_whole = run.resume and common.read_meta(path).get("step") == run.steps
-    if not is_whole:
-        Path(run.out).mkdir(parents=True, exist_ok=True)
-        log = open(Path(run.out) / "train.txt", "a", encoding="utf-8")
-        with log, contextlib.redirect_stdout(log):
-            module.train(run)
+    return run.resume and common.read_meta(path).get("step") == run.steps
+
+
+def trained(job, run, gpt, retrain=False, keep=False):
+    """(model, its training's cost, hash of its checkpoint), trained or loaded.
+
+    Of two runs with one folder for models, the second waits until the first has trained it.
+    retrain, keep: what to do with a model that other code has trained; neither: fail."""
+    module = job.method.module
+    path = checkpoint(run, module)
+    if not is_trained(run, module, retrain, keep):
+        common.hold(run.out, wait=True)
+        try:
+            # whoever had that folder may have trained it meanwhile
+            if not is_trained(run, module, retrain, keep):
+                log = open(Path(run.out) / "train.txt", "a", encoding="utf-8")
+                with log, contextlib.redirect_stdout(log):
+                    module.train(run)
+        finally:
+            common.let_go(run.out)
 
     m = module.load(path, gpt)
     tokens = run.steps * tokens_per_step(run)
@@ -707,6 +720,7 @@ def main(cfg):
 
     # do it, and tell; of many processes the first one tells
     team = Team()
+    common.must_be_writable(cfg.out, cfg.runs)
     if team.rank == 0:
         common.hold(cfg.out)
     found = collect(cfg, arena, groups, todo, team)

@@ -50,6 +50,9 @@ def advice(folder) -> str:
     if os.path.isfile(folder):
         return f"; {folder} is a file, --model takes a folder with config.json and weights"
     if not os.path.isdir(folder):
+        beside = Path(__file__).resolve().parent / folder
+        if os.path.isdir(beside):
+            return f"; there is {beside}, give --model that"
         if not re.fullmatch(r"\w[\w.-]{0,95}(/[\w.-]{1,96})?", str(folder)):
             return ", nor such a folder"
         return (f"; if {folder} is a model on Hugging Face's hub, download it: pip install "

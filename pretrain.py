@@ -256,6 +256,7 @@ def begin(cfg, resume, fixed, **parts):
         tensors, meta = common.load(ckpt, **fixed)
         common.unflat(tensors, **parts)
         start = common.steps_done(ckpt, meta, cfg.steps)
+    common.must_be_writable(run, cfg.out)
     common.hold(run)
     return start, ckpt, common.Log(run / "log.jsonl", start)
 

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -179,6 +180,13 @@ class ChatClient:
             headers["Authorization"] = f"Bearer {self.key}"
             headers["api-key"] = self.key           # as Azure calls it
         request = urllib.request.Request(self.url, json.dumps(asked).encode(), headers)
+        try:
+            return within(self.timeout, self.exchange, request)
+        except TimeoutError:
+            raise Trouble(f"no reply within --judge_timeout {self.timeout:g}") from None
+
+    def exchange(self, request):
+        """The Reply to a request; raises Trouble, or TimeoutError, if there is none."""
         ends = time.monotonic() + self.timeout
         try:
             with self.open(request, timeout=self.timeout) as response:
@@ -190,7 +198,9 @@ class ChatClient:
             reason = getattr(e, "reason", e)        # what a URLError wraps
             text = f"{reason}" or type(reason).__name__
             if isinstance(reason, TimeoutError):
-                text = f"no reply within --judge_timeout {self.timeout:g}"
+                raise TimeoutError from None
+            if type(reason) is http.client.BadStatusLine:
+                text = f"its reply is not HTTP, is its address https://? ({text})"
             raise Trouble(text) from None
 
     def refusal(self, error, ends):
@@ -267,6 +277,30 @@ def any_text(text):
 
 
 # ------------------------------------------------------------------------ what a server sends
+def within(seconds, function, argument):
+    """function(argument), in a thread that is left behind if it takes longer: then TimeoutError.
+
+    No other limit holds for a server that sends a byte of a header now and then, or for the look-up
+    of its name."""
+    outcome = []
+
+    def run():
+        try:
+            outcome.append((function(argument), None))
+        except Exception as e:
+            outcome.append((None, e))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)        # the function's own limit comes first, it knows more
+    if not outcome:
+        raise TimeoutError
+    value, error = outcome[0]
+    if error:
+        raise error
+    return value
+
+
 def read_body(response, ends):
     """Read the text of a response; raises one of FAILURES if it is not there, whole, by then."""
     expected = response.length          # None where the end of the connection tells it

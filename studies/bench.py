@@ -51,7 +51,7 @@ ROOT = Path(__file__).parent.parent
 class Config:
     model: str = "target"       # folder of the GPT-2 whose MLP is taken apart
     rounds: int = 9             # [1, 1e6] measurements of everything; the medians are printed
-    yardstick: bool = False     # the public implementation's shapes and losses
+    yardstick: bool = False     # spd: the public implementation's shapes and losses
     to_quality: bool = False    # spd: how long until the authors' recipe's loss is reached
     peers: bool = False         # sae: public trainers beside ours
     device: str = "auto"        # auto, cpu, cuda
@@ -189,7 +189,9 @@ cfg = bench.{cfg}
 step = {step}
 [step() for _ in range(4)]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"""
-    out = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
+    out = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    if out.returncode:
+        raise SystemExit(out.returncode)        # it has said why
     peak = int(out.stdout.split()[-1])
     per_gib = 2**30 if sys.platform == "darwin" else 2**20      # bytes on a Mac, else KiB
     return peak / per_gib
@@ -621,8 +623,6 @@ WIDTHS = (1024, 16384)
 
 def bench_act(name, cfg):
     """A step of each variant of one method at each width; memory of the first."""
-    if cfg.peers and name != "sae":
-        common.fail(f"bench {name} --peers: only sae has peers")
     if cfg.peers:
         return bench_peers(cfg)
     build, variants = STEPS[name]
@@ -753,6 +753,10 @@ def main(job=None, *argv):
     if job not in JOBS:
         common.fail(f"bench: the first argument must be a job, one of: {', '.join(JOBS)}")
     cfg = common.cli(Config, argv)
+    for name, text in common.comments(Config).items():
+        owner = text.partition(": ")[0]
+        if owner in JOBS and owner != job and getattr(cfg, name):
+            common.fail(f"bench {job} --{name}: goes with {owner} alone")
     JOBS[job](cfg)
 
 

@@ -45,6 +45,7 @@ class Config:
 
 
 TABLE = compare.METHODS["spd"]      # what is varied in length is the table's SPD
+MOST = dict(steps=10**8, seeds=100, neurons=10**8)
 BATCHES = 24                        # of fit, whose mean the loss is
 PAIRS = {
     "activations_shared_0.7": "same v",
@@ -100,8 +101,9 @@ def numbers(cfg, flag):
         values = [int(v) for v in text.split(",") if v]
     except ValueError:
         values = [0]
-    if min(values, default=1) < 1:
-        common.fail(f"--{flag} {text}: whole numbers from 1 on, separated by commas")
+    most = MOST[flag]
+    if min(values, default=1) < 1 or max(values, default=1) > most:
+        common.fail(f"--{flag} {text}: whole numbers from 1 to {most:,}, separated by commas")
     return values
 
 
@@ -294,9 +296,7 @@ class Found:
 
     def __init__(self, path):
         self.path = path
-        self.found = dict(rows=[], pairs=[])
-        if path.exists():
-            self.found = json.loads(path.read_text(encoding="utf-8"))
+        self.found = common.read_json(path, dict(rows=[], pairs=[]))
 
     def row(self, table, depends_on, names, find):
         """Add a row to a table, with what find() returns, unless it is there. Older ones go."""
@@ -349,14 +349,17 @@ def main(cfg):
     arena = compare.prepared(base, gpt, layer, dev)
     corpus = data.load_for(gpt, cfg.data, gpt.cfg.n_positions)["fit"]
     known = Found(Path(cfg.out) / "spd-length.json")
+    common.must_be_writable(cfg.out, cfg.runs)
     models = Models(cfg, gpt, layer)
+    # a file may hold another text under the name that it had
+    text = [] if cfg.data == "tinytales" else [data.fingerprint(cfg.data)]
 
     # each run by itself
     for i, job in enumerate(todo):
         print(f"[{i + 1}/{len(todo)}] {job.start}, {job.steps} steps, seed {job.seed}", flush=True)
         run = configured(cfg, gpt, layer, *job)
         how = {k: v for k, v in vars(run).items() if k not in spd.MAY_CHANGE_ON_RESUME}
-        known.row("rows", [gpt.hash, how, cfg.eval_tokens], job._asdict(),
+        known.row("rows", [gpt.hash, how, cfg.eval_tokens, *text], job._asdict(),
                   lambda: measured(models[job], run, arena, corpus))
 
     # runs against each other
@@ -364,7 +367,7 @@ def main(cfg):
         print(name, flush=True)
         how = vars(configured(cfg, gpt, layer, *group[0])) | {"out": ""}
         names = dict(start=start, steps=steps, name=name)
-        known.row("pairs", [gpt.hash, group, how, cfg.eval_tokens], names,
+        known.row("pairs", [gpt.hash, group, how, cfg.eval_tokens, *text], names,
                   lambda: together([models[job] for job in group], arena))
 
     found = known.found | dict(provenance=common.provenance(cfg, gpt))

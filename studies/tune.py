@@ -15,7 +15,10 @@ Muon is for matrices. Where the table trains a row by Adam, a trial with Muon tr
 thresholds (lr_rest) at the rate of that Adam: it is what they are known to need.
 
     python -m studies.tune                      # trains what is missing, beside compare.py's models
-    python -m studies.tune --methods sae,molt   # these rows alone; two runs can share the work
+    python -m studies.tune --methods sae,molt   # these rows alone
+
+Runs that are started with one --runs and one --out share the work: each takes the trials of a row
+that no other is training, then waits for the rest.
 """
 import dataclasses
 import fcntl
@@ -164,7 +167,7 @@ def stored(path, of):
     """The rows in tuning.json, each of which says what it is of. Fails unless that is `of`.
 
     Rows of another target, for one, can't be in one table with this run's."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    rows = common.read_json(path, dict(rows=[]))["rows"]
     for row in rows:
         if row.get("of") != of:
             common.fail(f"{path}: its row {row['name']} is of {row.get('of', 'an earlier form')}, "
@@ -283,6 +286,7 @@ def main(cfg):
     of = dict(target=gpt.hash, text=data.fingerprint(cfg.data), layer=layer, tokens=cfg.tokens,
               eval_tokens=cfg.eval_tokens)
     rows = stored(path, of)
+    common.must_be_writable(cfg.out, cfg.runs)
     arena = compare.prepared(base, gpt, layer, dev)
     jobs = []
     for row in tried.values():
@@ -291,6 +295,10 @@ def main(cfg):
 
     # row by row: all its trials, then the verdict
     for name, row in tried.items():
+        # what another run is training comes last: then it may be there
+        for setting, job in row:
+            if not common.is_held(folder(job, base, arena)):
+                known.score(job, setting)
         points = []
         for setting, job in row:
             about = dict(**setting._asdict(), value=job.value, middle=job.middle)

@@ -197,6 +197,10 @@ def test_peers_are_timed_as_installed_and_with_our_switches(stand_ins, capfd):
     assert sorted(said) == 4 * [f"is {'bf16' if common.fast_matmul() else 'none'}"] + 4 * ["is none"]
 
 
+def test_a_target_that_is_missing_is_one_line(capfd):
+    fails(capfd, lambda: bench.main("spd", "--model", "/nowhere"), "/nowhere/config.json: no such file")
+
+
 def test_peak_memory_of_the_default_job():
     assert 0.1 < bench.peak_gib(bench.Config(device="cpu")) < 1.5
 
@@ -204,6 +208,7 @@ def test_peak_memory_of_the_default_job():
 @pytest.mark.parametrize("argv, says", [
     ([], "one of: spd, sae"), (["sdp"], "one of: spd, sae"), (["--rounds", "3"], "one of: spd, sae"),
     (["spd", "--rounds", "0"], "--rounds 0"), (["spd", "--round", "3"], "--round"),
-    (["transcoder", "--peers"], "only sae")])
+    (["transcoder", "--peers"], "--peers: goes with sae"), (["sae", "--to_quality"], "--to_quality: goes with spd"),
+    (["molt", "--yardstick"], "--yardstick: goes with spd")])
 def test_bad_input_ends_in_one_line(argv, says, capsys):
     fails(capsys, lambda: bench.main(*argv), says)

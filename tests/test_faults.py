@@ -9,6 +9,8 @@ import os
 import random
 import resource
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -398,3 +400,64 @@ def test_every_read_and_write_says_utf_8():
                 is_text |= ast.unparse(node.func) == "open" and '"b' not in said and not any(
                     mode in said for mode in ("'rb'", "'wb'", "'xb'", "'ab'", "'r+b'"))
                 assert not is_text or "utf-8" in said, f"{path.name}:{node.lineno}: {said}"
+
+
+# ---------------------------------------------------------------------------------------------- how a script ends
+ENDS = """
+import dataclasses, time
+import common
+@dataclasses.dataclass
+class Config:
+    a: int = 1
+common.cli(Config, [])
+print("ready", flush=True)
+%s
+"""
+
+
+def ends(tmp_path, code, out=subprocess.PIPE, then=lambda process: None):
+    """(exit code, stderr) of a script that runs some code once its command line is read."""
+    (tmp_path / "script.py").write_text(ENDS % code, encoding="utf-8")
+    process = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stdout=out, stderr=subprocess.PIPE,
+                               env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    then(process)
+    return process.wait(60), process.stderr.read().decode()
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    def interrupt(process):
+        while process.stdout.readline() != b"ready\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    code, err = ends(tmp_path, "time.sleep(60)", then=interrupt)
+    assert code == 130 and err.startswith("error: interrupted") and "--resume" in err and err.count("\n") == 1
+
+
+def test_what_reads_the_output_may_leave(tmp_path):
+    def leave(process):
+        process.stdout.readline()
+        process.stdout.close()
+    assert ends(tmp_path, "time.sleep(1); print('x' * 99)", then=leave) == (1, "")
+
+
+@pytest.mark.parametrize("code, words", [
+    ("", "output: No space left on device"), ("bytearray(1 << 60)", "out of memory"), ("common.torch.zeros(1 << 50)", "out of memory"),
+    ("open('/nowhere/x')", "/nowhere/x: No such file or directory")])
+def test_what_is_no_fault_of_the_code_is_one_line(tmp_path, code, words):
+    with open("/dev/null" if code else "/dev/full", "w") as out:
+        end, err = ends(tmp_path, code, out)
+    assert end == 2 and err.startswith("error: ") and words in err and err.count("\n") == 1, err
+
+
+def test_a_fault_of_the_code_has_its_traceback(tmp_path):
+    code, err = ends(tmp_path, "1 / 0")
+    assert code == 1 and "Traceback" in err and err.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_folder_in_which_another_method_lives_is_left_alone(whole, capsys):
+    """Neither begun in nor resumed in: log.jsonl and summary.json are the other's."""
+    before = {p.name: text_of(p) for p in Path(whole.out).iterdir()}
+    for resume in (False, True):
+        cfg = small("spd", Path(whole.model), whole.out, resume=resume)
+        fails(capsys, lambda: importlib.import_module("spd").train(cfg), "--out", "holds sae.safetensors", "another folder")
+    assert {p.name: text_of(p) for p in Path(whole.out).iterdir()} == before

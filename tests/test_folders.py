@@ -286,6 +286,7 @@ def test_what_is_no_folder(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     for name in ("gpt2", "openai-community/gpt2"):
         fails(capsys, lambda: GPT.load(name), "no such file", f"hf download {name} ", f"--local-dir {name}")
+    fails(capsys, lambda: GPT.load("target"), f"there is {os.path.dirname(common.__file__) + '/target'}, give --model that")
     for name in ("../gpt2", "/nowhere/gpt2", "a/b/c", "x" * 5000 + "/../y", "a\0b"):
         with pytest.raises(SystemExit):
             GPT.load(name)

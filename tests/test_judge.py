@@ -438,3 +438,27 @@ def test_tokens_of_byte_level_bpe_are_shown_as_text():
     vocab = ["The", "Ġcaf", "Ã©", "ĊĊ", "âĢľ", "Ġ<|endoftext|>"]
     value = torch.tensor([0., 1., 1., 0., 0., 0.])
     assert llm.passage(torch.arange(6), value, vocab) == "The<< caf>><<é>>\\n\\n“ ‹|endoftext|›"
+
+
+def drips(first, then):
+    """A response that begins with some bytes and goes on with others, one at a time, for longer than anybody waits."""
+    def respond(self):
+        with contextlib.suppress(OSError):
+            self.wfile.write(first)
+            for _ in range(100):
+                self.wfile.write(then)
+                threading.Event().wait(0.05)
+    return respond
+
+
+@pytest.mark.parametrize("first, then", [
+    (b"HTTP/1.1 200 OK\r\nX: ", b"a"), (b"", b"HTTP/1.1 100 Continue\r\n\r\n"), (CHUNKED, b"0"),
+    (b"HTTP/1.1 500 Internal\r\nX: ", b"a")], ids=["header", "continue", "size of a chunk", "header of an error"])
+def test_the_seconds_of_judge_timeout_hold_for_each_part_of_a_response(server, tmp_path, waits, capsys, first, then):
+    began = time.monotonic()
+    fails(capsys, lambda: chats(server, tmp_path, [drips(first, then)] * 3, timeout=0.2), "within --judge_timeout 0.2")
+    assert time.monotonic() - began < 6
+
+
+def test_a_server_that_speaks_no_http_is_told_from_one_that_is_slow(server, tmp_path, waits, capsys):
+    fails(capsys, lambda: chats(server, tmp_path, [b"\x15\x03\x01\x00\x02\x02\x46"] * 3), "not HTTP", "https://?")

@@ -3,11 +3,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import common
 import compare
+import data
 import spd
 from conftest import D, M
 from model import GPT
@@ -85,3 +87,37 @@ def test_the_start_at_the_neurons_is_exact_and_theirs(cfg):
 def test_bad_input_is_one_line(cfg, capsys, change, words):
     fails(capsys, lambda: length.main(dataclasses.replace(cfg, **change)), words)
     assert not Path(cfg.out).exists() and not Path(cfg.runs).exists()
+
+
+def test_another_text_under_the_same_name_is_not_taken_for_the_one_that_was(cfg, tmp_path, capsys):
+    """Neither its models nor its rows."""
+    path = tmp_path / "y.bin"
+    path.write_bytes(Path(cfg.data).read_bytes())
+    cfg = dataclasses.replace(cfg, data=str(path), steps="2", seeds="1", neurons="")
+    length.main(cfg)
+    path.write_bytes(np.fromfile(path, np.uint16)[::-1].tobytes())
+    data.fingerprint.cache_clear()              # as of another process
+    fails(capsys, lambda: length.main(cfg), "data were others")
+    length.main(dataclasses.replace(cfg, runs=cfg.runs + "2"))
+    assert len({row["loss"] for row in json.loads((Path(cfg.out) / "spd-length.json").read_text())["rows"]}) == 1
+    assert len(list((tmp_path / "runs2").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"7", b"{}", b"<<<<<<< HEAD\n", b"\xff", b"[" * 100_000])
+def test_damaged_results_are_one_line(damage, cfg, capsys):
+    common.write(Path(cfg.out) / "spd-length.json", damage)
+    fails(capsys, lambda: length.main(cfg), "spd-length.json", "damaged")
+    assert not Path(cfg.runs).exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_training(cfg, tmp_path, capsys):
+    for place in (tmp_path / "file" / "x", tmp_path / ("x" * 300), "/proc/x", "\x00"):
+        (tmp_path / "file").write_bytes(b"")
+        for flag in ("out", "runs"):
+            fails(capsys, lambda: length.main(dataclasses.replace(cfg, **{flag: str(place)})), "cannot write")
+    assert not Path(cfg.runs).exists()
+
+
+@pytest.mark.parametrize("flag, value", [("seeds", "100000000"), ("steps", "9" * 30), ("neurons", "9" * 50), ("steps", "1e3"), ("seeds", "0")])
+def test_numbers_that_no_run_comes_to_are_refused(flag, value, cfg, capsys):
+    fails(capsys, lambda: length.main(dataclasses.replace(cfg, **{flag: value})), f"--{flag} ", "whole numbers from 1 to")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 NODES = {
     "baselines.py": 1780,
     "clt.py": 3890,
-    "common.py": 4900,
+    "common.py": 5350,
     "compare.py": 5300,
     "data.py": 4450,
     "evals.py": 3790,

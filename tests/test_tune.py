@@ -2,6 +2,8 @@
 import dataclasses
 import json
 import math
+import multiprocessing
+import shutil
 import threading
 from pathlib import Path
 
@@ -216,9 +218,59 @@ def test_rows_of_other_settings_are_refused_and_kept(small, capsys):
         assert path.read_bytes() == before and not Path(small.runs).exists()
 
 
-def test_bad_input_ends_in_one_line(target, capsys, tmp_path):
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"<<<<<<< HEAD\n", b"[" * 100_000])
+def test_a_damaged_table_is_refused_and_kept(damage, small, capsys):
+    path = Path(small.out) / "tuning.json"
+    common.write(path, damage)
+    fails(capsys, lambda: tune.main(small), "tuning.json", "damaged")
+    assert path.read_bytes() == damage and not Path(small.runs).exists()
+
+
+def test_bad_input_ends_in_one_line(target, small, capsys, tmp_path):
+    fails(capsys, lambda: tune.main(dataclasses.replace(small, out="/proc/x")), "/proc/x: cannot write")
     how = dict(model=str(target), data=str(target / "x.bin"), device="cpu", out=str(tmp_path))
     fails(capsys, lambda: tune.main(tune.Config(**how, methods="spdd")), "--methods spdd")
     fails(capsys, lambda: tune.main(tune.Config(**how, methods="pca")), "--methods pca")
     fails(capsys, lambda: tune.main(tune.Config(**how, tokens=0)), "--tokens 0")
     assert not list(tmp_path.iterdir())
+
+
+def busy(folder, held, may_end, finish):
+    """Hold a folder until it may end; then copy a finished model there, if one is given."""
+    common.hold(folder)
+    held.release()
+    may_end.acquire()
+    if finish:
+        shutil.copytree(finish, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
+
+
+def test_what_another_run_is_training_comes_last_and_is_waited_for(small, tmp_path, monkeypatch, capsys):
+    """Not trained twice, and no failure."""
+    alone = dataclasses.replace(small, runs=str(tmp_path / "other"), out=str(tmp_path / "alone"))
+    tune.main(alone)
+    scores = rows(alone)
+    finished = next((tmp_path / "other").glob("transcoder-k2-*"))
+    fork = multiprocessing.get_context("fork")
+    held, may_end = fork.Semaphore(0), fork.Semaphore(0)
+    trains = fork.Process(target=busy, args=(tmp_path / "runs" / finished.name, held, may_end, finished))
+    trains.start()
+    held.acquire()
+    begun, hold = [], common.hold
+    train = compare.METHODS["transcoder"].module.train
+    def recorded(run):
+        begun.append(Path(run.out).name)
+        return train(run)
+    monkeypatch.setattr(compare.METHODS["transcoder"].module, "train", recorded)
+    def held_by_now(folder, wait=False):
+        if Path(folder).name == finished.name:
+            assert wait and len(begun) == 11
+            may_end.release()
+        hold(folder, wait)
+    monkeypatch.setattr(common, "hold", held_by_now)
+    capsys.readouterr()
+    tune.main(small)
+    trains.join()
+    assert finished.name not in begun and len(begun) == 11 and f"process {trains.pid} on" in capsys.readouterr().err
+    found = rows(small)["transcoder"]
+    assert [(p["key"], p["kl"]) for p in found["points"]] == [(p["key"], p["kl"]) for p in scores["transcoder"]["points"]]
+    assert not common.HELD.keys() & {Path(path).resolve() / ".lock" for path in (tmp_path / "runs").iterdir()}
