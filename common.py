@@ -44,8 +44,8 @@ def fail(msg, code=2) -> typing.NoReturn:
     """End the script with one line on stderr. Every bad input ends here; exit code 2."""
     for bar in [*getattr(tqdm, "_instances", ())]:
         bar.close()         # the message gets a line of its own, below the bar
-    line = " ".join(shortened(word, 300) for word in str(msg).split())
-    print("error:", shortened(line, 1500), file=sys.stderr)
+    line = " ".join(shortened(word, 500) for word in str(msg).split())
+    print("error:", shortened(line, 2000), file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -456,6 +456,9 @@ def checksum(tensors: dict, meta: dict) -> int:
     return crc
 
 
+# how to say that hashes in a checkpoint's meta differ, which tell people nothing
+HASHED = dict(text="another text than --data names now, or the file has changed",
+              target="another target than --model names now, or its files have changed")
 # what reading a file that is no checkpoint may raise
 UNREADABLE = (SafetensorError, OSError, ValueError, RecursionError)
 
@@ -481,6 +484,8 @@ def load(path, **expect) -> tuple[dict, dict]:
     # through JSON, as meta went: tuples become lists
     for name, wanted in json.loads(json.dumps(expect)).items():
         wrong = differences(name, meta.get(name), wanted)
+        if wrong and name in HASHED:
+            wrong = [HASHED[name]]
         if wrong:
             fail(f"{path}: does not fit this run: it has {'; '.join(wrong)}")
     return tensors, meta

@@ -63,7 +63,8 @@ class Corpus:
         ids = self.ids[offset:] if is_last else self.ids[offset:offset + CHUNK]
         n = len(ids)
         if n < T:
-            fail(f"the data hold {n} tokens, fewer than one row of {T}")
+            fail(f"a part of the data holds {n} tokens, fewer than one row of {T}: take a longer "
+                 "text, or a smaller --T")
         eot = self.vocab.index(EOT) if EOT in self.vocab else -1
         stories = np.flatnonzero(ids == eot)
         starts = []
@@ -184,7 +185,7 @@ def fingerprint(spec) -> str:
     Of TinyTales it covers the sources; of a file the name, the size and the content, whole up to 64
     MB. A larger file's content is sampled at 64 places, so that it takes milliseconds whatever the
     size, and its date counts: a copy has to keep that (cp -p). The sources of the concepts are part
-    of it."""
+    of it, and for a .txt how words are told."""
     digest = hashlib.sha256(cache.version().encode())
     if spec != "tinytales":
         path, _ = file_of(spec)
@@ -192,6 +193,9 @@ def fingerprint(spec) -> str:
         size = stat.st_size
         width = spec.removeprefix(str(path))
         digest.update(f"{path.name}{width} {size}".encode())
+        if path.suffix == ".txt":
+            # how it is cut into words
+            digest.update(f"{WORD.pattern} {DOCUMENT.pattern} {INVISIBLE.pattern}".encode())
         piece = 1 << 14
         n_pieces = 64
         if size > WHOLE:

@@ -119,7 +119,7 @@ def test_load_refuses_bad_files(tmp_path, capsys):
         fails(capsys, lambda: common.load(path), path, "truncated or not a safetensors file")
     path.write_bytes(good)
     fails(capsys, lambda: common.load(path, method="sae"), path, "method='spd'", "'sae'")
-    fails(capsys, lambda: common.load(path, target="abc"), "target=None", "'abc'")
+    fails(capsys, lambda: common.load(path, target="abc"), "another target than --model names")
     fails(capsys, lambda: common.load(path, config=dict(C=8, k=2)), "C=4, not 8")
     fails(capsys, lambda: common.load(path, config=dict(C=4, k=2, new=1)), "new=None, not 1")
 

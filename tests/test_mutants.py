@@ -78,7 +78,7 @@ def campaign(good, damage, path, ask, is_right, many=MANY):
         path.write_bytes(bad)
         try:
             found, line = outcome(ask)
-            assert line is None or len(line) < 2000, "a line for people is short"
+            assert line is None or len(line) < 2100, "a line for people is short"
             assert line is not None or is_right(found), "accepted, and wrong"
         except Exception as e:
             path.with_suffix(".mutant").write_bytes(bad)

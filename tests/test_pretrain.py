@@ -154,7 +154,7 @@ def test_bad_input_is_one_line_and_overwrites_nothing(text, capsys):
     words = text.read_text()
     text.write_text(words.replace("a", "z", 1))                      # another text under the same name
     data.fingerprint.cache_clear()
-    bad("text=", "checkpoint.safetensors", resume=True)
+    bad("another text", "checkpoint.safetensors", resume=True)
     assert before == {p: p.read_bytes() for folder in ("t", "runs/pretrain-t") for p in Path(folder).iterdir()}
 
 def test_divergence_keeps_the_last_checkpoint(text, capsys, monkeypatch):
