@@ -601,3 +601,16 @@ def test_byte_level_tokens_have_the_concepts_of_what_they_read_as(tmp_path):
     truth, found = (corpus.labels(64)[..., columns] for corpus in (in_words, in_bytes))
     assert truth.any((0, 1)).sum() > 60 and data.is_byte_level(vocab)
     assert [name for k, name in enumerate(names) if (truth[..., k] != found[..., k]).any()] == []
+
+
+def test_marks_that_share_a_token_are_each_of_them():
+    vocab = [data.EOT, ' "', "Hi", '."', " he", " said", ",", ' "?!', "."]
+    ids = np.array([0, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4])
+    found = concepts.structural(ids, vocab, concepts.lexical(vocab))
+    inside, first, comma = (found[:, concepts.STRUCTURE.index(name)] for name in
+                            ("inside quotes", "sentence: first word", "after a comma"))
+    assert inside.tolist() == [False, True, True, False, False, False, False, True, True, False, False]
+    assert first.nonzero()[0].tolist() == [1, 4, 10] and comma.nonzero()[0].tolist() == [7]
+    names = [*concepts.WORDS]
+    of = lambda word: {name for name in names if concepts.lexical([word])[0, names.index(name)]}
+    assert of('."') >= of(".") and "sentence end mark" in of(' "?!') and of("o.") <= of("o")

@@ -158,14 +158,23 @@ def lexical(vocab):
     vocab: tokens as they are read (data.spell); spaces at their ends do not count.
     """
     plain = [word.strip() for word in vocab]
-    lower = [word.lower() for word in plain]
+    cased = [readings(word) for word in plain]
+    lower = [readings(word.lower()) for word in plain]
     columns = []
     for name, words in WORDS.items():
-        columns.append([word in words for word in (plain if is_cased(name) else lower)])
+        tokens = cased if is_cased(name) else lower
+        columns.append([not words.isdisjoint(token) for token in tokens])
     for pattern in PATTERNS.values():
         columns.append([bool(re.search(pattern, word)) for word in plain])
     is_word_V = np.array([word != EOT for word in plain])
     return np.array(columns).T & is_word_V[:, None]
+
+
+def readings(word):
+    """Which words is a token? Itself; one of several marks, such as GPT-2's ." or ," is each of
+    them too."""
+    has_letters = any(character.isalnum() for character in word)
+    return {word} if has_letters else {word, *word}
 
 
 def follows(mark):
@@ -195,7 +204,8 @@ class Stream:
         self.ids = ids
         self.index = {}                                     # {word: ids}, with a space or without
         for i, word in enumerate(vocab):
-            self.index.setdefault(word.strip(), []).append(i)
+            for reading in readings(word.strip()):
+                self.index.setdefault(reading, []).append(i)
         self.table = table                                  # lexical(vocab)
         self.names = [*WORDS, *PATTERNS]
 
