@@ -55,7 +55,7 @@ NODES = {
     "studies/length.py": 3090,
     "studies/tune.py": 2070,
     "tinytales/cache.py": 1050,
-    "tinytales/concepts.py": 1930,
+    "tinytales/concepts.py": 1960,
     "tinytales/prompts.py": 1250,
     "tinytales/story.py": 4810,
 }
