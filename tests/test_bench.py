@@ -184,6 +184,7 @@ def test_a_peer_that_stops_ends_in_one_line(stand_ins, capfd):
     fails(capfd, lambda: bench.main("sae", "--peers", "--rounds", "1"), "tests/peers.py")
 
 
+@pytest.mark.slow
 def test_peers_are_timed_as_installed_and_with_our_switches(stand_ins, capfd):
     """With stand-ins that say how they run, and sleep: each row and each ratio is printed, and their time is theirs."""
     stand_ins("print('is', torch.backends.mkldnn.matmul.fp32_precision, file=__import__('sys').stderr)\n"
@@ -201,6 +202,7 @@ def test_a_target_that_is_missing_is_one_line(capfd):
     fails(capfd, lambda: bench.main("spd", "--model", "/nowhere"), "/nowhere/config.json: no such file")
 
 
+@pytest.mark.slow
 def test_peak_memory_of_the_default_job():
     assert 0.1 < bench.peak_gib(bench.Config(device="cpu")) < 1.5
 
