@@ -45,7 +45,8 @@ def fail(msg, code=2) -> typing.NoReturn:
     for bar in [*getattr(tqdm, "_instances", ())]:
         bar.close()         # the message gets a line of its own, below the bar
     line = " ".join(str(msg).split())
-    shown = line if len(line) <= 1000 else f"{line[:1000]} .."
+    # of a long one, which is about a long name, the reason at its end too
+    shown = line if len(line) <= 1000 else f"{line[:500]} .. {line[-500:]}"
     print("error:", shown, file=sys.stderr)
     raise SystemExit(code)
 
