@@ -53,7 +53,7 @@ def advice(folder) -> str:
         beside = Path(__file__).resolve().parent / folder
         if os.path.isdir(beside):
             return f"; there is {beside}, give --model that"
-        if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(folder)):
+        if not re.fullmatch(r"\w[\w.-]{,95}(/[\w.-]{1,96})?", str(folder)):
             return ", nor such a folder"
         return (f"; if {folder} is a model on Hugging Face's hub, download it: pip install "
                 f"huggingface_hub && hf download {folder} --include '*.json' --include "
