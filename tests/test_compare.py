@@ -467,6 +467,7 @@ import torch
 
 import baselines
 import common
+import data
 from model import GPT
 
 
@@ -504,7 +505,7 @@ def load(path, gpt):
 def train(cfg):
     gpt = GPT.load(cfg.model)
     m = torch.nn.ParameterDict({"R": baselines.random_directions(cfg.F, gpt.cfg.n_embd, cfg.seed)})
-    for step in common.Run(cfg, gpt, "no text", m=m).steps():
+    for step in common.Run(cfg, gpt, data.fingerprint(cfg.data), m=m).steps():
         pass
 '''
 

@@ -252,7 +252,8 @@ def test_what_another_run_is_training_comes_last_and_is_waited_for(small, tmp_pa
     finished = next((tmp_path / "other").glob("transcoder-k2-*"))
     fork = multiprocessing.get_context("fork")
     held, may_end = fork.Semaphore(0), fork.Semaphore(0)
-    trains = fork.Process(target=busy, args=(tmp_path / "runs" / finished.name, held, may_end, finished))
+    trains = fork.Process(target=busy, args=(tmp_path / "runs" / finished.name, held, may_end, finished),
+                          daemon=True)
     trains.start()
     held.acquire()
     begun, hold = [], common.hold
