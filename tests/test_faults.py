@@ -419,7 +419,9 @@ def ends(tmp_path, code, out=subprocess.PIPE, then=lambda process: None):
     """(exit code, stderr) of a script that runs some code once its command line is read."""
     (tmp_path / "script.py").write_text(ENDS % code, encoding="utf-8")
     process = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stdout=out, stderr=subprocess.PIPE,
-                               env=os.environ | dict(PYTHONPATH=str(ROOT)))
+                               env=os.environ | dict(PYTHONPATH=str(ROOT)),
+                               # a shell's background jobs ignore Ctrl-C, and so would what they start
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     then(process)
     return process.wait(60), process.stderr.read().decode()
 
