@@ -235,8 +235,8 @@ def load(spec, split, vocab, n_tokens=None) -> Corpus:
     # concepts that the words alone decide; the generator's state is not known here
     corpus = Corpus(ids, list(vocab), concepts.concept_names(with_state=False))
     if split != "train":
-        words = spell(range(len(vocab)), vocab)
-        labels = concepts.labels(np.asarray(ids), words, concepts.lexical(words))
+        words, table = lexicon(tuple(vocab))
+        labels = concepts.labels(np.asarray(ids), words, table)
         corpus.bits = np.packbits(labels, axis=1)
     return corpus
 
@@ -525,6 +525,15 @@ def spell(ids, vocab) -> list[str]:
     elif has_spaces(vocab):
         tokens = [token.replace("▁", " ") for token in tokens]
     return [printable(token) for token in tokens]
+
+
+@functools.lru_cache(maxsize=2)
+def lexicon(vocab: tuple):
+    """What do all tokens read as, and which concepts of the token itself has each? (words, table).
+
+    Once for a vocabulary: of GPT-2's it takes seconds."""
+    words = spell(range(len(vocab)), vocab)
+    return words, concepts.lexical(words)
 
 
 def decode(ids, vocab):

@@ -12,14 +12,14 @@ row left out), A sizes of a push. Costs are for two cores.
 import torch
 import torch.nn.functional as nnf
 
-from data import over_rows, spell
+from data import lexicon, over_rows
 from evals import clean, scores_at
 from metrics import columns
 from metrics.columns import Column
 from metrics.concepts import d_prime
 from metrics.recording import contributions, record, split_by_sign, write_directions
 from model import split_rows
-from tinytales.concepts import NEXT, PATTERNS, WORDS, lexical
+from tinytales.concepts import NEXT, PATTERNS, WORDS
 
 AT_ONCE = 256, 32           # rows of one pass while steering, of up to so many tokens
 FEWEST_TOKENS = 20          # a set of fewer tokens is no kind of word to push towards
@@ -280,8 +280,8 @@ def kinds_of_next_token(arena):
     the labels (U), and the tokens of each (U, V).
     """
     kinds = [*WORDS, *PATTERNS]
-    vocab = arena.gpt.vocab
-    is_of_kind_VW = torch.from_numpy(lexical(spell(range(len(vocab)), vocab)))
+    _, table = lexicon(tuple(arena.gpt.vocab))
+    is_of_kind_VW = torch.from_numpy(table)
     after = []
     places = []
     for kind in NEXT:

@@ -47,8 +47,8 @@ class Literals:
 
     def __init__(self, rows_RT, vocab):
         V = len(vocab)
-        self.spelled = data.spell(range(V), vocab)
-        self.table = torch.from_numpy(concepts.lexical(self.spelled))
+        self.spelled, table = data.lexicon(tuple(vocab))
+        self.table = torch.from_numpy(table)
         count_V = torch.bincount(rows_RT.flatten().cpu(), minlength=V)
         self.words = (count_V >= RARE).nonzero().squeeze(1)
         self.common = count_V.topk(min(400, V)).indices
