@@ -234,18 +234,23 @@ def apply(w_KJ1, X_KNJ):
     return torch.einsum("knj,kj->kn", X_KNJ, w_KJ1[:, :-1]) + w_KJ1[:, -1:]
 
 
+def average_ranks(score_KN):
+    """Which place does each score take in its row, from 1, the lowest? (K, N), double; equal scores
+    share the mean of their ranks."""
+    score_KN = score_KN.contiguous()
+    sorted_KN = score_KN.sort(-1).values.contiguous()
+    n_lower_KN = torch.searchsorted(sorted_KN, score_KN)
+    n_upto_KN = torch.searchsorted(sorted_KN, score_KN, right=True)
+    return (n_lower_KN + n_upto_KN + 1).double() / 2
+
+
 def auroc(score_KN, is_true):
     """How likely does a token where a concept is true score higher than one where it is not? (K)
 
     The area under the ROC curve; ties count half. 0.5 = chance, 1 = each true token scores higher
     than each false one; NaN without tokens of both kinds. is_true: (N), or (K, N), one per score.
     """
-    # Rank the scores from 1, the lowest; equal scores share the mean of their ranks.
-    score_KN = score_KN.contiguous()
-    sorted_KN = score_KN.sort(-1).values.contiguous()
-    n_lower_KN = torch.searchsorted(sorted_KN, score_KN)
-    n_upto_KN = torch.searchsorted(sorted_KN, score_KN, right=True)
-    rank_KN = (n_lower_KN + n_upto_KN + 1).double() / 2
+    rank_KN = average_ranks(score_KN)
 
     # Pairs (true, false) that the true token wins: its ranks' sum, less what n_true tokens would
     # have among themselves (Mann and Whitney 1947). In float64, sums of ranks are exact.

@@ -16,7 +16,7 @@ from data import lexicon, over_rows
 from evals import clean, scores_at
 from metrics import columns
 from metrics.columns import Column
-from metrics.concepts import d_prime
+from metrics.concepts import average_ranks, d_prime
 from metrics.recording import contributions, record, split_by_sign, write_directions
 from model import split_rows
 from tinytales.concepts import NEXT, PATTERNS, WORDS
@@ -174,17 +174,13 @@ def steer(gpt, layer, prompts_PT, push_UD, target_UV, new, seed=0):
     return dict(S=3 / (1 / c + 1 / f + 1 / q), c=c, f=f, q=q, M=M, M2=M2)
 
 
-def ranks(v_AU):
-    """Which place does each entry take in its column? 0 is the smallest."""
-    return v_AU.argsort(0).argsort(0).float()
-
-
 def steering(gpt, layer, dev_PT, test_PT, direction_UD, target_UV, sizes=SIZES, new=8):
     """How well does each direction steer, at the size of push that suits it?
 
     The size is the best of `sizes` on the dev prompts, and the scores of `steer` are from the test
     prompts: all directions are compared over equal lengths. Adds size (U) and spearman (U), which
-    is the rank correlation of M' with the size. 30 directions, 16 + 16 prompts: 50 s.
+    is the rank correlation of M' with the size, NaN where M' does not change. 30 directions,
+    16 + 16 prompts: 50 s.
     """
     # Try each size on the dev prompts.
     unit_UD = nnf.normalize(direction_UD, dim=-1)
@@ -193,9 +189,9 @@ def steering(gpt, layer, dev_PT, test_PT, direction_UD, target_UV, sizes=SIZES, 
     size_U = torch.tensor(sizes, device=unit_UD.device)[best_U]
 
     # Does a larger push make the set likelier?
-    rank_AU = ranks(torch.stack([scores["M2"] for scores in tried]))
-    rank_of_size_A1 = torch.arange(len(sizes)).to(size_U).unsqueeze(1)
-    spearman_U = torch.corrcoef(torch.cat([rank_AU, rank_of_size_A1], 1).T)[-1, :-1]
+    rank_UA = average_ranks(torch.stack([scores["M2"] for scores in tried], 1))
+    rank_of_size_1A = torch.arange(len(sizes)).to(rank_UA).unsqueeze(0)
+    spearman_U = torch.corrcoef(torch.cat([rank_UA, rank_of_size_1A]))[-1, :-1]
 
     scores = steer(gpt, layer, test_PT, size_U.unsqueeze(1) * unit_UD, target_UV, new, seed=1)
     return scores | dict(size=size_U, spearman=spearman_U)

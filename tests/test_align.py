@@ -450,3 +450,8 @@ def test_what_is_measured_has_its_columns(gpt, rows):
     assert found.items() <= (numbers | details).items()
     assert numbers["activations_survival"] == found["activations_survival_2"]
     assert details["null_activations_survival"] == found["null_activations_survival_2"]
+
+
+def test_no_matching_of_similarities_that_are_no_numbers():
+    with pytest.raises(ValueError, match="NaN"):
+        matching.hungarian([[1., 2.], [math.nan, 0.]])

@@ -353,6 +353,15 @@ def test_steering_along_a_tokens_direction_works_and_a_push_of_nothing_does_noth
     assert found["S"][0] == pytest.approx(harmonic)
 
 
+def test_a_direction_of_zeros_has_no_rank_correlation(loud):
+    gpt, _, rows = loud
+    directions, target = torch.zeros(2, 16), torch.zeros(2, V, dtype=torch.bool)
+    directions[1, 3] = 1
+    target[:, 7] = True
+    spearman = effects.steering(gpt, 1, rows[:6, :5], rows[6:, :5], directions, target, sizes=(.1, .4, .8), new=2)["spearman"]
+    assert math.isnan(spearman[0]) and abs(spearman[1]) <= 1 + 1e-6
+
+
 def test_steering_samples_with_the_models_probabilities(loud, monkeypatch):
     """Without a push, after 6,000 copies of a prompt."""
     gpt, _, rows = loud
