@@ -25,10 +25,10 @@ the floor is the same function of two such seeds.
 What a unit writes has to be linear in f, apart from an MLP of components: SAEs of an MLP's input
 or of the stream are left out. Stitching: Leask et al. 2025, arXiv:2502.04878.
 
-S units of the small decomposition, L of the large one, F of either; U some of them, G groups of
-equal units, P pairs; R rows, T positions, N tokens (position 0 of each row left out), E entries of
-a recording (metrics/recording.py), K concepts, D residual width, M MLP hidden, C components of a
-matrix, k atoms. Costs are for two cores, 1,024 and 2,048 units, 50,000 tokens, an L0 of 16.
+S units of the small decomposition, L of the large one, F of either; U some of them, P pairs; R
+rows, T positions, N tokens (position 0 of each row left out), E entries of a recording
+(metrics/recording.py), K concepts, D residual width, M MLP hidden, C components of a matrix, k
+atoms. Costs are for one core, 1,024 and 2,048 units, 50,000 tokens, an L0 of 16.
 """
 import math
 from dataclasses import dataclass, replace
@@ -46,8 +46,9 @@ from metrics.recording import Active, testable_concepts
 from model import split_rows
 
 DEAD = 1e-6             # published: alive from this mean, or this share of tokens, on ..
+EDGE = 0.05             # `cliff`: share of the units that has to be on either side
 ONCE = 0.1              # .. or where it exceeds this at one token
-TOKENS = 1024           # at once: bounds the memory, to about 300 MB in all
+TOKENS = 1024           # at once: bounds the memory, to 300 MB beside what is given
 ENTRIES = 4096          # at once
 GROUP = 16              # units at once
 POINTS = (0, .25, .5, .75, 1, 1.25, 1.5, 1.75, 2)       # of `curve`
@@ -135,15 +136,24 @@ def cliff(mean_F, least=DEAD):
     """Do units fall into those in use and those that are not? The largest gap between neighbours in
     the sorted log10 of the mean activations, a Cliff.
 
-    Means below `least` count as `least`. With a high cliff all rules of being alive agree, and the
-    decomposition had more units than it needed; without one, their number is the rule's. Hold it
-    against `null_cliff`: with few units some gap is always large. Milliseconds.
+    Means below `least` count as `least`. Both sides have to hold a share EDGE = 0.05 of the units:
+    the gaps between the few largest and the few smallest are large in any spectrum. With a high
+    cliff all rules of being alive agree, and the decomposition had more units than it needed;
+    without one, their number is the rule's. Hold it against `null_cliff`. Milliseconds.
     """
     if len(mean_F) < 2:
         return Cliff(0., len(mean_F))
-    log_F = mean_F.clamp(min=least).log10().sort(descending=True).values
-    gaps = log_F[:-1] - log_F[1:]
-    return Cliff(gaps.max().item(), gaps.argmax().item() + 1)
+    gaps, first = inner_gaps(mean_F.clamp(min=least).log10())
+    return Cliff(gaps.max().item(), gaps.argmax().item() + first)
+
+
+def inner_gaps(log_F):
+    """What are the gaps between neighbours, from the largest number down, with a share EDGE of the
+    numbers on either side? (gaps, how many numbers are above the first)."""
+    first = math.ceil(EDGE * log_F.shape[-1])
+    falling = log_F.sort(descending=True).values
+    gaps = falling[..., :-1] - falling[..., 1:]
+    return gaps[..., first - 1:gaps.shape[-1] + 1 - first], first
 
 
 def null_cliff(mean_F, least=DEAD, draws=100, seed=0):
@@ -158,8 +168,7 @@ def null_cliff(mean_F, least=DEAD, draws=100, seed=0):
     gen = torch.Generator().manual_seed(seed)
     normal = torch.randn(draws, len(log_F), generator=gen, dtype=torch.float64).to(log_F)
     drawn = (log_F.mean() + log_F.std() * normal).clamp(min=math.log10(least))
-    sorted_logs = drawn.sort(1).values
-    return sorted_logs.diff(dim=1).amax(1).mean().item()
+    return inner_gaps(drawn)[0].amax(1).mean().item()
 
 
 # ---------------------------------------------------------------------- a decomposition of one size
@@ -251,7 +260,8 @@ def insertion_effects(small, large, mlp, T):
     as much. Below 0 = the small one lacked it (novel); above 0 = it says what others say already.
     Components: c is through the small one's own MLP under its own masks, without the rest; one of
     W_in through the nonlinearity, one of W_out from what the small one's W_in leaves to be read.
-    Exact. Null: the large one `stability.by_chance`. 8 s, components 20 s.
+    Exact. Effects of units that say the same do not add up. Null: the large one
+    `stability.by_chance`. 12 s.
     """
     if large.m.kind == "component":
         return effects_of_components(small, large, mlp, T)
@@ -300,7 +310,8 @@ def effects_of_components(small, large, mlp, T):
 def through(side, f_NC, x_N):
     """What do the components of one matrix write under masks? side: of m.unit_directions()."""
     _, read_C, write_C, _ = side
-    return ((x_N @ read_C.T) * f_NC) @ write_C
+    is_on_C = (f_NC != 0).flatten(0, -2).any(0)         # the others cost time, and write nothing
+    return ((x_N @ read_C[is_on_C].T) * f_NC[..., is_on_C]) @ write_C[is_on_C]
 
 
 class MaskedMLP:
@@ -427,7 +438,7 @@ class Groups(NamedTuple):
 
 
 def connect(sim_SL, is_alive_S, is_alive_L, at=SHARED):
-    """Which units of the small one do which of the large one stand for? Groups. 2 s."""
+    """Which units of the small one do which of the large one stand for? Groups. 1 s."""
     edge_SL = among_alive(sim_SL, is_alive_S, is_alive_L) >= at
     # Two small units are linked where they have an edge to one large unit.
     shared_SS = edge_SL.float() @ edge_SL.float().T
@@ -524,8 +535,10 @@ def curve(small, large, mlp, leave_S, enter_L, points=POINTS):
         stitched    the units in the model's place, a Stitched; evals.scores has their CE
 
     The shift, the mean of y - y_hat, is fitted anew at each point. If the large one only adds and
-    refines, mse falls all the way. Null: the large one `stability.by_chance`. 1 s a point,
-    components 3 s. Memory: TOKENS (S + L + M) floats.
+    refines, mse falls all the way. If what it adds is what the small one says already in other
+    units, it is written twice, and mse rises up to 1: components of either one add up to the
+    weights. Null: the large one `stability.by_chance`. 1 s a point, components 3 s. Memory: TOKENS
+    (S + L + M) floats.
     """
     a = small.recording
     b = large.recording
@@ -589,7 +602,7 @@ def split_fractions(sim_SL, is_alive_S, is_alive_L, at=SHARED):
         new                 share of the alive LARGE units without any counterpart
 
     One to one is what stays. Two copies of a unit count as a split. By writes alone it is the
-    number that is published. Null: the large one `stability.by_chance`. 2 s.
+    number that is published. Null: the large one `stability.by_chance`. 1 s.
     """
     groups = connect(sim_SL, is_alive_S, is_alive_L, at)
     degree = groups.degree_S[is_alive_S]
@@ -662,8 +675,8 @@ def pursuit(cross_LS, gram_SS, k):
     chosen = torch.zeros(len(cross_LS), 0, dtype=torch.long, device=cross_LS.device)
     left_LS = cross_LS
     for _ in range(min(k, cross_LS.shape[1])):
-        taken_LS = torch.zeros_like(left_LS).scatter(1, chosen, 1)
-        pick_L1 = left_LS.abs().sub(2 * taken_LS).argmax(1, keepdim=True)
+        # what is taken already has nothing to do with what is left
+        pick_L1 = left_LS.abs().argmax(1, keepdim=True)
         chosen = torch.cat([chosen, pick_L1], 1)
         # least squares on the chosen: their Gram matrix times the weights is their product with x
         gram_Lkk = gram_SS[chosen.unsqueeze(2), chosen.unsqueeze(1)].double()
@@ -672,7 +685,7 @@ def pursuit(cross_LS, gram_SS, k):
         weight_Lk1 = torch.linalg.solve(gram_Lkk + ridge, product_Lk1)
         weight_L1k = weight_Lk1.mT.to(cross_LS)
         left_LS = cross_LS - (weight_L1k @ gram_SS[chosen]).squeeze(1)
-    # |projection|^2 = 2 w . product - w G w; the ridge, which is in no projection, cancels to 1e-12
+    # 1 - |x - A w|^2 = 2 w . product - w G w, which the ridge changes by its square only
     quadratic_L = (weight_Lk1 * (gram_Lkk @ weight_Lk1)).sum((1, 2))
     return 2 * (weight_Lk1 * product_Lk1).sum((1, 2)) - quadratic_L
 
@@ -706,7 +719,7 @@ def explained_by_few(small, large, gen, k=4, draws=3):
     as they are: whether others are composed, large = without_copies(small, large) says. Of
     components and maps, the matrices are explained. The small one as a dictionary
     of the large one's writes: meta-SAEs fit one (`atoms.meta_dictionary` of `write_rows`), Leask et
-    al. 2025, arXiv:2502.04878. 4 s.
+    al. 2025, arXiv:2502.04878. 2 s.
     """
     atoms = small.alive_blocks()
     rows = large.alive_blocks()
@@ -738,7 +751,7 @@ def write_rows(block, dims=128):
 
     Dictionaries: the write vector. Components and maps: the matrix, in the `dims` directions in
     which the matrices of the block are largest, from their products alone: with Gram matrix Q
-    diag(s) Q^T the rows are Q sqrt(s). 10 s for 2,048 components.
+    diag(s) Q^T the rows are Q sqrt(s). 3 s for 2,048 components.
     """
     if block.kind == "dictionary":
         return nnf.normalize(block.write, dim=1)
