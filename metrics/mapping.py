@@ -842,8 +842,8 @@ def effect_match(A, B, gpt, rows_RT, off_PF, off_PG, top=50, batch=4, at_once=4)
     their importances as masks.
 
     off_PF, off_PG: the units of A and of B to switch off, bool: one unit (`switched`), or a
-    cluster. Two passes a pair of what comes after the MLP: 2 s a pair for 32 rows of 128 tokens. Memory: logits
-    of batch at_once rows, and 5 numbers for each pair and word."""
+    cluster. Two passes a pair of what comes after the MLP: 2 s a pair for 32 rows of 128 tokens.
+    Memory: logits of batch at_once rows, and 5 numbers for each pair and word."""
     layer, = A.layers
     sums = []
     for idx_BT in split_rows(rows_RT, batch):

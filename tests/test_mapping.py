@@ -146,19 +146,20 @@ def test_relations_of_planted_units():
                      token < 1200,                                  # a superset
                      (token >= 200) & (token < 600),                # an overlap
                      token >= 3900,                                 # apart from it; inside the dense one
-                     token >= 120], 1)                              # dense itself
+                     token >= 120,                                  # dense itself
+                     token < 600], 1)                               # holds the first, but is little more
     counts = mapping.coactivation(active(a.float()), active(b.float()))
     names = [[mapping.RELATIONS[place] for place in row] for row in mapping.relations(counts).tolist()]
-    assert [row[0] for row in names] == ["equal", "subsumed", "superset", "overlap", "none", "none"]
+    assert [row[0] for row in names] == ["equal", "subsumed", "superset", "overlap", "none", "none", "overlap"]
     # what lies in a unit that is on nearly everywhere is no part of it, unless the guard is taken away
-    assert [row[1] for row in names] == ["none", "none", "overlap", "none", "none", "equal"]
+    assert [row[1] for row in names] == ["none", "none", "overlap", "none", "none", "equal", "none"]
     unguarded = mapping.relations(counts, lift=0)
     assert mapping.RELATIONS[unguarded[1, 1]] == mapping.RELATIONS[unguarded[4, 1]] == "subsumed"
     back = mapping.relations(counts.back())
     assert [mapping.RELATIONS[place] for place in back[0].tolist()] == [
-        "equal", "superset", "subsumed", "overlap", "none", "none"]
+        "equal", "superset", "subsumed", "overlap", "none", "none", "overlap"]
     shares = mapping.relation_shares(mapping.relations(counts))
-    assert shares["subsumed_a"] == pytest.approx(1 / 6) and shares["subsumed_b"] == 1 / 2 and shares["equal_b"] == 1
+    assert shares["subsumed_a"] == pytest.approx(1 / 7) and shares["subsumed_b"] == 1 / 2 and shares["equal_b"] == 1
 
 
 # ----------------------------------------------------------------------------------------- graph
@@ -252,6 +253,13 @@ def test_with_every_unit_split_in_two(whole, halves):
     assert torch.equal(wholes.source_GS[:, :2].sort(1).values, torch.arange(2 * F).view(F, 2))
     assert (parts.r2_GS[:, -1] < 0.75).all() and torch.equal(parts.source_GS[:, 0], torch.arange(2 * F) // 2)
     assert mapping.uniqueness(r) == 1 and mapping.uniqueness(r.T) == 0.5
+    found = mapping.map_numbers(fit, test, 0.001)
+    assert found["unique_a"] == 1 and found["unique_b"] == 0.5 and found["degree_a_0.3"] == 2
+    assert found["r2_5_a"] == pytest.approx(wholes.r2_GS[:, -1].mean().item())
+    assert found["r2_1_b"] == pytest.approx(parts.r2_GS[:, 0].mean().item())
+    counts = mapping.coactivation(*test)
+    assert found["explained_b"] == mapping.explained_information(counts) != found["explained_a"]
+    assert found["superset_a"] == 1 and found["subsumed_a"] == 0
 
 
 def test_rotated_values_are_one_space_and_no_units(whole):
@@ -306,7 +314,8 @@ def test_cka_and_principal_cosines(whole):
     assert mapping.cka(mapping.covariances(active(whole[0]), active(y.float()))) == pytest.approx(expected.item(), abs=1e-4)
     rows = torch.randn(5, 40, generator=gen("rows"))
     mixed = torch.randn(7, 5, generator=gen("mixed")) @ rows                        # seven directions of one space of five
-    assert torch.allclose(mapping.principal_cosines(rows, mixed), torch.ones(5).double(), atol=1e-5)
+    for one in (rows, mixed[:6]):
+        assert torch.allclose(mapping.principal_cosines(one, mixed), torch.ones(5).double(), atol=1e-5)
     e = torch.eye(4)
     tilted = torch.stack([e[0], math.cos(0.3) * e[1] + math.sin(0.3) * e[2]])
     assert torch.allclose(mapping.principal_cosines(e[:2], tilted), torch.tensor([1, math.cos(0.3)]).double(), atol=1e-6)
@@ -460,6 +469,7 @@ def test_an_equal_unit_has_an_equal_effect(gpt, rows):
 
 def test_units_read_alike_within_their_block(gpt, rows):
     A, B = two(gpt)
+    B.V[0].data += torch.randn(B.V[0].shape, generator=gen("not orthogonal"))
     labels = rows.new_zeros(*rows.shape, 0)
     a, b = record(A, gpt, rows, labels), record(B, gpt, rows, labels)
     reads = normalize(A.unit_directions()[0][1], dim=1)
@@ -510,6 +520,31 @@ def test_clusters_are_the_planted_ones():
     assert united.F == len(found.unique())
     for c in range(united.F):
         assert torch.equal(mapping.spread(united, c, c + 1)[:, 0], value[:, found == c].sum(1))
+
+
+def test_clusters_merge_pairs_that_are_each_others_best_choice():
+    """Units that overlap in a chain, so that what is best depends on what has merged already."""
+    token = torch.arange(600)
+    starts = torch.tensor([4, 39, 47, 79, 81, 82, 95, 113, 217, 220, 246, 264])
+    a = active(((token[:, None] >= starts) & (token[:, None] < starts + 50)).float())
+    names = list(range(12))
+    n_merged = []
+    while True:
+        now = torch.tensor(names).unique(return_inverse=True)[1]
+        before, C, change = mapping.code_length(a, now), int(now.max()) + 1, {}
+        for c, d in itertools.combinations(range(C), 2):
+            merged = torch.where(now == d, c, now).unique(return_inverse=True)[1]
+            union = mapping.clustered(a, merged).on()[merged[now == c][0]]
+            change[c, d] = mapping.code_length(a, merged) - before if union <= 100 else math.inf
+        best = [min((d for d in range(C) if d != c), key=lambda d: change[min(c, d), max(c, d)]) for c in range(C)]
+        pairs = [(c, best[c]) for c in range(C) if c < best[c] and best[best[c]] == c and change[c, best[c]] < 0]
+        if not pairs:
+            break
+        n_merged.append(len(pairs))
+        names = [dict((d, c) for c, d in pairs).get(name, name) for name in now.tolist()]
+    assert len(n_merged) > 1 and max(n_merged) > 1
+    assert same_partition(mapping.clusters(a), torch.tensor(names))
+    assert (mapping.change_by_merging(a, now) >= 0).all()
 
 
 def test_code_length_is_that_of_each_token_told_in_turn():
