@@ -44,17 +44,17 @@ Elsewhere a feature does not read y, or not linearly.
 D residual width, M MLP hidden width, N tokens, F pieces: units of a decomposition or components of
 one matrix, or later features; C components of a matrix, U some of the later features, J tokens of
 each, P pairs of a piece and a token, I earlier features, R rows of tokens, n chosen pieces. Costs
-are for one core, 1,000 later features, 200 tokens of each and 2,048 components of each matrix;
-memory is that of `group` features: 16 of them take 200 MB.
+are for one core, 500 later features, 200 tokens of each and 1,024 components of each matrix; memory
+is that of `group` features: 16 of them take 200 MB.
 """
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as nnf           # F is the number of pieces here
 
 import common
-import fused
+from evals import reads
 from metrics.matching import cosines
 from metrics.recording import Active
 from metrics.stability import record_units
@@ -64,7 +64,7 @@ EACH = 200              # tokens of a later feature that are looked at; it is on
 COUNTS = 1, 5, 10       # numbers of pieces that q is rebuilt from
 TAU = 0.1               # a component is active where its importance is above it
 GROUP = 16              # later features at a time
-PAIRS = 32              # of a piece and a token that the causal check removes, for each feature
+PAIRS = 64              # of a piece and a token that the causal check removes, for each feature
 OF_ALL = 20             # they are the largest of so many times as many: the top 5 %
 CANDIDATES = 65_536     # (token, piece) pairs of a feature that the causal check draws from
 EQUAL = 0.7             # a later feature with an earlier one at this cosine is a copy
@@ -155,7 +155,7 @@ def streams(later, gpt, layer, idx_BT):
 def read_later(later, gpt, layer, rows_RT, batch=16):
     """What do the features of a later SAE read of the output of a layer's MLP? A Reading.
 
-    later: an SAE of sae.py, its site one of those in the header. Two passes, 8 s for 50,000 tokens,
+    later: an SAE of sae.py, its site one of those in the header. Two passes, 3 s for 50,000 tokens,
     and 3 N D floats."""
     check_site(later, layer)
     parts = []
@@ -256,7 +256,12 @@ class Shares(NamedTuple):
 
 @dataclass
 class Matrix:
-    """A weight matrix W = V U + rest under masks, at N tokens."""
+    """A weight matrix W = V U + rest under masks, at N tokens.
+
+        output = ((x V) * mask) U + rest_mask * (x rest) + b
+               = ((x V) * (mask - rest_mask)) U + rest_mask * (x W) + b
+    """
+    x_ND: torch.Tensor          # what it reads
     V_DC: torch.Tensor
     U_CD: torch.Tensor
     W: torch.Tensor
@@ -265,38 +270,48 @@ class Matrix:
     rest_mask_N1: torch.Tensor
     active_NC: torch.Tensor
 
-    def forward(self, x_ND):
-        """((x V) * mask) U + rest_mask * (x rest) + b"""
-        return fused.masked_lowrank(x_ND, self.V_DC, self.U_CD, self.mask_NC, self.rest_mask_N1,
-                                    x_ND @ self.W, self.b_D)
+    @cached_property
+    def inner_NC(self):
+        return self.x_ND @ self.V_DC
+
+    @cached_property
+    def has_own_masks(self):
+        """Is there a mask other than the rest's? Without one the components need no product."""
+        return bool((self.mask_NC != self.rest_mask_N1).any())
+
+    def output(self):
+        y_ND = self.rest_mask_N1 * (self.x_ND @ self.W) + self.b_D
+        if self.has_own_masks:
+            y_ND += (self.inner_NC * (self.mask_NC - self.rest_mask_N1)) @ self.U_CD
+        return y_ND
 
     def back(self, w_ND):
         """Along which direction of its input does the matrix read what w reads of its output? The
-        transpose of `forward`, without the bias."""
-        no_bias = torch.zeros_like(self.W[:, 0])
-        return fused.masked_lowrank(w_ND, self.U_CD.T, self.V_DC.T, self.mask_NC,
-                                    self.rest_mask_N1, w_ND @ self.W.T, no_bias)
+        transpose of `output`, without the bias."""
+        x_ND = self.rest_mask_N1 * (w_ND @ self.W.T)
+        if self.has_own_masks:
+            x_ND += ((w_ND @ self.U_CD.T) * (self.mask_NC - self.rest_mask_N1)) @ self.V_DC.T
+        return x_ND
 
     def slopes(self, w_ND):
-        """How does w . output grow with V_c . input? mask (w . U_c), (N, C)."""
+        """How does w . output grow with V_c . x? mask (w . U_c), (N, C)."""
         return self.mask_NC * (w_ND @ self.U_CD.T)
 
-    def shares(self, x_ND, w_ND):
-        """The components', the rest's and the bias's shares of w . output."""
-        inner_NC = x_ND @ self.V_DC
-        worth_NC = w_ND @ self.U_CD.T
-        whole_N = ((x_ND @ self.W) * w_ND).sum(1)
-        rest_N = whole_N - (inner_NC * worth_NC).sum(1)
-        return self.mask_NC * inner_NC * worth_NC, self.rest_mask_N1[:, 0] * rest_N, w_ND @ self.b_D
+    def shares(self, w_ND):
+        """The shares of w . output: the components' (N, C), the rest's (N) and the bias's (N)."""
+        share_NC = self.inner_NC * (w_ND @ self.U_CD.T)
+        rest_N = ((self.x_ND @ self.W) * w_ND).sum(1) - share_NC.sum(1)
+        return self.mask_NC * share_NC, self.rest_mask_N1[:, 0] * rest_N, w_ND @ self.b_D
 
-    def written(self, x_ND, row_P, piece_P):
+    def written(self, row_P, piece_P):
         """What do some components write at some tokens? (P, d_out)."""
-        inner_P = (x_ND[row_P] * self.V_DC.T[piece_P]).sum(1)
+        inner_P = (self.x_ND[row_P] * self.V_DC.T[piece_P]).sum(1)
         return (self.mask_NC[row_P, piece_P] * inner_P).unsqueeze(1) * self.U_CD[piece_P]
 
-    def at(self, row_P):
-        return replace(self, mask_NC=self.mask_NC[row_P], rest_mask_N1=self.rest_mask_N1[row_P],
-                       active_NC=self.active_NC[row_P])
+    def at(self, row_P, x_PD):
+        """The matrix at some of the tokens, where it reads something else."""
+        return replace(self, x_ND=x_PD, mask_NC=self.mask_NC[row_P],
+                       rest_mask_N1=self.rest_mask_N1[row_P], active_NC=self.active_NC[row_P])
 
 
 def secant(act, z):
@@ -308,48 +323,52 @@ class Components:
     """An MLP whose matrices are sums of components, under masks, at N tokens."""
     def __init__(self, m, mlp, x_ND, choose_masks, tau):
         self.m = m
-        self.x_ND = x_ND
         self.act = mlp.act
-        N = len(x_ND)
         # importances, and the masks that are chosen by them
         g_NF = m.encode(m.layers[0], x_ND.unsqueeze(0), mlp)[0]
         importance = g_NF.split(m.C, -1)
         masks, rest_masks = choose_masks(importance)
-        matrices = []
-        convs = (mlp.c_fc, mlp.c_proj)
-        for i, (_, read_CD, write_CD, _) in enumerate(m.unit_directions()):
-            rest_mask_N1 = rest_masks[i].expand(N, 1)
-            matrices.append(Matrix(read_CD.T, write_CD, convs[i].weight, convs[i].bias, masks[i],
-                                   rest_mask_N1, importance[i] > tau))
-        self.W_in, self.W_out = matrices
+        rest_masks = [rest_mask.expand(len(x_ND), 1) for rest_mask in rest_masks]
+        active = [g_NC > tau for g_NC in importance]
+
         # the MLP under these masks
-        self.z_NM = self.W_in.forward(x_ND)
-        self.h_NM = self.act(self.z_NM)
-        self.y_ND = self.W_out.forward(self.h_NM)
-        self.y_clean_ND = mlp(x_ND)
+        (_, read_in, write_in, _), (_, read_out, write_out, _) = m.unit_directions()
+        self.W_in = Matrix(x_ND, read_in.T, write_in, mlp.c_fc.weight, mlp.c_fc.bias, masks[0],
+                           rest_masks[0], active[0])
+        self.z_NM = self.W_in.output()
+        self.W_out = Matrix(self.act(self.z_NM), read_out.T, write_out, mlp.c_proj.weight,
+                            mlp.c_proj.bias, masks[1], rest_masks[1], active[1])
+        self.y_ND = self.W_out.output()
+        self.error_ND = mlp(x_ND) - self.y_ND
 
     def back_to_z(self, w_ND):
         """Along which direction is z read, through the secant of the nonlinearity? (N, M)."""
         return self.W_out.back(w_ND) * secant(self.act, self.z_NM)
 
+    def shares_of_in(self, w_ND, back_NM):
+        """The Shares of W_in's components; back_NM: of `back_to_z`."""
+        piece_NC, rest_N, bias_N = self.W_in.shares(back_NM)
+        # the bias of the other matrix is on the way too
+        bias_N = bias_N + w_ND @ self.W_out.b_D
+        return Shares(piece_NC, self.W_in.active_NC, rest_N, bias_N, self.error(w_ND))
+
     def shares(self, w_ND):
         """{matrix: Shares}, each of which adds up to q alone."""
-        error_N = ((self.y_clean_ND - self.y_ND) * w_ND).sum(1)
-        pieces, rest_N, bias_N = self.W_in.shares(self.x_ND, self.back_to_z(w_ND))
-        # the other matrix's bias is on the way of both
-        bias_N = bias_N + w_ND @ self.W_out.b_D
-        of_in = Shares(pieces, self.W_in.active_NC, rest_N, bias_N, error_N)
-        pieces, rest_N, bias_N = self.W_out.shares(self.h_NM, w_ND)
-        of_out = Shares(pieces, self.W_out.active_NC, rest_N, bias_N, error_N)
+        of_in = self.shares_of_in(w_ND, self.back_to_z(w_ND))
+        piece_NC, rest_N, bias_N = self.W_out.shares(w_ND)
+        of_out = Shares(piece_NC, self.W_out.active_NC, rest_N, bias_N, self.error(w_ND))
         return dict(zip(self.m.matrices, (of_in, of_out)))
+
+    def error(self, w_ND):
+        return (self.error_ND * w_ND).sum(1)
 
     def without(self, matrix, row_P, piece_P):
         """The MLP's output at some tokens, each without a component of one matrix, whose mask is 0:
         (P, D)."""
         if matrix == self.m.matrices[0]:
-            z_PM = self.z_NM[row_P] - self.W_in.written(self.x_ND, row_P, piece_P)
-            return self.W_out.at(row_P).forward(self.act(z_PM))
-        return self.y_ND[row_P] - self.W_out.written(self.h_NM, row_P, piece_P)
+            z_PM = self.z_NM[row_P] - self.W_in.written(row_P, piece_P)
+            return self.W_out.at(row_P, self.act(z_PM)).output()
+        return self.y_ND[row_P] - self.W_out.written(row_P, piece_P)
 
 
 class Units:
@@ -392,9 +411,12 @@ def nothing_masked(importance):
 
 
 def at_tokens(m, mlp, x_ND, choose_masks=nothing_masked, tau=TAU):
-    """Take an MLP apart at N tokens, by a decomposition whose encode reads that MLP alone.
+    """Take an MLP apart at N tokens, by a decomposition whose encode reads that MLP alone and whose
+    decode is linear in f, or that is of components.
 
     choose_masks(importance) -> (masks, rest_masks) is for components (metrics/masks.py)."""
+    if reads(m) != m.layers:
+        common.fail(f"shares of a method that reads layers {reads(m)} at once are not known")
     if m.kind == "component":
         return Components(m, mlp, x_ND, choose_masks, tau)
     return Units(m, mlp, x_ND)
@@ -409,33 +431,28 @@ def shares(m, mlp, x_ND, w_ND, choose_masks=nothing_masked, tau=TAU):
 
 @dataclass
 class Factors:
-    """Matrices as sums of C rank-one pieces that nothing is known of: each is always important."""
-    layers: list
-    matrices: tuple
+    """Other rank-one pieces with the importances of m's components: m but for V and U."""
+    m: Any
     V: list                     # (d_in, C) of each matrix
     U: list                     # (C, d_out)
-    kind = "component"
 
-    @property
-    def C(self):
-        return self.V[0].shape[1]
+    def __getattr__(self, name):
+        return getattr(self.m, name)
 
     def unit_directions(self):
         return [(name, V.T, U, None) for name, V, U in zip(self.matrices, self.V, self.U)]
 
-    def encode(self, layer, x_BTD, mlp):
-        return x_BTD.new_ones(*x_BTD.shape[:-1], self.C * len(self.V))
-
 
 @torch.no_grad()
 def rotated(m, gen):
-    """Write the matrices of a decomposition as sums of as many random pieces: the null of shares,
-    R^2, n90, paths and the causal check.
+    """Write the matrices of a decomposition as sums of as many random pieces: the null of all that
+    is asked of components here.
 
         V U = (V Q) (Q^T U)         Q a random orthogonal matrix (C, C)
 
-    The sum is the same, and so is the rest; which direction is a piece is chance. Of baselines.SVD
-    it is a random factorisation at the rank of W. 2 s for C = 2,048."""
+    The sum is the same, and so is the rest; which directions are a piece is chance. Each has the
+    importance of one of m's components, so that as many are active at a token. Of baselines.SVD it
+    is a random factorisation at the rank of W. 0.3 s for C = 1,024."""
     Vs = []
     Us = []
     for _, read_CD, write_CD, _ in m.unit_directions():
@@ -446,7 +463,7 @@ def rotated(m, gen):
         Q_CC = (Q_CC * R_CC.diagonal().sign()).to(read_CD.dtype)
         Vs.append(read_CD.T @ Q_CC)
         Us.append(Q_CC.T @ write_CD)
-    return Factors(m.layers, m.matrices, Vs, Us)
+    return Factors(m, Vs, Us)
 
 
 # ----------------------------------------------------------------------------- do few pieces do?
@@ -548,7 +565,8 @@ def attribute(m, gpt, fit, test, units, choose_masks=nothing_masked, tau=TAU, co
     also says whether masks keep what later features read.
 
     Null: the same of `rotated(m, gen)`. by="correlation" chooses pieces by |r| with q, for which a
-    large but constant piece is worth nothing. fit, test: Readings; 20 s."""
+    large but constant piece is worth nothing; hold it against `directly`, which chooses so too.
+    fit, test: Readings. 18 s, under masks 27 s."""
     layer, = m.layers
     mlp = gpt.mlp(layer)
     parts = []
@@ -616,8 +634,8 @@ def paths(m, mlp, earlier, x_ND, w_ND, components, choose_masks=nothing_masked):
     components' shares. N I n floats."""
     at = at_tokens(m, mlp, x_ND, choose_masks)
     slope_NC = at.W_in.slopes(at.back_to_z(w_ND))
-    reads = split_input(earlier, mlp, x_ND, at.W_in.V_DC[:, components])
-    through_NIn = reads.f_NI.unsqueeze(-1) * reads.dot_IC
+    parts_of_x = split_input(earlier, mlp, x_ND, at.W_in.V_DC[:, components])
+    through_NIn = parts_of_x.f_NI.unsqueeze(-1) * parts_of_x.dot_IC
     return through_NIn * slope_NC[:, components].unsqueeze(1)
 
 
@@ -632,23 +650,23 @@ def path_completeness(m, gpt, earlier, test, units, choose_masks=nothing_masked,
     over active c. Error paths and bias paths: what each active component reads of x - x_hat and of
     b_dec, and the MLP's biases. The remainder, one path, is what is not from active components: the
     rest, inactive components and the error, with their signs. A mean over tokens, weighted by |q|.
-    Sizes are added, so that paths that cancel count. Null: `rotated(m, gen)`, all of whose pieces
-    are active. 20 s."""
+    Sizes are added, so that paths that cancel count. Null: `rotated(m, gen)`. 13 s."""
     layer, = m.layers
     mlp = gpt.mlp(layer)
     parts = []
     for some in units.split(group):
         rows = test.rows(some, each)
         at = at_tokens(m, mlp, rows.x_ND, choose_masks, tau)
-        of_in = at.shares(rows.w_ND)[m.matrices[0]]
-        slope_NC = at.W_in.slopes(at.back_to_z(rows.w_ND)).abs() * of_in.active_NF
-        reads = split_input(earlier, mlp, rows.x_ND, at.W_in.V_DC)
+        back_NM = at.back_to_z(rows.w_ND)
+        of_in = at.shares_of_in(rows.w_ND, back_NM)
+        slope_NC = at.W_in.slopes(back_NM).abs() * of_in.active_NF
+        parts_of_x = split_input(earlier, mlp, rows.x_ND, at.W_in.V_DC)
 
         # f is never negative, so that |f_i (V_c . d_i)| = f_i |V_c . d_i|; few features are on
-        reach_NC = reads.f_NI.to_sparse() @ reads.dot_IC.abs()
+        reach_NC = parts_of_x.f_NI.to_sparse() @ parts_of_x.dot_IC.abs()
         good_N = (slope_NC * reach_NC).sum(1)
-        by_error_N = (slope_NC * reads.error_NC.abs()).sum(1)
-        by_bias_N = slope_NC @ reads.bias_C.abs() + of_in.bias_N.abs()
+        by_error_N = (slope_NC * parts_of_x.error_NC.abs()).sum(1)
+        by_bias_N = slope_NC @ parts_of_x.bias_C.abs() + of_in.bias_N.abs()
         remainder_N = of_in.q - of_in.bias_N - of_in.by_active
 
         all_N = good_N + by_error_N + by_bias_N + remainder_N.abs()
@@ -678,10 +696,10 @@ def strongest_paths(m, gpt, earlier, test, units, n=10, choose_masks=nothing_mas
         rows = test.rows(some, each)
         at = at_tokens(m, mlp, rows.x_ND, choose_masks)
         slope_JC = at.W_in.slopes(at.back_to_z(rows.w_ND))
-        reads = split_input(earlier, mlp, rows.x_ND, at.W_in.V_DC)
+        parts_of_x = split_input(earlier, mlp, rows.x_ND, at.W_in.V_DC)
         # E|path| = E[f_i |slope_c|] |V_c . d_i|
-        size_IC = reads.f_NI.T @ slope_JC.abs() * reads.dot_IC.abs()
-        mean_IC = reads.f_NI.T @ slope_JC * reads.dot_IC / each
+        size_IC = parts_of_x.f_NI.T @ slope_JC.abs() * parts_of_x.dot_IC.abs()
+        mean_IC = parts_of_x.f_NI.T @ slope_JC * parts_of_x.dot_IC / each
         best_n = size_IC.flatten().topk(min(n, size_IC.numel())).indices
         C = size_IC.shape[1]
         parts.append(Paths(best_n // C, best_n % C, mean_IC.flatten()[best_n]))
@@ -713,7 +731,8 @@ def draw_pairs(piece_UJF, gen, pairs):
 
 
 def changes(at, matrix, test, rows, feature_U, place_UP, F):
-    """How much do later features change when a piece is removed at a token? (U, P).
+    """How much do later features change when a piece is removed at a token, and how much their
+    pre-activations, the LayerNorm's scale frozen? (U, P) each.
 
     place_UP: of the token and the piece, in (J, F)."""
     U, P = place_UP.shape
@@ -721,11 +740,14 @@ def changes(at, matrix, test, rows, feature_U, place_UP, F):
     row_UP = place_UP // F + J * torch.arange(U, device=place_UP.device).unsqueeze(1)
     row_P = row_UP.flatten()
     y_PD = at.without(matrix, row_P, (place_UP % F).flatten())
+    # f with and without the piece
     other_PD = rows.other_ND[row_P]
     own_P1 = feature_U.repeat_interleave(P).unsqueeze(1)
     before_P1 = test.values(other_PD, at.y_ND[row_P]).gather(1, own_P1)
     after_P1 = test.values(other_PD, y_PD).gather(1, own_P1)
-    return (after_P1 - before_P1).view(U, P)
+    # p is linear in y
+    change_p_P = ((y_PD - at.y_ND[row_P]) * rows.w_ND[row_P]).sum(1)
+    return (after_P1 - before_P1).view(U, P), change_p_P.view(U, P)
 
 
 @torch.no_grad()
@@ -742,9 +764,13 @@ def causal(m, gpt, test, units, gen, choose_masks=nothing_masked, tau=TAU, each=
         slope               of the change on -share: 1 = as large as the share says
         sign_agreement      share of the pairs with one sign; no change is none
         null_..             the same over random pairs
-    Only pairs with a share count: where masks leave a feature few, more than the top 5 % of them
-    are taken. A second null is `rotated(m, gen)`. The tokens are `each` or fewer, evenly spread, so
-    that CANDIDATES bounds the pairs to draw from. 30 s."""
+        pre_..              of the change of the pre-activation p instead of f: what it lacks in 1
+                            is the secant's doing, what f lacks beyond that the SAE's. 1 for W_out
+                            and dictionaries, whose shares are exact
+    Shares that say nothing have r = 0, up to 1 / sqrt(pairs). Only pairs with a share count: where
+    masks leave a feature few, more than the top 5 % of them are taken. A second null is
+    `rotated(m, gen)`. The tokens are `each` or fewer, evenly spread, so that CANDIDATES bounds the
+    pairs to draw from. 10 s."""
     layer, = m.layers
     mlp = gpt.mlp(layer)
     F = max(len(read) for _, read, _, _ in m.unit_directions())
@@ -755,16 +781,26 @@ def causal(m, gpt, test, units, gen, choose_masks=nothing_masked, tau=TAU, each=
         at = at_tokens(m, mlp, rows.x_ND, choose_masks, tau)
         numbers = {}
         for matrix, of_matrix in at.shares(rows.w_ND).items():
-            piece_UJF = of_matrix.piece_NF.view(len(some), J, -1)
+            piece_UJF = of_matrix.by_feature(len(some)).piece_NF
             largest_UP, random_UP = draw_pairs(piece_UJF, gen, pairs)
-            numbers[matrix] = {}
-            for prefix, place_UP in (("", largest_UP), ("null_", random_UP)):
-                share_UP = piece_UJF.flatten(1).gather(1, place_UP)
-                change_UP = changes(at, matrix, test, rows, some, place_UP, piece_UJF.shape[2])
-                found = agreement(change_UP, share_UP)
-                numbers[matrix] |= {prefix + key: value for key, value in found.items()}
+            F = piece_UJF.shape[2]
+            share_UP = piece_UJF.flatten(1).gather(1, largest_UP)
+            random_share_UP = piece_UJF.flatten(1).gather(1, random_UP)
+            change_UP, change_p_UP = changes(at, matrix, test, rows, some, largest_UP, F)
+            random_change_UP, _ = changes(at, matrix, test, rows, some, random_UP, F)
+            found = {"": agreement(change_UP, share_UP), "pre_": agreement(change_p_UP, share_UP),
+                     "null_": agreement(random_change_UP, random_share_UP)}
+            numbers[matrix] = flatten(found)
         parts.append(numbers)
     return join(parts)
+
+
+def flatten(found):
+    """Put each dict's prefix before its keys: {prefix: {key: ..}} -> {prefix + key: ..}."""
+    flat = {}
+    for prefix, numbers in found.items():
+        flat |= {prefix + key: value for key, value in numbers.items()}
+    return flat
 
 
 # ------------------------------------------------------------------------------- the headline
