@@ -21,7 +21,14 @@ from metrics.attribution import attribute, causal, nothing_masked, rotated, shar
 from test_common import fails
 
 LAYER, F, EACH = 1, 24, 20
-MASKS = {"off": nothing_masked, "all on": masks.all_on, "ci": masks.without_rest,
+
+
+def in_part(importance):
+    """Masks of the components and of the rest that are neither 0 nor 1, nor the same."""
+    return list(importance), importance[0].new_full((len(importance), 1), 0.3)
+
+
+MASKS = {"off": nothing_masked, "all on": masks.all_on, "ci": masks.without_rest, "in part": in_part,
          "rounded": partial(masks.rounded, threshold=0.5)}
 
 
@@ -170,7 +177,7 @@ def test_shares_add_up_to_q(gpt, tokens, every, name, mask):
         # without masks components and rest are the MLP; with them the rest is off; SVD and neurons have none
         if m.kind == "component":
             assert mask != "off" or s.error_N.abs().max() < 1e-5 * q_N.abs().max()
-            assert (mask == "off") == bool(s.rest_N.any())
+            assert (mask in ("off", "in part")) == bool(s.rest_N.any())
         if name in ("svd", "neurons") and mask == "off":
             assert (s.rest_N + s.error_N).abs().max() < 1e-5 * q_N.abs().max()
 
@@ -298,6 +305,13 @@ def test_correlate_and_r2_against_numpy():
     r, _ = attribution.correlate(X[:1, :, :1], q[:1, :, None], weight)
     some = weight[0, :, 0] > 0
     assert r.item() == pytest.approx(np.corrcoef(X[0, some, 0], q[0, some])[0, 1], abs=1e-5)
+
+
+def test_what_is_chosen():
+    q_UJ = normal(0, 1, 50)
+    piece_UJF = torch.stack([9 + 0.01 * normal(1, 1, 50), q_UJ + 0.1 * normal(2, 1, 50), -0.1 * q_UJ], -1)
+    assert attribution.choose(piece_UJF, q_UJ, 2, "size").tolist() == [[0, 1]]
+    assert attribution.choose(piece_UJF, q_UJ, 2, "correlation").tolist() == [[2, 1]]
 
 
 def test_how_many():
