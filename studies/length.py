@@ -12,7 +12,6 @@ run from the neurons.
     python -m studies.length --steps 300 --seeds 2 --neurons 1200 --out results-quick    # a look
 """
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +27,7 @@ from metrics import concepts, groups, recording, stability
 from model import GPT
 from report import curve
 from report.table import markdown_table
+from studies.kept import Found
 
 
 @dataclass
@@ -289,25 +289,9 @@ def draw_spectra(ax, rows, site):
 
 
 # ------------------------------------------------------------------------------------------- main
-class Found:
-    """What is known already, kept in one file.
-
-    A row is not found again while everything that it depends on stays as it was."""
-
-    def __init__(self, path):
-        self.path = path
-        self.found = common.read_json(path, dict(rows=[], pairs=[]))
-
-    def row(self, table, depends_on, names, find):
-        """Add a row to a table, with what find() returns, unless it is there. Older ones go."""
-        key = compare.digest(depends_on)
-        rows = self.found[table]
-        if any(row["key"] == key for row in rows):
-            return
-        rows[:] = [row for row in rows if not names.items() <= row.items()]
-        rows.append(names | dict(key=key) | compare.finite(find()))
-        rows.sort(key=lambda row: (row["start"] != "random", row["steps"], row.get("seed", 0)))
-        common.write(self.path, json.dumps(self.found, indent=1).encode())
+def in_order(row):
+    """What rows are sorted by."""
+    return row["start"] != "random", row["steps"], row.get("seed", 0)
 
 
 class Models:
@@ -348,7 +332,7 @@ def main(cfg):
     todo = jobs(cfg)
     arena = compare.prepared(base, gpt, layer, dev)
     corpus = data.load_for(gpt, cfg.data, gpt.cfg.n_positions)["fit"]
-    known = Found(Path(cfg.out) / "spd-length.json")
+    known = Found(Path(cfg.out) / "spd-length.json", ("rows", "pairs"), in_order)
     common.must_be_writable(cfg.out, cfg.runs)
     models = Models(cfg, gpt, layer)
     # a file may hold another text under the name that it had
@@ -370,8 +354,8 @@ def main(cfg):
         known.row("pairs", [gpt.hash, group, how, cfg.eval_tokens, *text], names,
                   lambda: together([models[job] for job in group], arena))
 
-    found = known.found | dict(provenance=common.provenance(cfg, gpt))
-    common.write(known.path, json.dumps(found, indent=1).encode())
+    known.write(provenance=common.provenance(cfg, gpt))
+    found = known.found
     common.write(Path(cfg.out) / "spd-length.md", render(found).encode())
     curve.save_picture(picture(found), Path(cfg.out) / "spd-length.png")
     print("", render(found), f"-> {cfg.out}/spd-length.json, .md, .png", sep="\n")

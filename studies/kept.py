@@ -1,0 +1,33 @@
+"""What a study has found so far, in one file, so that it goes on after a kill."""
+import json
+
+import common
+import compare
+
+
+class Found:
+    """Tables of rows, in a JSON file that is written anew with each row.
+
+    A row is not found again while everything that it depends on stays as it was."""
+
+    def __init__(self, path, tables, order):
+        """tables: their names. order: what rows are sorted by, a function of a row."""
+        self.path = path
+        self.order = order
+        self.found = common.read_json(path, {name: [] for name in tables})
+
+    def row(self, table, depends_on, names, find):
+        """Add a row to a table, with what find() returns, unless it is there. Older ones go."""
+        key = compare.digest(depends_on)
+        rows = self.found.setdefault(table, [])
+        if any(row["key"] == key for row in rows):
+            return
+        rows[:] = [row for row in rows if not names.items() <= row.items()]
+        rows.append(names | dict(key=key) | compare.finite(find()))
+        rows.sort(key=self.order)
+        self.write()
+
+    def write(self, **more):
+        """Write the tables, and whatever else is to be kept beside them."""
+        self.found |= more
+        common.write(self.path, json.dumps(self.found, indent=1).encode())
