@@ -627,13 +627,20 @@ def tell(index):
 
 # ---------------------------------------------------------------------- the rest of the vocabulary
 def slots():
-    """Which operations say a word that is not fixed? Those of all templates, in order."""
+    """Which operations say a word that is not fixed? Those of all templates, in order.
+
+    One of all that say the same words in the same form: they come hundreds of times."""
+    known = set()
     for templates in FAMILIES.values():
         for template in templates:
             for past in (False, True):
                 for plural in (False, True):
                     for op in compile_template(template.text, past, plural):
-                        if isinstance(op, (Ref, Pick)):
+                        if not isinstance(op, (Ref, Pick)):
+                            continue
+                        form = (op.name, op.prop, op.capital and not op.article)
+                        if form not in known:
+                            known.add(form)
                             yield op
 
 
