@@ -1,9 +1,15 @@
-"""The target that most methods are tested on."""
+"""The target that most methods are tested on, and a kill for their trainings."""
+import multiprocessing
+import os
+import signal
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 import common
+import data
 from model import GPT, GPTConfig
 
 D, M, V, T = 8, 16, 30, 12
@@ -15,6 +21,30 @@ def noisy_gpt(n_layer, D, M, T, V):
     for p in gpt.parameters():
         p.data += 0.3 * torch.randn(p.shape, generator=common.generator(p.numel(), "more"))
     return gpt.eval().requires_grad_(False)
+
+
+# forks of a process that has imported these and done nothing yet: a fresh one needs two seconds for it
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "torch._dynamo", "safetensors.torch", "pytest"])
+
+
+def kill(cfg, step=4):
+    """Train as cfg says in a process of its own that is killed as soon as its first checkpoint from this step on is there."""
+    victim = FORKS.Process(target=train_and_die, args=(cfg, step, data.ROWS))
+    victim.start()
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
+
+
+def train_and_die(cfg, step, rows):
+    save, data.ROWS = common.save, rows
+
+    def stop(path, tensors, meta):
+        save(path, tensors, meta)
+        if meta["step"] >= step:
+            os.kill(os.getpid(), signal.SIGKILL)
+    common.save = stop
+    sys.modules[type(cfg).__module__].train(cfg)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """Oracles of clt.py: a second way to each number, on tiny random models."""
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ import common
 import data
 import evals
 from clt import CLT, Config
-from conftest import D, M, T, V
+from conftest import D, M, T, V, kill
 from model import GPT
 from test_common import fails
 
@@ -420,12 +417,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, variant, optimizer
     cfg = dataclasses.replace(cfg, variant=variant, optimizer=optimizer)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     clt.train(whole)
-    code = (f"import os, common, clt\nsave = common.save\n"
-            f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n"
-            f"    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
-            f"common.save = stop\nclt.train(clt.Config(**{vars(cfg)!r}))")
-    dead = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
-    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
+    kill(cfg)
     clt.train(dataclasses.replace(cfg, resume=True))
     (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "clt.safetensors") for c in (whole, cfg))
     assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()

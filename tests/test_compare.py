@@ -510,7 +510,19 @@ def train(cfg):
 '''
 
 
-def test_a_method_is_one_file_and_one_row(own_file, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def of_the_bundled_target(monkeypatch):
+    """What holds for it whatever takes it apart is found once for all tests; the budget of attacks is small."""
+    real = compare.prepared
+    monkeypatch.setattr(compare, "prepared", lambda *args: real(*args)._replace(once=of_the_bundled_target.once))
+    masks = compare.GROUPS["robustness"]
+    monkeypatch.setattr(masks, "attack", functools.partial(masks.attack, budgets=(0, 20)))
+
+
+of_the_bundled_target.once = {}
+
+
+def test_a_method_is_one_file_and_one_row(own_file, tmp_path, monkeypatch, capsys, of_the_bundled_target):
     """Its row has every number that a dictionary can have, in each table, and --explain says what it is."""
     monkeypatch.setattr(table.pictures, "draw", lambda results, out: None)
     monkeypatch.setitem(compare.METHODS, "toy", Method(own_file("toy", TOY), "k", (16,), {}, {}, "a toy of two words"))
@@ -615,10 +627,8 @@ def test_a_curve_that_does_not_reach_that_l0_has_no_number_there(l0s):
     assert table.at_one_l0([dict(l0=l0, ce_recovered=1.0) for l0 in l0s]) == {}
 
 
-def test_each_column_has_a_metric_that_finds_it(monkeypatch):
+def test_each_column_has_a_metric_that_finds_it(of_the_bundled_target):
     """All groups of metrics, of small untrained models of the bundled target."""
-    masks = compare.GROUPS["robustness"]
-    monkeypatch.setattr(masks, "attack", functools.partial(masks.attack, budgets=(0, 20)))
     gpt, ms = GPT.load(ROOT / "target"), []
     for seed in range(3):
         run = compare.spd.Config(C=8, ci_hidden=8, seed=seed)

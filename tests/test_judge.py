@@ -445,7 +445,7 @@ def drips(first, then):
     def respond(self):
         with contextlib.suppress(OSError):
             self.wfile.write(first)
-            for _ in range(100):
+            for _ in range(40):
                 self.wfile.write(then)
                 threading.Event().wait(0.05)
     return respond

@@ -1,8 +1,6 @@
 """Oracles of molt.py, and of the metrics that came with it: a second way to each number, on tiny random models."""
 import dataclasses
 import json
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import common
 import data
 import evals
 import molt
-from conftest import D, M, T, V
+from conftest import D, M, T, V, kill
 from metrics import faithful
 from model import GPT
 from molt import MOLT, Config
@@ -315,12 +313,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, kind, optimizer):
     cfg = dataclasses.replace(cfg, optimizer=optimizer, **kind)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     molt.train(whole)
-    code = (f"import os, common, molt\nsave = common.save\n"
-            f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n"
-            f"    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
-            f"common.save = stop\nmolt.train(molt.Config(**{vars(cfg)!r}))")
-    dead = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
-    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
+    kill(cfg)
     molt.train(dataclasses.replace(cfg, resume=True))
     (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "molt.safetensors") for c in (whole, cfg))
     assert meta_a["step"] == meta_b["step"] == cfg.steps and a.keys() == b.keys()

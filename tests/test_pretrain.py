@@ -95,7 +95,7 @@ def test_default_layer_is_the_most_costly_inner_one(text, monkeypatch):
 
 def command(*flags):
     small = [w for k, v in SMALL.items() for w in (f"--{k}", str(v))]
-    return [sys.executable, str(ROOT / "pretrain.py"), "--data", "x.txt", "--steps", "400", *small, *flags]
+    return [sys.executable, str(ROOT / "pretrain.py"), "--data", "x.txt", "--steps", "200", *small, *flags]
 
 def test_killed_and_resumed_run_is_bit_identical(text):
     env = dict(os.environ, OMP_NUM_THREADS="1")
@@ -113,7 +113,7 @@ def test_killed_and_resumed_run_is_bit_identical(text):
     assert victim.poll() is None
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    assert 0 < common.load(ckpt)[1]["step"] < 400 and not list(Path("a/t").iterdir())
+    assert 0 < common.load(ckpt)[1]["step"] < 200 and not list(Path("a/t").iterdir())
     subprocess.run(command("--out", "a/t", "--resume"), check=True, env=env, capture_output=True)
     assert ({name: Path("a/t", name).read_bytes() for name in os.listdir("a/t")}, ckpt.read_bytes()) == whole
     again = [json.loads(s) for s in Path("runs/pretrain-a-t/log.jsonl").read_text().splitlines()]

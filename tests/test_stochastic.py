@@ -2,9 +2,6 @@
 import dataclasses
 import json
 import math
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ import common
 import data
 import evals
 import stochastic
-from conftest import D, M, T, V
+from conftest import D, M, T, V, kill
 from model import GPT
 from sae import SAE
 from stochastic import Config, Stochastic
@@ -258,12 +255,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, target, change):
     cfg = dataclasses.replace(cfg, **change)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     stochastic.train(whole)
-    code = (f"import os, common, data, stochastic\nsave, data.ROWS = common.save, 8\n"
-            f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n"
-            f"    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
-            f"common.save = stop\nstochastic.train(stochastic.Config(**{vars(cfg)!r}))")
-    dead = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
-    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
+    kill(cfg)
     for _ in range(2):                                          # the second finds it finished, and folded once
         stochastic.train(dataclasses.replace(cfg, resume=True))
         (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "stochastic.safetensors") for c in (whole, cfg))

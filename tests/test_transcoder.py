@@ -2,9 +2,6 @@
 import dataclasses
 import json
 import math
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ import common
 import data
 import evals
 import transcoder
-from conftest import D, M, T, V
+from conftest import D, M, T, V, kill
 from model import GPT
 from test_common import fails
 from transcoder import Config, Transcoder
@@ -225,12 +222,7 @@ def test_killed_and_resumed_ends_bit_identical(cfg, tmp_path, optimizer, change)
     cfg = dataclasses.replace(cfg, optimizer=optimizer, **change)
     whole = dataclasses.replace(cfg, out=str(tmp_path / "whole"))
     transcoder.train(whole)
-    code = (f"import os, common, data, transcoder\nsave, data.ROWS = common.save, 8\n"
-            f"def stop(path, tensors, meta):\n    save(path, tensors, meta)\n"
-            f"    meta['step'] < 4 or os.kill(os.getpid(), 9)\n"
-            f"common.save = stop\ntranscoder.train(transcoder.Config(**{vars(cfg)!r}))")
-    dead = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
-    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
+    kill(cfg)
     for _ in range(2):                                          # the second finds it finished, and folded once
         transcoder.train(dataclasses.replace(cfg, resume=True))
         (a, meta_a), (b, meta_b) = (common.load(Path(c.out) / "transcoder.safetensors") for c in (whole, cfg))
