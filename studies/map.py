@@ -20,17 +20,17 @@ what is said is from test; seeds are the unit of replication.
 
 P pairs of units; i, j units of two methods A and B; other letters as in metrics/mapping.py
 """
-import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as nnf           # F is the number of units here
 
+import baselines
 import common
 import compare
 import data
@@ -38,8 +38,7 @@ import evals
 from metrics import atoms, mapping, matching, recording, words
 from metrics.stability import mean
 from model import GPT
-from report import curve, noise
-from report.table import markdown_table
+from report import curve, maps
 from studies.kept import Found
 
 METHODS = "spd,transcoder,transcoder-kl,transcoder-stochastic,clt,molt,sae"
@@ -71,10 +70,9 @@ class Config:
 FLOORS = ("neurons", "random")
 CLUSTERED = {"spd clusters": "spd"}     # rows that are made of another row's units
 CASES = 20                              # shown of each kind
-DRAWN = 0.2                             # least r that the picture shows
 SHOWN = 6                               # units of one side of a case that are described
 FEWEST = 2                              # units that a row needs: one has no control
-CODE = (evals, mapping, matching, recording, atoms)     # what all numbers depend on
+CODE = (evals, baselines, mapping, matching, recording, atoms)  # what all numbers depend on
 
 
 # ----------------------------------------------------------------------------------- what is asked
@@ -254,8 +252,6 @@ class Rows:
 
     def __getitem__(self, key):
         """The Units of a row and seed."""
-        name, seed = key
-        key = (name, self.key(name, seed)[1])
         if key not in self.units:
             self.units[key] = self.made(*key)
         return self.units[key]
@@ -277,7 +273,7 @@ class Rows:
         return units
 
     def keep_only(self, seeds):
-        """Forget the recordings of other seeds: 100 MB a row for 50,000 tokens."""
+        """Forget the recordings of other seeds: 140 MB a row for 50,000 tokens."""
         self.units = {key: units for key, units in self.units.items() if key[1] in seeds}
 
 
@@ -527,384 +523,22 @@ def described(units, asked, literals):
     return texts
 
 
-# ----------------------------------------------------------------------------------- what it shows
-FLIPPED = {"one_to_many": "many_to_one", "many_to_one": "one_to_many",
-           "subsumed": "superset", "superset": "subsumed"}
+# ----------------------------------------------------------------------------------- to be shown
+def panel(rows, pair):
+    """The map of one pair, on test."""
+    one = rows[pair.one, pair.seed]
+    other = rows[pair.other, pair.other_seed]
+    gen = common.generator(pair.seed, f"picture {pair}")
+    labels = [f"{pair.one}, seed {pair.seed}", f"{pair.other}, seed {pair.other_seed}"]
+    return maps.Panel(*labels, *graph(one.test, other.test, one.row, gen))
 
 
-def seen_from(row, side):
-    """The numbers of one pair as its side a or b sees them: KEY and null_KEY are its own units',
-    back_KEY the other side's, whatever has no side stays."""
-    seen = {}
-    for key, value in row.items():
-        parts = re.fullmatch(r"(null_)?(\w+?)_([ab])(_[\d.]+)?", key)
-        if not parts:
-            seen[key] = value
-            continue
-        null, name, of, threshold = parts.groups(default="")
-        if side == "b":
-            name = FLIPPED.get(name, name)
-        back = "" if of == side else "back_"
-        seen[f"{null}{back}{name}{threshold}"] = value
-    return seen
-
-
-def views(rows, one, other):
-    """The rows of all seeds of two methods, as the first sees them."""
-    seen = [seen_from(row, "a") for row in rows if (row["one"], row["other"]) == (one, other)]
-    if one != other:
-        seen += [seen_from(row, "b") for row in rows if (row["one"], row["other"]) == (other, one)]
-    return seen
-
-
-def over_seeds(rows, key):
-    return noise.over_seeds([row.get(key) for row in rows])
-
-
-def number(rows, key, digits=2):
-    """The mean of a number over seeds, and half of its 95 % interval."""
-    averaged = over_seeds(rows, key)
-    if averaged is None:
-        return "n/a"
-    text = f"{averaged['mean']:.{digits}f}"
-    half = averaged["half"]
-    return text if half is None else f"{text} ± {half:.{digits}f}"
-
-
-def cell(rows, key, digits=2):
-    """A number beside its null, if it has one."""
-    text = number(rows, key, digits)
-    null = over_seeds(rows, f"null_{key}")
-    return text if null is None else f"{text} ({null['mean']:.{digits}f})"
-
-
-def orphans_around(rows):
-    """The share of orphans at other thresholds, means over seeds."""
-    means = [over_seeds(rows, f"orphan_{least}")["mean"] for least in mapping.AROUND]
-    return " / ".join(f"{value:.2f}" for value in means)
-
-
-MAP = {                             # key: (head, digits)
-    "units": ("units", 0),
-    "degree": ("degree", 2),
-    "orphan": ("orphan", 2),
-    "one_to_one": ("1:1", 2),
-    "one_to_many": ("1:n", 2),
-    "many_to_one": ("n:1", 2),
-    "many_to_many": ("n:m", 2),
-    "best": ("best r", 2),
-    "explained": ("explained", 2),
-    "r2_1": ("R²₁", 2),
-    "r2_5": ("R²₅", 2),
-    "back_r2_5": ("R²₅ back", 2),
-    "subsumed": ("is a part", 2),
-    "superset": ("has parts", 2),
-}
-PARTS = {
-    "groups": ("groups", 0),
-    "members": ("members", 0),
-    "z_write": ("z write", 1),
-    "z_read": ("z read", 1),
-    "z_f1": ("z concept", 1),
-    "z_entropy": ("z shared concept", 1),
-    "coherent": ("coherent", 2),
-    "whole_f1": ("F1 of whole", 2),
-    "part_f1": ("F1 of parts", 2),
-    "gain": ("whole - parts", 2),
-}
-EVIDENCE = {
-    "pairs": ("pairs", 0),
-    "r": ("r", 2),
-    "write": ("write", 2),
-    "read": ("read", 2),
-    "effect": ("effect", 2),
-    "against_write": ("write < 0", 2),
-    "against_read": ("read < 0", 2),
-    "against_effect": ("effect < 0", 2),
-    "against": ("any < 0", 2),
-}
-CLUSTERS = {
-    "units": ("components", 0),
-    "clusters": ("clusters", 0),
-    "together": ("together", 2),
-    "across": ("across", 2),
-    "saved": ("bits saved", 3),
-}
-
-
-def table(first, columns, rows_by_name, *more):
-    """A table of numbers as lines of Markdown: a line for each name with rows. more: a head, and
-    what its cells say of the rows."""
-    heads = [first, *(head for head, _ in columns.values()), *(head for head, _ in more)]
-    lines = []
-    for name, rows in rows_by_name.items():
-        if rows:
-            cells = [cell(rows, key, digits) for key, (_, digits) in columns.items()]
-            lines.append([name, *cells, *(say(rows) for _, say in more)])
-    return [*markdown_table(heads, lines), ""]
-
-
-def name_of(one, other):
-    """What a row of a table is called that holds one method against another."""
-    if one == other:
-        return "another seed of it"
-    return f"floor: {other}" if other in FLOORS else other
-
-
-def maps_of_all(found, names):
-    """The units of each row in the terms of all rows, a table a row."""
-    lines = ["## Whose units have which partners", "", ABOUT_MAPS, ""]
-    for one in names:
-        seen = {name_of(one, other): views(found["maps"], one, other) for other in names}
-        around = "orphan at r " + " / ".join(map(str, mapping.AROUND))
-        lines += table(f"{one}, in the terms of", MAP, seen, (around, orphans_around))
-    return lines
-
-
-def parts_of_all(found, names):
-    """Which units are parts of one unit of another row, and whether they belong together."""
-    by_name = {}
-    for whole in names:
-        for part in names:
-            kind = f"{part}, another seed" if part == whole else part
-            by_name[f"{kind} | {whole}"] = views(found["groups"], part, whole)
-    return ["## Units that are parts of one unit", "", ABOUT_PARTS, "",
-            *table("parts | whole", PARTS, by_name)]
-
-
-def answer(rows, key, digits):
-    """Is a number above 0 by more than the noise of its seeds?"""
-    averaged = over_seeds(rows, key)
-    if averaged is None:
-        return "n/a"
-    half = averaged["half"]
-    if half is None:
-        verdict = "one seed"
-    elif averaged["mean"] > half:
-        verdict = "yes"
-    else:
-        verdict = "no" if averaged["mean"] < -half else "not shown"
-    return f"{verdict}: {number(rows, key, digits)}"
-
-
-QUESTIONS = {
-    "z_write": ("do they write alike?", 1),
-    "z_read": ("read alike?", 1),
-    "z_f1": ("mean one concept together?", 1),
-    "gain": ("does the whole mean it better?", 2),
-}
-
-
-def answers(found, names):
-    """Does a component that has several parts stand for a less split, more coherent concept?"""
-    lines = []
-    for whole in names:
-        for part in names:
-            rows = views(found["groups"], part, whole)
-            if whole in {*CLUSTERED, *CLUSTERED.values()} and rows and part != whole:
-                cells = [answer(rows, key, digits) for key, (_, digits) in QUESTIONS.items()]
-                lines.append([part, whole, number(rows, "groups", 0), *cells])
-    heads = ["parts", "whole", "groups", *(head for head, _ in QUESTIONS.values())]
-    if not lines:
-        return []
-    return ["## Is a component with several parts a less split, more coherent concept?", "",
-            ABOUT_ANSWERS, "", *markdown_table(heads, lines), ""]
-
-
-def evidence_of_all(found, names):
-    """Activation, weight and effect side by side."""
-    by_name = {}
-    for one in names:
-        for other in names:
-            rows = [row for row in found["evidence"] if (row["one"], row["other"]) == (one, other)]
-            by_name[f"{one}, {name_of(one, other)}"] = rows
-    return ["## Do partners by activation read, write and act alike?", "", ABOUT_EVIDENCE, "",
-            *table("rows", EVIDENCE, by_name)]
-
-
-def clusters_of_all(found):
-    """How far components hang together."""
-    by_name = {}
-    for row in found["clusters"]:
-        by_name.setdefault(row["one"], []).append(row)
-    if not by_name:
-        return []
-    return ["## Components that are on together", "", ABOUT_CLUSTERS, "",
-            *table("rows", CLUSTERS, by_name)]
-
-
-KINDS = {                           # of clearest cases: their heading
-    "one_to_one": "One to one: {one} and {other}",
-    "one_to_many": "One to many: one unit of {one}, several of {other}",
-    "many_to_one": "Many to one: several units of {one}, one of {other}",
-    "orphan_a": "Orphans: units of {one} without a partner in {other}",
-    "orphan_b": "Orphans: units of {other} without a partner in {one}",
-}
-
-
-def unit_line(row, unit):
-    """One unit as a line of a list."""
-    concept = ""
-    if "concept" in unit:
-        concept = f"; concept **{unit['concept']}**, F1 {unit['concept_f1']:.2f}"
-    said = f"{unit['rule']} (F1 {unit['rule_f1']:.2f}){concept}"
-    return (f"    - {row} `{unit['label']}`, on at {unit['on']:.2%}: {said}  \n"
-            f"      {unit['example']}")
-
-
-def cases_of(found):
-    """The clearest cases of each kind, to be read."""
-    lines = []
-    for row in found["cases"]:
-        lines += [f"## The clearest cases, {row['one']} and {row['other']}", "", ABOUT_CASES, ""]
-        for kind, heading in KINDS.items():
-            some = row["kinds"][kind]
-            lines += ["### " + heading.format(**row), "", *([] if some else ["None.", ""])]
-            for i, case in enumerate(some, 1):
-                lines.append(f"{i}. r {case['r']:.2f}")
-                for side in ("one", "other"):
-                    lines += [unit_line(row[side], unit) for unit in case[side]]
-                    more = case[f"n_{side}"] - len(case[side])
-                    if more:
-                        lines.append(f"    - and {more} more of {row[side]}")
-            lines.append("")
-    return lines
-
-
-def order_of(found):
-    """The rows that something is known of, in the order of the tables."""
+def names_in(found):
+    """The rows that something is known of, in the order of compare.py's table."""
     known = {row["one"] for row in found["maps"]} | {row["other"] for row in found["maps"]}
-    return [name for name in (*compare.METHODS, *CLUSTERED, *FLOORS) if name in known]
-
-
-ABOUT = """\
-# What does one method's unit look like in the other methods' terms?
-
-Means over seeds ± half of the 95 % t interval; in brackets the null, a mean over seeds too."""
-ABOUT_MAPS = """\
-Two units are linked where r, or |r| where one has a sign, is 0.4 or more and one tells more of when
-the other is on than 99.9 % of chance pairs. degree: partners of a unit. orphan: share of the units
-without one. 1:1 to n:m: share of the units in such a component of the graph, own side first; best
-r: with the most alike unit. explained: share of what there is to know about when units are on that
-the other row's best unit tells. R²₁, R²₅: of a unit rebuilt from one, from five units of the other
-row; back: the other row's, rebuilt from these. is a part: share of the units that are on only where
-one unit of the other row is, which is on more than twice as often; has parts: the other way round.
-Null: the other row's units moved to the wrong text. Ceiling: another seed. Floors last."""
-ABOUT_PARTS = """\
-Groups of two parts or more of one whole. z: how far the parts are more alike than random units that
-are on as often, in standard deviations, mean over groups: in what they write and read, in the
-concept that says best where one of them is on, and in sharing their best concepts. coherent: share
-of the parts in groups with z > 2 in writing and in the concept. Null: of random groups. F1: of the
-best concept of the whole, and of its parts."""
-ABOUT_ANSWERS = """\
-yes: above 0 by more than half of the interval over seeds. Parts are held against random groups as
-large (z), the whole's concept against its parts' (difference of F1)."""
-ABOUT_EVIDENCE = """\
-Partners are each other's best and linked, on fit. read, write: cosines. effect: correlation of the
-changes of logits when the one or the other is switched off. Null: another unit that is on about as
-often in the partner's place. < 0: share of the pairs in which that evidence contradicts the
-activations. Weights of clusters, of two matrices and of what reads different things are n/a."""
-ABOUT_CLUSTERS = """\
-Clusters as a minimum-description-length merge finds them. together: share of the components that
-are in one with others; across: share of these clusters that have components of both matrices; bits
-saved: share of what it takes to say where all are on. Null: components moved to the wrong text."""
-ABOUT_CASES = """\
-Seed 0, chosen on fit. r: of the weakest link; of an orphan the largest that it has. Each unit: at
-which share of the tokens it is on, its rule in words and its best true concept with their F1, and
-where it says most, the token in [[ ]]. All but r is of test."""
-
-
-def render(found):
-    """All that was found, as Markdown."""
-    names = order_of(found)
-    lines = [ABOUT, "", *maps_of_all(found, names), *answers(found, names),
-             *parts_of_all(found, names), *evidence_of_all(found, names), *clusters_of_all(found),
-             *cases_of(found)]
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------- the picture
-class Panel(NamedTuple):
-    """One map that is drawn: two rows, what their units have in common, and which are linked."""
-    one: str
-    other: str
-    r_FG: torch.Tensor
-    is_edge_FG: torch.Tensor
-
-
-def panels(rows, pairs_drawn):
-    """The maps of some pairs, on test."""
-    drawn = []
-    for pair in pairs_drawn:
-        one = rows[pair.one, pair.seed]
-        other = rows[pair.other, pair.other_seed]
-        gen = common.generator(pair.seed, f"picture {pair}")
-        labels = [f"{pair.one}, seed {pair.seed}", f"{pair.other}, seed {pair.other_seed}"]
-        drawn.append(Panel(*labels, *graph(one.test, other.test, one.row, gen)))
-    return drawn
-
-
-def in_order(panel):
-    """In which order should units stand, so that what hangs together stands together? Numbers of
-    A's units and of B's: small components first, each B's units by their best partner; orphans
-    last, by their most alike unit."""
-    found = mapping.components(panel.is_edge_FG)
-    size_F = found.a_F + found.b_F
-    orphan_F = ~panel.is_edge_FG.any(1)
-    degree_F = panel.is_edge_FG.sum(1)
-    rank_F = list(zip(orphan_F.tolist(), size_F.tolist(), found.name_F.tolist(),
-                      (-degree_F).tolist()))
-    order_F = sorted(range(len(rank_F)), key=rank_F.__getitem__)
-
-    place_F = torch.empty(len(order_F), dtype=torch.long)
-    place_F[order_F] = torch.arange(len(order_F))
-    orphan_G = ~panel.is_edge_FG.any(0)
-    best_G = place_F[panel.r_FG.argmax(0)]
-    linked_G = place_F[panel.r_FG.masked_fill(~panel.is_edge_FG, -1).argmax(0)]
-    at_G = torch.where(orphan_G, best_G, linked_G)
-    rank_G = list(zip(orphan_G.tolist(), at_G.tolist()))
-    return order_F, sorted(range(len(rank_G)), key=rank_G.__getitem__)
-
-
-def picture(drawn):
-    """Each map as an ordered heat map of r, with the degrees of all units beside it."""
-    from matplotlib.figure import Figure
-    figure = Figure((7.5 * len(drawn), 7.5), layout="constrained")
-    columns = figure.subfigures(1, len(drawn), squeeze=False)[0]
-    for subfigure, panel in zip(columns, drawn):
-        draw_map(subfigure, panel)
-    return figure
-
-
-def draw_map(figure, panel):
-    """One map with its marginals."""
-    axes = figure.subplots(2, 2, sharex="col", sharey="row", width_ratios=(6, 1),
-                           height_ratios=(1, 6))
-    (top, corner), (ax, right) = axes
-    corner.set_axis_off()
-    order_F, order_G = in_order(panel)
-    r_FG = panel.r_FG[order_F][:, order_G].cpu()
-    is_edge_FG = panel.is_edge_FG[order_F][:, order_G].cpu()
-
-    # A unit is less than a pixel wide: squares that can be seen, the largest r on top.
-    i, j = (r_FG >= DRAWN).nonzero(as_tuple=True)
-    top_last = r_FG[i, j].argsort()
-    i = i[top_last]
-    j = j[top_last]
-    size = max(2., 200 / max(r_FG.shape))
-    points = ax.scatter(j, i, c=r_FG[i, j], s=size**2, marker="s", lw=0, cmap="viridis_r",
-                        vmin=DRAWN, vmax=1)
-    figure.colorbar(points, ax=axes, label=f"r, from {DRAWN} on", shrink=0.6)
-    n_linked = [int(is_edge_FG.any(1).sum()), int(is_edge_FG.any(0).sum())]
-    ax.axhline(n_linked[0] - 0.5, color="0.5", lw=0.8, ls=":")
-    ax.axvline(n_linked[1] - 0.5, color="0.5", lw=0.8, ls=":")
-    top.fill_between(range(len(order_G)), is_edge_FG.sum(0), step="mid", color="0.4")
-    right.fill_betweenx(range(len(order_F)), is_edge_FG.sum(1), step="mid", color="0.4")
-    top.set(ylabel="partners", title=f"{panel.one} and {panel.other}")
-    right.set(xlabel="partners")
-    ax.set(xlabel=f"units of {panel.other}, those without a partner right of the line",
-           ylabel=f"units of {panel.one}, those without below it",
-           xlim=(-0.5, len(order_G) - 0.5), ylim=(len(order_F) - 0.5, -0.5))
+    ordered = [name for name in (*compare.METHODS, *CLUSTERED, *FLOORS) if name in known]
+    components = [name for name in (*CLUSTERED.values(), *CLUSTERED) if name in known]
+    return maps.Names(ordered, FLOORS, components)
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -924,7 +558,7 @@ def measure(known, rows, cfg, todo, shared):
         began = time.time()
         one = pair.one, pair.seed
         other = pair.other, pair.other_seed
-        rows.keep_only({pair.seed, pair.seed + 1, 0})
+        rows.keep_only({pair.seed, pair.other_seed})
         depends_on = [*shared, rows.depends_on(*one), rows.depends_on(*other), pair]
         for name, find in MEASURES.items():
             gen = common.generator(pair.seed, f"{name} {pair}")
@@ -965,14 +599,12 @@ def main(cfg):
     measure(known, rows, cfg, pairs(names, cfg.seeds), shared)
 
     # components that are on together
-    for name in CLUSTERED:
-        for seed in seeds if name in names else ():
-            print(f"{name}, seed {seed}", flush=True)
-            known.row("clusters", [*shared, rows.depends_on(name, seed)],
-                      dict(one=name, seed=seed),
-                      lambda: cluster_numbers(rows[name, seed], common.generator(seed, name)))
+    for name, seed in product(CLUSTERED.keys() & {*names}, seeds):
+        print(f"{name}, seed {seed}", flush=True)
+        known.row("clusters", [*shared, rows.depends_on(name, seed)], dict(one=name, seed=seed),
+                  lambda: cluster_numbers(rows[name, seed], common.generator(seed, name)))
 
-    # single cases, and the picture
+    # single cases
     one, other = shown
     print(f"the clearest cases of {one} and {other}", flush=True)
     known.found["cases"] = [row for row in known.found["cases"]
@@ -980,15 +612,17 @@ def main(cfg):
     known.row("cases", [*shared, rows.depends_on(one, 0), rows.depends_on(other, 0)],
               dict(one=one, other=other, seed=0),
               lambda: clearest_cases(rows[one, 0], rows[other, 0], common.generator(0, "cases")))
+
+    # what it looks like
     drawn = [Pair(one, other, 0, 0)]
     if cfg.seeds > 1:
         drawn.append(Pair(other, other, 0, 1))
-    figure = picture(panels(rows, drawn))
-
+    figure = maps.picture([panel(rows, pair) for pair in drawn])
     known.write(provenance=common.provenance(cfg, gpt))
-    common.write(Path(cfg.out) / "map.md", render(known.found).encode())
+    text = maps.render(known.found, names_in(known.found))
+    common.write(Path(cfg.out) / "map.md", text.encode())
     curve.save_picture(figure, Path(cfg.out) / "map.png")
-    print("", render(known.found), f"-> {cfg.out}/map.json, .md, .png", sep="\n")
+    print("", text, f"-> {cfg.out}/map.json, .md, .png", sep="\n")
 
 
 if __name__ == "__main__":
