@@ -1,5 +1,4 @@
-"""What did studies/map.py find? Tables of partners, parts and evidence, cases to be read, and the map
-as a picture.
+"""What did studies/map.py find? As tables, cases to be read, and the map as a picture.
 
 Each pair of rows is measured once and shown twice, as either of the two sees it. Every number is
 mean +- half of the 95 % t interval over seeds, with its null in brackets.
