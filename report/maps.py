@@ -88,13 +88,14 @@ r: with the most alike unit. explained: share of what there is to know about whe
 the other row's best unit tells. R²₁, R²₅: of a unit rebuilt from one, from five units of the other
 row; back: the other row's, rebuilt from these. is a part: share of the units that are on only where
 one unit of the other row is, which is on more than twice as often; has parts: the other way round.
-Null: the other row's units moved to the wrong text. Ceiling: another seed. Floors last."""
+Null: the other row's units moved to the wrong text. Ceiling: another seed. Floors last. Two rows
+are compared at one seed: transcoders of one seed, of whatever kind, start with the same weights."""
 ABOUT_PARTS = """\
-Groups of two parts or more of one whole. z: how far the parts are more alike than random units that
-are on as often, in standard deviations, mean over groups: in what they write and read, in the
-concept that says best where one of them is on, and in sharing their best concepts. coherent: share
-of the parts in groups with z > 2 in writing and in the concept. Null: of random groups. F1: of the
-best concept of the whole, and of its parts."""
+Groups of two parts or more of one whole; two rows without any are left out. z: how far the parts
+are more alike than random units that are on as often, in standard deviations, mean over groups: in
+what they write and read, in the concept that says best where one of them is on, and in sharing
+their best concepts. coherent: share of the parts in groups with z > 2 in writing and in the
+concept. Null: of random groups. F1: of the best concept of the whole, and of its parts."""
 ABOUT_ANSWERS = """\
 yes: above 0 by more than half of the interval over seeds. Parts are held against random groups as
 large (z), the whole's concept against its parts' (difference of F1)."""
@@ -108,9 +109,9 @@ Clusters as a minimum-description-length merge finds them. together: share of th
 are in one with others; across: share of these clusters that have components of both matrices; bits
 saved: share of what it takes to say where all are on. Null: components moved to the wrong text."""
 ABOUT_CASES = """\
-Seed 0, chosen on fit. r: of the weakest link; of an orphan the largest that it has. Each unit: at
-which share of the tokens it is on, its rule in words and its best true concept with their F1, and
-where it says most, the token in [[ ]]. All but r is of test."""
+Seed 0, the clearest on fit first. r: of the weakest link; of an orphan the largest that it has.
+Each unit: at which share of the tokens it is on, its rule in words and its best true concept with
+their F1, and where it says most, the token in [[ ]]."""
 
 
 # ------------------------------------------------------------------------- as each side sees it
@@ -211,8 +212,9 @@ def parts(found, names):
     by_name = {}
     for whole in names.all:
         for part in names.all:
-            of = names.label(part, whole)
-            by_name[f"{part} in {of}"] = views(found["groups"], part, whole)
+            rows = views(found["groups"], part, whole)
+            if any(row["groups"] for row in rows):
+                by_name[f"{part} in {names.label(part, whole)}"] = rows
     return ["## Units that are parts of one unit", "", ABOUT_PARTS, "",
             *table("parts in wholes", PARTS, by_name)]
 
@@ -252,9 +254,10 @@ def answers(found, names):
 def evidence(found, names):
     """Activation, weight and effect side by side."""
     by_name = {}
-    for row in found["evidence"]:
-        name = f"{row['one']} and {names.label(row['one'], row['other'])}"
-        by_name.setdefault(name, []).append(row)
+    for one in names.all:
+        for other in names.all:
+            rows = [row for row in found["evidence"] if (row["one"], row["other"]) == (one, other)]
+            by_name[f"{one} and {names.label(one, other)}"] = rows
     return ["## Do partners by activation read, write and act alike?", "", ABOUT_EVIDENCE, "",
             *table("partners", EVIDENCE, by_name)]
 

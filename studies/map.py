@@ -118,6 +118,8 @@ def pairs(names, n_seeds):
 
 def cases_asked(cfg, names):
     """The two rows whose clearest cases are shown."""
+    if len(names) < 2:
+        common.fail(f"--methods {cfg.methods}: is one row, and two are held against each other")
     shown = cfg.cases.split(",") if cfg.cases else names[:2]
     if len(set(shown)) != 2 or not {*shown} <= {*names}:
         common.fail(f"--cases {cfg.cases}: two of the rows {', '.join(names)}, with a comma")
@@ -468,8 +470,7 @@ def cluster_numbers(clusters, gen):
 # ------------------------------------------------------------------------------------ single cases
 def clearest_cases(one, other, gen):
     """Which cases show best what units of A are in B's terms? {kind: [case]}, the clearest first: a
-    dict of the smallest r of its links (of an orphan: the largest r that it has), and of what each
-    side's units are. By what units say on fit."""
+    dict of r, of how many units there are on each side, and of what they are. Chosen on fit."""
     r_FG, is_edge_FG = graph(one.fit, other.fit, one.row, gen)
     found = mapping.clearest_cases(r_FG, is_edge_FG, CASES)
     literals = words.Literals(one.arena.fit[0], one.arena.gpt.vocab)
@@ -480,15 +481,29 @@ def clearest_cases(one, other, gen):
             for case in some:
                 asked.update(getattr(case, side)[:SHOWN])
         sides.append(described(units, sorted(asked), literals))
+
+    # what was chosen for its r on fit is as clear as its r on test
+    on_test = mapping.covariances(one.test, other.test)
+    r_FG = mapping.likeness(on_test, one.test, other.test)
     kinds = {}
     for kind, some in found.items():
-        kinds[kind] = [told(case, *sides) for case in some]
+        kinds[kind] = [told(case, clearness(case, r_FG, is_edge_FG), *sides) for case in some]
     return dict(kinds=kinds)
 
 
-def told(case, one, other):
+def clearness(case, r_FG, is_edge_FG):
+    """The smallest r of the links of a case; of an orphan, the largest r that it has."""
+    if not case.other:
+        return r_FG[case.one].max().item()
+    if not case.one:
+        return r_FG[:, case.other].max().item()
+    is_link = is_edge_FG[case.one][:, case.other]
+    return r_FG[case.one][:, case.other][is_link].min().item()
+
+
+def told(case, r, one, other):
     """A mapping.Case as a dict of what its units are."""
-    return dict(r=case.score, n_one=len(case.one), n_other=len(case.other),
+    return dict(r=r, n_one=len(case.one), n_other=len(case.other),
                 one=[one[u] for u in case.one[:SHOWN]],
                 other=[other[u] for u in case.other[:SHOWN]])
 
