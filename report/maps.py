@@ -14,7 +14,7 @@ from metrics import mapping
 from report import noise
 from report.table import markdown_table
 
-DRAWN = 0.2                     # least r that the picture shows
+DRAWN = 0.3                     # least r that the picture shows
 
 # ------------------------------------------------------------------------------ heads and texts
 MAP = {                             # key: (head, digits)
@@ -149,12 +149,17 @@ def over_seeds(rows, key):
     return noise.over_seeds([row.get(key) for row in rows])
 
 
+def rounded(value, digits):
+    """A number as text, 0 without a sign."""
+    return f"{round(value, digits) + 0.:.{digits}f}"
+
+
 def number(rows, key, digits=2):
     """The mean of a number over seeds, and half of its 95 % interval."""
     averaged = over_seeds(rows, key)
     if averaged is None:
         return "n/a"
-    text = f"{averaged['mean']:.{digits}f}"
+    text = rounded(averaged["mean"], digits)
     half = averaged["half"]
     return text if half is None else f"{text} ± {half:.{digits}f}"
 
@@ -163,7 +168,7 @@ def cell(rows, key, digits=2):
     """A number beside its null, if it has one."""
     text = number(rows, key, digits)
     null = over_seeds(rows, f"null_{key}")
-    return text if null is None else f"{text} ({null['mean']:.{digits}f})"
+    return text if null is None else f"{text} ({rounded(null['mean'], digits)})"
 
 
 def orphans_around(rows):

@@ -162,6 +162,12 @@ def test_what_a_unit_writes_does_not_depend_on_which_units_take_part(svd):
     assert torch.allclose(one.write_FD, whole[one.often])
 
 
+def test_a_case_is_as_clear_as_its_weakest_link_on_test():
+    r_FG, is_edge_FG = torch.tensor([[.9, .5, .1], [.2, .6, .8]]), torch.tensor([[True, True, False], [False, False, False]])
+    cases = [mapping.Case([0], [0, 1], 1.), mapping.Case([1], [], 1.), mapping.Case([], [2], 1.)]
+    assert [study.clearness(case, r_FG, is_edge_FG) for case in cases] == pytest.approx([.5, .8, .8])
+
+
 # ------------------------------------------------------------------------------------ what it shows
 def test_a_row_is_seen_from_both_sides():
     row = {"one": "x", "other": "y", "seed": 0, "cka": .5, "null_cka": .1, "degree_a": 1., "degree_b": 2., "null_orphan_b": .9,
@@ -183,6 +189,7 @@ def test_cells_have_intervals_and_nulls_and_answers_need_more_than_noise():
     rows = [dict(z=value, null_z=0., same=1., less=-value) for value in (3., 4., 5.)]
     half = 4.303 / math.sqrt(3)
     assert maps.cell(rows, "z", 1) == f"4.0 ± {half:.1f} (0.0)" and maps.cell(rows[:1], "z", 0) == "3 (0)"
+    assert maps.number([dict(z=-.001)], "z") == "0.00"
     assert maps.cell(rows, "none") == maps.answer(rows, "none", 1) == "n/a"
     assert [maps.answer(rows, key, 1).split(":")[0] for key in ("z", "same", "less")] == ["yes", "yes", "no"]
     assert maps.answer(rows[:1], "z", 1).startswith("one seed")
