@@ -89,7 +89,8 @@ the other row's best unit tells. R²₁, R²₅: of a unit rebuilt from one, fro
 row; back: the other row's, rebuilt from these. is a part: share of the units that are on only where
 one unit of the other row is, which is on more than twice as often; has parts: the other way round.
 Null: the other row's units moved to the wrong text. Ceiling: another seed. Floors last. Two rows
-are compared at one seed: transcoders of one seed, of whatever kind, start with the same weights."""
+are compared at unlike seeds: transcoders of one seed, of whatever kind, start with the same
+weights."""
 ABOUT_PARTS = """\
 Groups of two parts or more of one whole; two rows without any are left out. z: how far the parts
 are more alike than random units that are on as often, in standard deviations, mean over groups: in

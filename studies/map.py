@@ -103,14 +103,15 @@ def rows_asked(cfg):
 
 def pairs(names, n_seeds):
     """List what is held against each other, seeds outermost: each two rows, each row and a floor,
-    and as their ceiling each row and its next seed."""
+    and as their ceiling each row with itself. Always one seed and the next: methods that are alike
+    have the same weights at the start of one seed, and would keep some of that."""
     todo = []
     for seed in range(n_seeds):
+        next_seed = (seed + 1) % n_seeds
         for one, other in combinations(names, 2):
             # a component against its own cluster, or a floor against a floor, would say nothing
             if CLUSTERED.get(other) != one and one not in FLOORS:
-                todo.append(Pair(one, other, seed, seed))
-        next_seed = (seed + 1) % n_seeds
+                todo.append(Pair(one, other, seed, next_seed))
         if next_seed > seed or n_seeds > 2:         # of two seeds there is one pair
             todo += [Pair(name, name, seed, next_seed) for name in names if name not in FLOORS]
     return todo
