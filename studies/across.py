@@ -209,8 +209,8 @@ class Seed:
         is_computed_U = attribution.is_computed(*self.labels(self.readings[0], self.write_FD))
         if not is_computed_U.any():
             common.fail(f"seed {self.number}: of {len(self.frequent)} later features that are on "
-                        f"at --each {self.each} tokens the MLP computes none: give more "
-                        "--eval_tokens")
+                        f"at --each {self.each} tokens or more the MLP computes none: give more "
+                        "--eval_tokens, or --tokens to train on")
         return self.frequent[is_computed_U]
 
     @cached_property
@@ -515,12 +515,13 @@ LEGEND = f"""
 Numbers are means over the computed features, then over seeds ± half of the 95 % t interval.
 R² of n: of q on the n pieces of largest E|share|, chosen and fitted on fit, scored on test; below 0
 counts as 0. By r: on the n pieces of largest |r| with q, which is how `earlier` is always chosen.
-Δ: less the best other decomposition of the same seed; wins: share of the features at which no other
-does as well. Explained: R² of 5 of .8 or more, and a causal r of .7 or more. Causal r: of what the
-pre-activation loses when a piece is removed, and the piece's share, over the largest 5 % of the
-shares; in brackets over random pairs. For W_out and for what writes y directly it is 1 by
-construction: only W_in's components act through the nonlinearity. By f: of what the feature itself
-loses, in competition with all others of a TopK. Paths: completeness, of W_in's components alone.
+Δ: less the decomposition that is best on test among all others of the same seed; wins: share of the
+features at which no other does as well. Explained: R² of 5 of .8 or more, and a causal r of .7 or
+more. Causal r: of what the pre-activation loses when a piece is removed, and the piece's share,
+over the largest 5 % of the shares; in brackets over random pairs. For W_out and for what writes y
+directly it is 1 by construction: only W_in's components act through the nonlinearity. By f: of what
+the feature itself loses, in competition with all others of a TopK. Paths: completeness, of W_in's
+components alone.
 Parameters: of the 5 pieces; those of molt are maps of many ranks.
 :rotated is the null, as many random pieces of the same sum; `earlier` has nothing between.
 W_in's components and W_out's each add up to q: they are two answers.
@@ -554,15 +555,35 @@ def cell(by_seed, key, digits, null_by_seed, null_key):
     return f"{text} ({null['mean']:.{digits}f})" if null else text
 
 
+def headline_lines(entries):
+    """Say how the components that are asked about compare, a line for each matrix."""
+    lines = []
+    for entry in masked(entries):
+        if entry.masks == "off":
+            by_seed = entries[entry]
+            null_by_seed = entries[entry.null]
+            explained = cell(by_seed, "explained_pre_pearson", 2, null_by_seed,
+                             "explained_pre_pearson")
+            lines.append(
+                f"- {entry.label}: R² of 5 pieces {cell(by_seed, 'r2_5', 3, null_by_seed, 'r2_5')}"
+                f", which is {written(over_seeds(by_seed, 'delta'), 3)} from the best other "
+                f"decomposition ({best_others(by_seed)}); explained {explained} of the features. "
+                "In brackets: random pieces of the same sum.")
+    return lines
+
+
+def best_others(by_seed):
+    return ", ".join(sorted({numbers["best"] for numbers in by_seed.values()}))
+
+
 def headline_table(entries):
     """All decompositions without masks."""
     lines = []
     for entry, by_seed in entries.items():
         if entry.masks == "off":
-            best = {numbers["best"] for numbers in by_seed.values()}
             cells = [cell(by_seed, key, digits, by_seed, null_key)
                      for key, (_, digits, null_key) in HEADLINE.items()]
-            lines.append([entry.label, *cells, ", ".join(sorted(best))])
+            lines.append([entry.label, *cells, best_others(by_seed)])
     return markdown_table(["pieces", *(head for head, _, _ in HEADLINE.values()), "Δ to"], lines)
 
 
@@ -596,8 +617,9 @@ def render(found):
     """What was found, as Markdown."""
     entries = collect(found["rows"])
     lines = ["# Later SAE features from the pieces of an MLP", "", *count_lines(found["features"])]
-    lines += ["", *headline_table(entries), "", LEGEND, "", "## Under masks", ""]
-    lines += [*masks_table(entries), "", MASKS_LEGEND, "", *cliffs(entries)]
+    lines += ["", *headline_lines(entries), "", *headline_table(entries), "", LEGEND]
+    lines += ["", "## Under masks", "", *masks_table(entries), "", MASKS_LEGEND]
+    lines += ["", *cliffs(entries)]
     for row in found["chains"]:
         lines += ["", "## Strongest paths", ""]
         lines.append(f"To the computed later features with the clearest concepts, seed "
