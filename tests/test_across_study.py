@@ -132,6 +132,28 @@ def test_a_second_run_finds_all_and_says_the_same(cfg, found, capsys, monkeypatc
         across.main(dataclasses.replace(cfg, each=30))
 
 
+def test_a_killed_run_goes_on_at_the_question_where_it_was(cfg, found, tmp_path, monkeypatch):
+    """And ends with the same answers."""
+    cfg, asked, ask, kept = dataclasses.replace(cfg, out=str(tmp_path)), [], across.ask, across.code()
+    monkeypatch.setattr(across, "code", lambda: kept)
+
+    def stop(seed, name, mask):
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.append((seed.number, name, mask))
+        return ask(seed, name, mask)
+    monkeypatch.setattr(across, "ask", stop)
+    with pytest.raises(KeyboardInterrupt):
+        across.main(cfg)
+    common.let_go(cfg.out)
+    asked.append(None)
+    across.main(cfg)
+    asked.remove(None)
+    again = json.loads((tmp_path / "across.json").read_text())
+    assert len(asked) == len({*asked}) == len(again["rows"]) - cfg.seeds        # those of earlier features aside
+    assert all(again[table] == found[table] for table in across.TABLES)
+
+
 def test_what_entries_are_held_against():
     """The best of other decompositions of the same seed, without masks; in means, not feature by feature."""
     rows = [row("spd", 0, **{"in": numbers([.9, .7], [.2, .2], [.9, .2]), "out": numbers([1., 1.], None, [1., 1.])}),
