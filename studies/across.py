@@ -17,7 +17,8 @@ sparsities. All of a seed goes together, and seeds are the unit of replication. 
 counts where it is on often enough, more than half of it comes from the MLP, and no earlier feature
 is its copy. Features and pieces are chosen on fit, every number is from test.
 
-    python -m studies.across    # needs compare.py's models, or trains them; goes on after a kill
+    python -m studies.across    # 20 minutes on one core, and compare.py's models if they are not
+                                # there; goes on after a kill
     python -m studies.across --methods spd,transcoder --tokens 200000 --seeds 1 --out results-quick
 """
 import dataclasses
@@ -566,8 +567,8 @@ def headline_lines(entries):
                              "explained_pre_pearson")
             lines.append(
                 f"- {entry.label}: R² of 5 pieces {cell(by_seed, 'r2_5', 3, null_by_seed, 'r2_5')}"
-                f", which is {written(over_seeds(by_seed, 'delta'), 3)} from the best other "
-                f"decomposition ({best_others(by_seed)}); explained {explained} of the features. "
+                f", Δ {written(over_seeds(by_seed, 'delta'), 3)} to the best other decomposition "
+                f"({best_others(by_seed)}); share of the features that are explained {explained}. "
                 "In brackets: random pieces of the same sum.")
     return lines
 

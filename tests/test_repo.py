@@ -54,7 +54,7 @@ NODES = {
     "report/noise.py": 720,
     "report/pictures.py": 1790,
     "report/table.py": 3560,
-    "studies/across.py": 5860,
+    "studies/across.py": 5980,
     "studies/bench.py": 5690,
     "studies/kept.py": 220,
     "studies/length.py": 3090,
