@@ -22,7 +22,7 @@ SMALL = dict(F=24, N=60)
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """Rows of the table and SAEs that are trained in no time. In few dimensions all features are alike."""
-    rows = {"spd": (dict(C=M, B=2, ci_hidden=8), 1e-4), "transcoder": (SMALL, 4), "molt": (dict(groups="2@1,2@2", N=60), 1e-3)}
+    rows = {"spd": (dict(C=M, B=2, ci_hidden=8), 1e-4), "transcoder": (SMALL, 4)}
     with pytest.MonkeyPatch.context() as patch:
         for name, (change, value) in rows.items():
             patch.setitem(compare.METHODS, name, compare.METHODS[name]._replace(change=change, values=(value,)))
@@ -39,7 +39,7 @@ def cfg(target, tmp_path_factory):
     gpt = GPT.load(target)
     gpt.mlp(1).c_proj.weight *= 5
     gpt.save(folder / "loud", gpt.vocab, {"layer": 1})
-    return Config(model=str(folder / "loud"), data=str(target / "x.bin"), device="cpu", seeds=2, tokens=60, eval_tokens=600, each=20,
+    return Config(model=str(folder / "loud"), data=str(target / "x.bin"), device="cpu", methods="spd,transcoder", seeds=2, tokens=60, eval_tokens=600, each=20,
                   out=str(folder / "results"), runs=str(folder / "runs"), table=str(folder / "table"))
 
 
@@ -62,7 +62,7 @@ def row(name, seed, masks="off", **matrices):
 def test_everything_is_asked_once(found):
     asked = [(row["name"], row["masks"]) for row in found["rows"] if row["seed"] == 1]
     masked = [(name, mask) for name in ("spd", "spd:rotated") for mask in across.MASKS]
-    alone = ("transcoder", "molt", "neurons", "svd", "svd:rotated", "earlier")
+    alone = ("transcoder", "neurons", "svd", "svd:rotated", "earlier")
     assert sorted(asked) == sorted(masked + [(name, "off") for name in alone])
     assert [row["seed"] for row in found["features"]] == [0, 1] and len(found["chains"]) == 1
 
@@ -104,7 +104,7 @@ def test_answers_are_those_of_the_metrics(cfg, found):
 def test_the_page_has_all_tables_chains_and_a_picture(cfg, found):
     text = (Path(cfg.out) / "across.md").read_text()
     table, masked = (part.split("\n\n")[0].splitlines() for part in text.split("| pieces |")[1:])
-    labels = ["spd in", "spd out", "transcoder", "molt", "earlier", "svd in", "svd out", "neurons", "spd:rotated in",
+    labels = ["spd in", "spd out", "transcoder", "earlier", "svd in", "svd out", "neurons", "spd:rotated in",
               "spd:rotated out", "svd:rotated in", "svd:rotated out"]
     assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == labels
     assert [line.split(" | ")[1] for line in masked[2:]] == [*across.MASKS] * 2
@@ -121,6 +121,7 @@ def test_a_second_run_finds_all_and_says_the_same(cfg, found, capsys, monkeypatc
     for module in (across.sae, across.spd):
         monkeypatch.setattr(module, "train", None)
     monkeypatch.setattr(across, "code", lambda code=across.code(): code)
+    monkeypatch.setattr(across.curve, "save_picture", lambda figure, path: None)
     across.main(cfg)
     again = json.loads((Path(cfg.out) / "across.json").read_text())
     assert all(again[table] == found[table] for table in across.TABLES)
@@ -136,6 +137,7 @@ def test_a_killed_run_goes_on_at_the_question_where_it_was(cfg, found, tmp_path,
     """And ends with the same answers."""
     cfg, asked, ask, kept = dataclasses.replace(cfg, out=str(tmp_path)), [], across.ask, across.code()
     monkeypatch.setattr(across, "code", lambda: kept)
+    monkeypatch.setattr(across.curve, "save_picture", lambda figure, path: None)
 
     def stop(seed, name, mask):
         if len(asked) == 4:
