@@ -9,19 +9,22 @@ trained at several sizes. Sparsity is tuned anew at each size, on fit and the fi
 
 At each size: how many units are alive by each published rule, and in how many units does a true
 concept live? Each two neighbouring sizes, and the smallest and the largest, are held against each
-other (metrics/sizes.py), seed s of the one against seed s of the other. Beside each number stands
-its floor, that number for seeds s and s + 1 of the smaller size, since seeds differ without any
-growth; and its null, random units in the place of the larger one's. What is read off is
+other (metrics/sizes.py). Beside each number stands its floor, since seeds differ without any
+growth, and its null, random units in the place of the larger one's. What is read off is
 
-    number - floor      for seed s; mean and interval over seeds
+    number(S of seed s, L of seed s + 1) - number(S of seed s, S of seed s + 1)
 
-The size of --twice is also trained on twice the tokens, and held against itself: what longer
-training changes by itself. A model whose loss still falls, or that is made of components without a
-cliff in their mean importances, is not settled (`settled`), and its numbers are marked ~.
+with its mean and interval over s. One seed would be no fair choice for both sizes: their first
+units would start at the same numbers, and see the same batches in the same order, which two seeds
+of one size do not. The size of --twice is also trained on twice the tokens, and held against
+itself: what longer training changes by itself.
+
+A model whose loss still falls, or that is made of components without a cliff in their mean
+importances, is not settled (`settled`), and what is said of it is marked ~.
 
     python -m studies.sizes     # 6 methods, 4 sizes, 2 arms; shares compare.py's models; goes on
-    python -m studies.sizes --methods spd,transcoder --arms l0 --sizes 256,512 --twice "" \
-        --seeds 2 --tokens 400_000 --eval_tokens 6400 --out results-quick       # a look: 15 minutes
+    python -m studies.sizes --methods sae,transcoder --arms l0 --sizes 256,512 --twice 256
+                                # a look; with --seeds 2 --tokens 4e5 --eval_tokens 12800 --out ..
 
 S units of a small decomposition, L of a large one, R rows, T positions, as in metrics/sizes.py.
 """
@@ -88,10 +91,13 @@ LATE = 0.2                      # share of the training, its last part, that `fa
 HELD = 4                        # recordings of models in memory, 100 MB each for 50,000 tokens
 SPLICED = (0, 1, 2)             # points on the way from small to large whose CE is taken ..
 SPLICED_ROWS = 100              # .. on so many rows of test
-SIMILARITIES = {"writes": "writes", "weights": "read and write", "inputs": "over inputs"}
+SIMILARITIES = {"writes": "what units write alone, as is published",
+                "weights": "what they read and write",
+                "inputs": "what they write, and read from the inputs that occur"}
 MAIN = "weights"                # the similarity that the headline goes by
 RULES = {"alive": "10 tokens", "alive_mean": "mean > 1e-6", "alive_rate": "rate > 1e-6",
          "alive_once": "once > 0.1"}
+KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")
 CODE = (evals, sizes, matching, stability)      # what all numbers depend on
 
 
@@ -232,7 +238,7 @@ class Models:
         return self.held[key]
 
 
-# --------------------------------------------------------------------------------- tuning a sparsity
+# -------------------------------------------------------------------------------- tuning a sparsity
 def reached(m, arena, split):
     """How sparse and how faithful is m on a split, fit or test? {l0, ce}; ce is None where the MLP
     matters too little."""
@@ -344,7 +350,7 @@ class Tuning:
         return cell._asdict() | dict(value=best, tried=[*missed], is_found=is_found)
 
 
-# ----------------------------------------------------------------------------- what a model is asked
+# ---------------------------------------------------------------------------- what a model is asked
 class Fall(NamedTuple):
     """How the loss goes over the last part of a training."""
     is_falling: bool | None     # for sure? None: too few losses were logged
@@ -410,12 +416,13 @@ def asked_alone(m, folder, arena, gen):
 def split_concepts(name, recordings):
     """`sizes.true_splits` of recordings of fit and test: its single numbers, each as NAME_KEY."""
     found = sizes.true_splits(*recordings)
-    return {f"{name}_{key}": found[key] for key in ("units", "effective", "recall", "held", "split")}
+    keys = ("units", "effective", "recall", "held", "split")
+    return {f"{name}_{key}": found[key] for key in keys}
 
 
 # --------------------------------------------------------------------- what two sizes are asked
 def asked_together(small, large, arena, gen):
-    """What happens to units from a small to a large one? Numbers and their nulls, as a flat dict."""
+    """What happens to units from a small to a large one? Numbers and nulls, as a flat dict."""
     rows_RT = arena.test[0]
     R, T = rows_RT.shape
     effects = effects_of(small, large, arena, gen)
@@ -448,8 +455,14 @@ def counterparts(small, large, effects):
         sim_SL = sizes.similarities(small, large, by)
         found = sizes.novelty(sim_SL, effects, *alive) | sizes.split_fractions(sim_SL, *alive)
         found["canonicity"] = sizes.canonicity(small, large, sim_SL)
+        for kind in KINDS:
+            found[f"{kind}_if_matched"] = ratio(found[kind], found["matched"])
         row |= {f"{by}_{key}": value for key, value in found.items()}
     return row
+
+
+def ratio(part, whole):
+    return part / whole if whole else None
 
 
 def nearest(small, large, gen):
@@ -513,17 +526,18 @@ def tasks(cfg):
     all_cells = cells(cfg)
     seeds = range(cfg.seeds)
     todo = [Task("tune", cell) for cell in all_cells]
-    todo += [Task("ask", cell, seed) for cell in all_cells for seed in seeds]
+    for cell in all_cells:
+        todo += [Task("ask", cell, seed) for seed in seeds]
     pairs = contrasts(all_cells)
     for method, arm in dict.fromkeys(cell[:2] for cell in all_cells):
         own = [pair for pair in pairs if pair[0][:2] == (method, arm)]
-        for seed in seeds:
-            todo += [Task("compare", small, seed, large, seed) for small, large in own]
         # floors: two seeds of one cell, of what is smaller and of what is trained longer
-        floors = [small for small, _ in own]
-        floors += [large for _, large in own if large.times > 1]
-        for cell in dict.fromkeys(floors) if cfg.seeds > 1 else ():
-            todo += [Task("compare", cell, seed, cell, (seed + 1) % cfg.seeds) for seed in seeds]
+        if cfg.seeds > 1:
+            floors = [small for small, _ in own] + [large for _, large in own if large.times > 1]
+            own += [(cell, cell) for cell in dict.fromkeys(floors)]
+        for seed in seeds:
+            other_seed = (seed + 1) % cfg.seeds
+            todo += [Task("compare", small, seed, large, other_seed) for small, large in own]
     return todo
 
 
@@ -593,6 +607,10 @@ def in_order(row):
 
 
 # ---------------------------------------------------------------------------------- what it shows
+def setting_of(row):
+    return Setting(*(row[key] for key in Setting._fields))
+
+
 class Results:
     """What sizes.json holds, looked up by cell."""
 
@@ -604,8 +622,7 @@ class Results:
             self.tuned[Cell(*(row[key] for key in Cell._fields))] = row
         self.models = {}
         for row in found["models"]:
-            setting = Setting(*(row[key] for key in Setting._fields))
-            self.models[setting, row["seed"]] = row
+            self.models[setting_of(row), row["seed"]] = row
         self.pairs = {}
         for row in found["pairs"]:
             key = [row[name] for name in ("method", "small", "large", "seed", "other_seed")]
@@ -635,8 +652,7 @@ class Results:
         other = self.setting(large)
         values = []
         for seed in range(self.n):
-            other_seed = seed if one != other else (seed + 1) % self.n
-            names = names_of_pair((one, seed), (other, other_seed))
+            names = names_of_pair((one, seed), (other, (seed + 1) % self.n))
             values.append(self.pairs.get(tuple(names.values()), {}).get(key))
         return values
 
@@ -651,7 +667,11 @@ def minus(values, floors):
 
 
 def cell_text(value, digits):
-    return "n/a" if value is None else f"{value:.{digits}f}"
+    """Write a number; a share without the 0 before its point."""
+    if value is None:
+        return "n/a"
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
 def mean_text(values, digits=2):
@@ -661,7 +681,7 @@ def mean_text(values, digits=2):
         return "n/a"
     if metric["half"] is None:
         return cell_text(metric["mean"], digits)
-    return f"{metric['mean']:.{digits}f}±{metric['half']:.{digits}f}"
+    return f"{cell_text(metric['mean'], digits)}±{cell_text(metric['half'], digits)}"
 
 
 def plain_mean(values, digits=2):
@@ -691,8 +711,9 @@ PREFACE = """
 What happens to units when the dictionary grows. Arm l0: L0 is held at {l0:g}; arm ce: CE recovered
 is held at {ce:g}. number±half [floor] (null): mean over {seeds} seed(s), half of the 95 % interval
 over them; floor: that number for two seeds of the smaller size; null: random units in the place of
-the larger one's. ~: a model of that line is not settled: its loss still falls, or its components
-have no cliff. No number marked so says what the method does once it has been trained to its end.
+the larger one's. ~: a model is not settled: its loss still falls, or its components have no cliff.
+No number marked so says what the method does once it has been trained to its end. 512x2: on twice
+the tokens.
 
 Number - floor, from the smallest to the largest size, by what units read and write together.
 Canonicity: share of the small one's units that are in the large one as they are, one to one.
@@ -708,11 +729,17 @@ gap in the sorted log10 of mean f (null: as many means without any order). Fall:
 the last fifth of training, over its mean. Units a concept: units of a true concept that has any
 (null: units at the wrong text); concepts held: share of the concepts that have one.
 """
+COUNTERPARTS = """
+Counterparts by {name}, similar at 0.7 or more. Shares of the small one's alive units: in the large
+one as they are; with a counterpart; with two or more, of all and of those with one; and in groups
+that similarity connects of one to one, one to many, many to one and many to many.
+"""
 ADDED = """
-Units of the large one, added to the small one. Novel: the largest similarity of what they read and
-write is below 0.7. Helps: the small one's error gets smaller; for sure: with all of its 95 %
-interval. AUROC: how well similarity tells which help (0.5: not at all). Cut: the similarity below
-which most of those that help are (Youden).
+Units of the large one, added to the small one. Shares of the large one's alive units: that the
+small one lacked (its error falls, with all of the 95 % interval); that help (it falls); that are
+novel (similar below 0.7 by what they read and write, or what they write). AUROC: how well
+similarity tells which help, 0.5 = not at all. Cut: Youden's, up to which most of those that help
+are.
 """
 COSINES = """
 As papers print them. By 4 writes: share of the variance of the large one's writes that 4 of the
@@ -739,9 +766,9 @@ def headline(results):
         for key in HEADLINE:
             over_floor = minus(results.between(*ends, key), results.floor(ends[0], key))
             text = f"{mark(results, *ends)}{mean_text(over_floor)}"
-            cells_of_line.append(f"{text}: {pair_text(results, *ends, key)}")
+            cells_of_line.append(f"{text}, of {pair_text(results, *ends, key)}")
         alive = [results.of(cell, "alive") for cell in ends]
-        ratios = [b / a if a else None for a, b in zip(*alive)]
+        ratios = [ratio(b, a) for a, b in zip(*alive)]
         cells_of_line.append(f"{mark(results, *ends)}{mean_text(ratios)}")
         lines.append(cells_of_line)
     heads = ["method", "arm", "sizes", *(f"{head} - floor" for head in HEADLINE.values()),
@@ -771,7 +798,7 @@ COUNTED = {"l0": 1, "ce": 4, "units": 0, "cliff": 2, "null_cliff": 2, "fall": 3,
 
 def tuning_table(found, results):
     """What the searches ended with, on fit and the first seed."""
-    trials = {tuple(row[key] for key in Setting._fields): row for row in found["trials"]}
+    trials = {setting_of(row): row for row in found["trials"]}
     lines = []
     for cell, tuned in results.tuned.items():
         trial = trials[results.setting(cell)]
@@ -784,24 +811,24 @@ def tuning_table(found, results):
     return markdown_table(heads, lines)
 
 
-def pair_table(results, columns, **names):
-    """Each pair of cells, a line each: columns of {key: head}, or {key with {by}: head} for each
-    kind of similarity."""
+def pair_table(results, columns):
+    """Each pair of cells, a line each. columns: {key: head}."""
     lines = []
     for small, large in contrasts(list(results.tuned)):
-        cells_of_line = [small.method, small.arm, f"{size_text(small)} → {size_text(large)}"]
-        for key in columns:
-            text = pair_text(results, small, large, key)
-            cells_of_line.append(f"{mark(results, small, large)}{text}")
-        lines.append(cells_of_line)
+        which = f"{mark(results, small, large)}{size_text(small)} → {size_text(large)}"
+        texts = [pair_text(results, small, large, key) for key in columns]
+        lines.append([small.method, small.arm, which, *texts])
     return markdown_table(["method", "arm", "sizes", *columns.values()], lines)
 
 
-NOVEL = {f"{MAIN}_novel": "novel", f"{MAIN}_helps": "helps", "incompleteness": "helps for sure",
-         f"{MAIN}_helps_novel": "of the novel", f"{MAIN}_auroc": "AUROC", f"{MAIN}_cut": "cut"}
+NOVEL = {"incompleteness": "lacked", "weights_helps": "helps", "weights_novel": "novel",
+         "weights_helps_novel": "helps, of the novel", "weights_auroc": "AUROC",
+         "weights_cut": "cut", "writes_novel": "novel by writes", "writes_auroc": "AUROC by writes",
+         "inputs_auroc": "AUROC over inputs"}
 SPLITS = {"canonicity": "canonicity", "matched": "matched", "split": "split",
-          "split_if_matched": "of the matched", "one_to_one": "1:1", "one_to_many": "1:n",
-          "many_to_one": "n:1", "many_to_many": "n:m", "novel": "novel", "auroc": "AUROC"}
+          "split_if_matched": "of the matched", "one_to_one": "1:1",
+          "one_to_one_if_matched": "of the matched", "one_to_many": "1:n", "many_to_one": "n:1",
+          "many_to_many": "n:m"}
 NEAREST = {"few_ve": "by 4 writes", "cosine_read": "E", "cosine_write": "D",
            "cosine_rank_one": "rank one", "cosine_inputs_read": "E, inputs",
            "cosine_inputs_rank_one": "rank one, inputs"}
@@ -816,7 +843,7 @@ def render(found):
     lines += ["", COUNTS.format(tokens=n_tokens).strip(), "", *counts_table(results)]
     for by, name in SIMILARITIES.items():
         columns = {f"{by}_{key}": head for key, head in SPLITS.items()}
-        lines += ["", f"Counterparts by similarity of {name}:", "", *pair_table(results, columns)]
+        lines += ["", COUNTERPARTS.format(name=name).strip(), "", *pair_table(results, columns)]
     lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL)]
     lines += ["", COSINES.strip(), "", *pair_table(results, NEAREST)]
     lines += ["", TUNED.strip(), "", *tuning_table(found, results)]
@@ -867,8 +894,11 @@ def draw_alive(ax, results, method):
                     label=f"{label}, {arm}")
         units = [statistics.mean(results.of(cell, "units")) for cell in grown]
     ax.plot(x, units, ":", color="0.6", label="all units")
-    ax.set(title=method, xlabel="size", xscale="log", yscale="log", xticks=x, xticklabels=x)
-    ax.minorticks_off()
+    ax.set(title=method, xlabel="size")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.grid(alpha=0.3)
 
 
@@ -890,32 +920,43 @@ def draw_bars(ax, results, key):
     means = [value["mean"] if value else math.nan for value in values]
     halves = [value["half"] or 0 if value else 0 for value in values]
     ax.barh(names, means, xerr=halves, color="0.8", edgecolor="k", capsize=3)
-    for marker, label, lists in (
-            ("k|", "null: random units", [results.between(*pair, f"null_{key}") for pair in pairs]),
-            ("rD", "floor: two seeds of one size", [results.floor(pair[0], key) for pair in pairs])):
-        metrics = [noise.over_seeds(some) for some in lists]
-        shown = [metric["mean"] if metric else math.nan for metric in metrics]
-        ax.plot(shown, names, marker, ms=12 if marker == "k|" else 5, mfc="w", mew=1.6, label=label)
-    ax.set(xlim=(0, 1))
+    nulls = [results.between(*pair, f"null_{key}") for pair in pairs]
+    floors = [results.floor(small, key) for small, _ in pairs]
+    draw_marks(ax, nulls, names, marker="|", color="k", ms=12, label="null: random units")
+    draw_marks(ax, floors, names, marker="D", color="C3", ms=5,
+               label="floor: two seeds of the smallest size")
+    ax.set(xlim=(-0.02, 1.02))
     ax.invert_yaxis()
+
+
+def draw_marks(ax, values_of_bars, names, **look):
+    """A mark on each bar at a mean over seeds."""
+    metrics = [noise.over_seeds(values) for values in values_of_bars]
+    means = [metric["mean"] if metric else math.nan for metric in metrics]
+    ax.plot(means, names, ls="", mfc="w", mew=1.6, **look)
 
 
 def draw_paths(ax, results):
     """The error on the way from the smallest to the largest size, over that of the smallest."""
-    for i, (small, large) in enumerate(ends_of(results)):
+    methods = dict.fromkeys(cell.method for cell in results.tuned)
+    colors = dict(zip(methods, pictures.COLORS))
+    for small, large in ends_of(results):
         paths = [path for path in results.between(small, large, "path") if path]
         if not paths:
             continue
-        x = [float(point) for point in paths[0]]
-        y = [statistics.mean(path[point]["mse"] / path["0"]["mse"] for path in paths)
-             for point in paths[0]]
-        ax.plot(x, y, STYLES[small.arm], color=pictures.COLORS[i // 2],
-                label=f"{small.method} {small.arm}")
-    ax.axvline(1, color="0.6", ls=":")
-    ax.set(xlabel="0 small, to 1 novel units are added, to 2 the others swapped",
-           ylabel="squared error / that of the small one", yscale="log")
+        means = {point: mean_on_path(paths, point) for point in paths[0]}
+        ax.plot([float(point) for point in means], means.values(), STYLES[small.arm],
+                color=colors[small.method], label=f"{small.method} {small.arm}")
+    ax.set(xlabel="0: small, 1: its novel units added, 2: large",
+           ylabel="squared error / that of the small one")
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=7)
+    if ax.lines:
+        ax.legend(fontsize=7)
+
+
+def mean_on_path(paths, point):
+    """The squared error at a point, over that of the small one: mean over seeds."""
+    return statistics.mean(path[point]["mse"] / path["0"]["mse"] for path in paths)
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -925,6 +966,7 @@ def check_models(models, all_cells, tuning):
     for cell in all_cells:
         value = tuning.first_value(cell, None)
         job, run = models.job(Setting(cell.method, cell.size, cell.times, value), 0)
+        job.method.module.check_memory(run, models.arena.gpt)
         job.method.module.build(run, models.arena.gpt)
         if not (models.base.retrain or models.base.keep):
             compare.is_trained(run, job.method.module, False, False)
