@@ -79,8 +79,8 @@ class Config:
     device: str = "auto"            # auto, cpu, cuda
 
 
-# Every row reaches 0.985, clt apart: the table's least faithful rows recover 0.986 to 0.99 at their
-# densest, and all dictionaries do so within L0 8 to 32.
+# All methods reach 0.985: SPD recovers 0.98 at an L0 of 13 (results/spd-recipe.md), dictionaries
+# and MOLTs more than 0.985 at 8.
 ARMS = ("l0", "ce")
 MOLT_SIZE = 512                 # the size that a MOLT's own transforms, whatever their number, are
 TRIALS = 5                      # most of a search
@@ -277,7 +277,7 @@ def is_near(arm, aim, trial):
 
 def next_value(knob, missed, most):
     """Which value of a knob is to be tried next? missed: {value: how far it missed}, all that were
-    tried. None where no other whole number lies between those that were tried.
+    tried. None where that was tried already, as of neighbours among whole numbers.
 
     Between a value that is too sparse and one that is too dense: where the line through them is 0,
     over the log of the knob. Otherwise beyond all values, along the line through the nearest two;
@@ -295,12 +295,12 @@ def next_value(knob, missed, most):
     if not others:
         step = min(max(step, -math.log(FACTOR)), math.log(FACTOR))
     value = first * math.exp(step)
-    if knob != "k":
-        return float(f"{value:.3g}")
-
-    # a whole number, next to the first one at least
-    value = max(round(value), first + 1) if step > 0 else min(round(value), first - 1)
-    value = min(max(value, 1), most)
+    if knob == "k":
+        # a whole number, next to the first one at least
+        value = max(round(value), first + 1) if step > 0 else min(round(value), first - 1)
+        value = min(max(value, 1), most)
+    else:
+        value = float(f"{value:.3g}")
     return None if value in missed else value
 
 
@@ -313,41 +313,66 @@ class Tuning:
         self.known = known
         self.shared = shared
 
-    def first_value(self, cell, smaller):
-        """Where a search begins: at what the smaller size ended with, or the middle of the table's
-        values. A k is the L0 that it gives. smaller: Setting, or None."""
+    def first_value(self, cell, smaller, trials):
+        """Where a search begins: where that of the smaller size ended, a Setting or None; after
+        other arms' trials, or in the middle of the table's values. A k is the L0 that it gives."""
         method = compare.METHODS[cell.method]
-        if method.knob == "k" and cell.arm == "l0":
-            return max(1, min(round(self.aims["l0"]), cell.size))
-        value = smaller.value if smaller else method.values[len(method.values) // 2]
-        return min(value, cell.size) if method.knob == "k" else value
+        is_k = method.knob == "k"
+        if is_k and cell.arm == "l0":
+            value = max(1, round(self.aims["l0"]))
+        elif smaller:
+            value = smaller.value
+        elif trials:
+            return self.next_value(cell, trials)
+        else:
+            value = method.values[len(method.values) // 2]
+        return min(value, cell.size) if is_k else value
 
-    def trial(self, setting):
-        """Train the first seed at one value: what it reached on fit."""
+    def next_value(self, cell, trials):
+        missed = {value: self.missed(cell, trial) for value, trial in trials.items()}
+        return next_value(compare.METHODS[cell.method].knob, missed, cell.size)
+
+    def missed(self, cell, trial):
+        return miss(cell.arm, self.aims[cell.arm], trial)
+
+    def trial(self, cell, value):
+        """Train the first seed at one value: what it reached on fit, {l0, ce}."""
+        setting = Setting(cell.method, cell.size, cell.times, value)
+
         def find():
             m, _ = self.models.model(setting, 0)
             return reached(m, self.models.arena, "fit")
 
         depends_on = [*self.shared, self.models.which(setting, 0)]
-        return self.known.row("trials", depends_on, setting._asdict(), find)
+        trial = self.known.row("trials", depends_on, setting._asdict(), find)
+        ce = cell_text(trial["ce"], 4)
+        print(f"    {setting}: L0 {trial['l0']:.2f}, CE recovered {ce}", flush=True)
+        return trial
 
-    def search(self, cell, smaller):
-        """Find the value of the knob that holds what the arm holds: what is kept of it, a dict."""
-        knob = compare.METHODS[cell.method].knob
-        aim = self.aims[cell.arm]
-        value = self.first_value(cell, smaller)
-        missed = {}
-        is_found = False
-        while value is not None and len(missed) < TRIALS and not is_found:
-            setting = Setting(cell.method, cell.size, cell.times, value)
-            trial = self.trial(setting)
-            ce = cell_text(trial["ce"], 4)
-            print(f"    {setting}: L0 {trial['l0']:.2f}, CE recovered {ce}", flush=True)
-            missed[value] = miss(cell.arm, aim, trial)
-            is_found = is_near(cell.arm, aim, trial)
-            value = next_value(knob, missed, cell.size)
-        best = min(missed, key=lambda value: abs(missed[value]))
-        return cell._asdict() | dict(value=best, tried=[*missed], is_found=is_found)
+    def search(self, cell, smaller, tried_before):
+        """Find the value of the knob that holds what the arm holds: a dict of what is kept of the
+        search. tried_before: the values that were tried for this cell's other arms."""
+        trials = {value: self.trial(cell, value) for value in tried_before}
+        value = self.first_value(cell, smaller, trials)
+        tried = []
+        while not self.is_found(cell, trials) and len(tried) < TRIALS:
+            if value in trials:             # for another arm
+                value = self.next_value(cell, trials)
+            if value is None:
+                break
+            trials[value] = self.trial(cell, value)
+            tried.append(value)
+            value = self.next_value(cell, trials)
+        best = self.nearest(cell, trials)
+        return cell._asdict() | dict(value=best, tried=tried, is_found=self.is_found(cell, trials))
+
+    def nearest(self, cell, trials):
+        return min(trials, key=lambda value: abs(self.missed(cell, trials[value])), default=None)
+
+    def is_found(self, cell, trials):
+        """Is one of the trials near enough?"""
+        best = self.nearest(cell, trials)
+        return best is not None and is_near(cell.arm, self.aims[cell.arm], trials[best])
 
 
 # ---------------------------------------------------------------------------- what a model is asked
@@ -571,7 +596,11 @@ class Study:
         before = [tuned for tuned in self.tuned if tuned[:2] == cell[:2]]
         is_own = [tuned for tuned in before if tuned.size <= cell.size and tuned.times == 1]
         smaller = self.setting(is_own[-1]) if is_own else None
-        self.tuned[cell] = self.tuning.search(cell, smaller)
+        tried = []
+        for other, found in self.tuned.items():
+            if other._replace(arm=cell.arm) == cell:
+                tried += found["tried"]
+        self.tuned[cell] = self.tuning.search(cell, smaller, list(dict.fromkeys(tried)))
 
     def ask(self, setting, seed):
         def find():
@@ -964,7 +993,7 @@ def check_models(models, all_cells, tuning):
     """Fail on what can't be trained, and on models that other code has trained, before anything
     else: of each cell, the first seed where its search begins."""
     for cell in all_cells:
-        value = tuning.first_value(cell, None)
+        value = tuning.first_value(cell, None, {})
         job, run = models.job(Setting(cell.method, cell.size, cell.times, value), 0)
         job.method.module.check_memory(run, models.arena.gpt)
         job.method.module.build(run, models.arena.gpt)

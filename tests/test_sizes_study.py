@@ -100,6 +100,30 @@ def test_a_whole_number_is_tried_once_and_stays_in_its_range():
     assert sizes.next_value("k", {7: -.2, 8: .1}, 99) is None
 
 
+class FakeTuning(sizes.Tuning):
+    """Whose trials reach what a formula says."""
+    def __init__(self):
+        self.aims, self.done = dict(l0=16, ce=.987), []
+
+    def trial(self, cell, value):
+        self.done.append(value)
+        return dict(l0=.9 * value, ce=1 - .3 / value)
+
+
+def test_what_one_arm_tried_helps_the_other_one():
+    tuning, cell = FakeTuning(), Cell("sae", "l0", 64, 1)
+    of_l0 = tuning.search(cell, None, [])
+    assert of_l0 == cell._asdict() | dict(value=18, tried=[16, 18], is_found=True)
+    tuning.done.clear()
+    of_ce = tuning.search(cell._replace(arm="ce"), None, of_l0["tried"])
+    assert tuning.done == [16, 18, 23] and of_ce["tried"] == [23] and of_ce["is_found"]
+    # the smaller size's value is tried first, unless it was tried already
+    assert tuning.search(cell._replace(arm="ce"), Setting("sae", 32, 1, 21), [16, 18])["tried"] == [21]
+    assert tuning.search(cell._replace(arm="ce"), Setting("sae", 32, 1, 18), [16, 18])["tried"] == [23]
+    tuning.aims["ce"] = 1 - .3 / 16             # one trial is enough for both
+    assert tuning.search(cell._replace(arm="ce"), None, [16])["tried"] == []
+
+
 def test_a_model_that_predicts_nothing_is_as_far_as_can_be():
     assert sizes.miss("ce", .985, dict(ce=None)) == sizes.miss("ce", .985, dict(ce=-3.)) < -10
     assert not sizes.is_near("ce", .985, dict(ce=None)) and sizes.miss("l0", 16, dict(l0=0.)) < -9
