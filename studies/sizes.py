@@ -92,8 +92,8 @@ HELD = 4                        # recordings of models in memory, 100 MB each fo
 SPLICED = (0, 1, 2)             # points on the way from small to large whose CE is taken ..
 SPLICED_ROWS = 100              # .. on so many rows of test
 SIMILARITIES = {"writes": "what units write alone, as is published",
-                "weights": "what they read and write",
-                "inputs": "what they write, and read from the inputs that occur"}
+                "weights": "what they write and read",
+                "inputs": "what they write and what they get from the inputs that occur"}
 MAIN = "weights"                # the similarity that the headline goes by
 RULES = {"alive": "10 tokens", "alive_mean": "mean > 1e-6", "alive_rate": "rate > 1e-6",
          "alive_once": "once > 0.1"}
@@ -759,9 +759,10 @@ the last fifth of training, over its mean. Units a concept: units of a true conc
 (null: units at the wrong text); concepts held: share of the concepts that have one.
 """
 COUNTERPARTS = """
-Counterparts by {name}, similar at 0.7 or more. Shares of the small one's alive units: in the large
-one as they are; with a counterpart; with two or more, of all and of those with one; and in groups
-that similarity connects of one to one, one to many, many to one and many to many.
+Counterparts: units are similar by {name}, 0.7 or more.
+Shares of the small one's alive units: in the large one as they are; with a counterpart; with two or
+more, of all and of those with one; and in groups that similarity connects of one to one (of all and
+of those with a counterpart), one to many, many to one and many to many.
 """
 ADDED = """
 Units of the large one, added to the small one. Shares of the large one's alive units: that the
@@ -777,7 +778,8 @@ read, write, with any unit of the large one; rank one: of their products; over i
 as the inputs see them. The null of cosines is a random start.
 """
 TUNED = """
-How sparsity was tuned, on fit and the first seed. A ! stands where no trial came near enough.
+How sparsity was tuned, on fit and the first seed. A ! stands where no trial came near enough; what
+was tried for one arm counts for the other one too.
 """
 
 
@@ -836,7 +838,7 @@ def tuning_table(found, results):
         ends = f"{tuned['value']:g}" if tuned["is_found"] else f"{tuned['value']:g}!"
         lines.append([cell.method, cell.arm, size_text(cell), f"{knob} {ends}",
                       f"{trial['l0']:.2f}", cell_text(trial["ce"], 4), tried])
-    heads = ["method", "arm", "size", "knob", "L0", "CE rec", "tried, in order"]
+    heads = ["method", "arm", "size", "knob", "L0", "CE rec", "tried for it, in order"]
     return markdown_table(heads, lines)
 
 
@@ -881,7 +883,8 @@ def render(found):
 
 # ----------------------------------------------------------------------------------------- pictures
 STYLES = dict(l0="-", ce="--")
-BARS = {f"{MAIN}_novel": "novel units of the large one", f"{MAIN}_split": "small units that split"}
+BARS = {f"{MAIN}_novel": "share of the large one's units that are novel",
+        f"{MAIN}_split": "share of the small one's units that split"}
 
 
 def picture(found):
@@ -902,7 +905,7 @@ def picture(found):
     axes = below.subplots(1, 3, width_ratios=(1, 1, 1.2))
     for ax, (key, label) in zip(axes, BARS.items()):
         draw_bars(ax, results, key)
-        ax.set_xlabel(f"share of the {label}")
+        ax.set_xlabel(label)
     axes[1].set_yticklabels([])
     draw_paths(axes[2], results)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -951,7 +954,7 @@ def draw_bars(ax, results, key):
     ax.barh(names, means, xerr=halves, color="0.8", edgecolor="k", capsize=3)
     nulls = [results.between(*pair, f"null_{key}") for pair in pairs]
     floors = [results.floor(small, key) for small, _ in pairs]
-    draw_marks(ax, nulls, names, marker="|", color="k", ms=12, label="null: random units")
+    draw_marks(ax, nulls, names, marker="|", color="k", ms=22, label="null: random units")
     draw_marks(ax, floors, names, marker="D", color="C3", ms=5,
                label="floor: two seeds of the smallest size")
     ax.set(xlim=(-0.02, 1.02))

@@ -61,6 +61,7 @@ NODES = {
     "studies/length.py": 3090,
     "studies/map.py": 5460,
     "studies/sizes.py": 8520,
+    "studies/sizes.py": 8760,
     "studies/tune.py": 2070,
     "tinytales/cache.py": 1050,
     "tinytales/concepts.py": 1960,
