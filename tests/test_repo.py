@@ -60,7 +60,6 @@ NODES = {
     "studies/kept.py": 220,
     "studies/length.py": 3090,
     "studies/map.py": 5460,
-    "studies/sizes.py": 8520,
     "studies/sizes.py": 8760,
     "studies/tune.py": 2070,
     "tinytales/cache.py": 1050,
