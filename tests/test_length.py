@@ -1,5 +1,6 @@
 """length.py: what it runs, that it finds nothing twice, and its arithmetic."""
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import compare
 import data
 import spd
 from conftest import D, M
+from metrics import masks
 from model import GPT
 from studies import length
 from studies.length import Config
@@ -22,6 +24,7 @@ from test_common import fails
 def cfg(target, tmp_path, monkeypatch):
     monkeypatch.setattr(length, "TABLE", length.TABLE._replace(change=dict(C=M, B=2, ci_hidden=8)))
     monkeypatch.setattr(length, "BATCHES", 2)
+    monkeypatch.setattr(masks, "attack", functools.partial(masks.attack, budgets=(0, 20)))
     return Config(model=str(target), data=str(target / "x.bin"), device="cpu", steps="2,4", seeds="2,1", neurons="8",
                   eval_tokens=240, out=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
 
@@ -41,7 +44,9 @@ def test_a_second_run_finds_all_and_says_the_same(cfg, capsys, monkeypatch):
         ("random", 2, 0), ("random", 2, 1), ("random", 4, 0), ("neurons", 8, 0)]
     assert [(pair["start"], pair["steps"]) for pair in found["pairs"]] == [("random", 2), ("neurons", 2)]
     assert "settled(2) = " in out and (Path(cfg.out) / "spd-length.png").stat().st_size > 10_000
-    monkeypatch.setattr(spd, "train", None), monkeypatch.setattr(length, "measured", None)
+    for module, name in ((spd, "train"), (length, "measured")):
+        monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(length.curve, "save_picture", lambda *args: None)
     length.main(cfg)
     again = json.loads((Path(cfg.out) / "spd-length.json").read_text())
     assert again["rows"] == found["rows"] and again["pairs"] == found["pairs"]
@@ -89,8 +94,9 @@ def test_bad_input_is_one_line(cfg, capsys, change, words):
     assert not Path(cfg.out).exists() and not Path(cfg.runs).exists()
 
 
-def test_another_text_under_the_same_name_is_not_taken_for_the_one_that_was(cfg, tmp_path, capsys):
+def test_another_text_under_the_same_name_is_not_taken_for_the_one_that_was(cfg, tmp_path, capsys, monkeypatch):
     """Neither its models nor its rows."""
+    monkeypatch.setattr(length.curve, "save_picture", lambda *args: None)
     path = tmp_path / "y.bin"
     path.write_bytes(Path(cfg.data).read_bytes())
     cfg = dataclasses.replace(cfg, data=str(path), steps="2", seeds="1", neurons="")

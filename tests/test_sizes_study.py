@@ -200,7 +200,7 @@ def test_all_of_it_and_a_killed_one_goes_on(cfg, capsys, monkeypatch):
     # one that has ended finds all, and says the same
     monkeypatch.setattr(compare.METHODS["transcoder"].module, "train", None)
     monkeypatch.setattr(sizes, "asked_alone", None), monkeypatch.setattr(sizes, "asked_together", None)
-    monkeypatch.setattr(sizes, "reached", None)
+    monkeypatch.setattr(sizes, "reached", None), monkeypatch.setattr(sizes.curve, "save_picture", lambda *args: None)
     sizes.main(cfg)
     again = read(cfg)
     for table in ("trials", "models", "pairs", "settings"):
@@ -212,7 +212,8 @@ def test_all_of_it_and_a_killed_one_goes_on(cfg, capsys, monkeypatch):
         sizes.main(dataclasses.replace(cfg, eval_tokens=132))
 
 
-def test_components_and_maps_with_one_seed(cfg):
+def test_components_and_maps_with_one_seed(cfg, monkeypatch):
+    monkeypatch.setattr(sizes.curve, "save_picture", lambda *args: None)
     cfg = dataclasses.replace(cfg, methods="spd,molt", arms="ce", sizes="16,20", seeds=1)
     sizes.main(cfg)
     found = read(cfg)
