@@ -26,7 +26,7 @@ import itertools
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,10 @@ PAGE = "units.html"
 TEMPLATE = Path(__file__).with_name("gallery.html")
 ROOT = Path(__file__).parent.parent
 CARDS = 4_000_000       # bytes of all cards, so that the page stays below 5 MB
-TOKENS = 12_800         # of fit and of test, for the page at the end of a run
+MOST = 4_000            # units of a method that are looked at
+CARDED = 6_000          # of all methods, for which a card is made
+TOKENS = 12_800         # of fit and of test, for the page at the end of a run ..
+RULES = 50              # .. and its units that get a rule in words
 STRONG = 5              # contexts where a unit says most, of a row one at most
 WEAK = (0.5, 0.25, 0.05)        # and at which shares of its tokens, sorted by what it says there
 WRONG = 3               # tokens of each kind at which a concept is wrong about a unit
@@ -98,9 +101,8 @@ class Scene:
         return self.test[0][:, 1:].flatten()
 
 
-def scene_of(gpt, layer, spec, eval_tokens, rules):
-    """The text that --data names, in rows as long as the target reads."""
-    T = gpt.cfg.n_positions
+def scene_of(gpt, layer, spec, T, eval_tokens, rules):
+    """The text that --data names, in rows of T tokens."""
     corpora = data.load_for(gpt, spec, T, ("fit", "test"))
     n_rows = max(2, eval_tokens // T)
     fit, test = [corpus.labelled(T, n_rows, gpt.device) for corpus in corpora.values()]
@@ -120,8 +122,20 @@ class Look:
     on_test: dict
     matched: Any                    # evals.Matched, or None without concepts
     alive: torch.Tensor             # numbers of the units that are on often enough
-    units: torch.Tensor             # numbers of those that get a card, best first
+    units: torch.Tensor             # numbers of those that are to be shown, best first
     shown: Active                   # test, of these units
+
+    def first(self, n):
+        """The first units of a look."""
+        units = self.units[:n]
+        return replace(self, units=units, shown=in_order(self.test, units))
+
+    def share(self, other):
+        """Keep what is alike for all methods, inputs and labels, once."""
+        pairs_of = ((self.fit, other.fit), (self.test, other.test), (self.shown, other.test))
+        for own, others in pairs_of:
+            own.x_ND = others.x_ND
+            own.label_NK = others.label_NK
 
 
 def look_at(name, m, ce, scene):
@@ -134,9 +148,8 @@ def look_at(name, m, ce, scene):
     alive = (fit.on() >= evals.ALIVE).nonzero().squeeze(1)
     there = alive[test.on()[alive] > 0]
     units = there[order(on_fit, matched, there)]
-    look = Look(name, m, ce, fit, test, on_fit, on_test, matched, alive, units, None)
-    look.shown = in_order(test, units)
-    return look
+    look = Look(name, m, ce, fit, test, on_fit, on_test, matched, alive, units, test)
+    return look.first(MOST)
 
 
 def counted(a):
@@ -523,7 +536,7 @@ def kept(all_cards, room=CARDS):
 def page_data(looks, scene, key=""):
     """All that the page knows, as JSON can say it. Tokens are numbers in a list of texts that holds
     those alone that occur."""
-    all_cards = [cards(look, scene) for look in looks]
+    all_cards = [cards(look.first(CARDED // len(looks)), scene) for look in looks]
     chances = [[None] * len(looks) for _ in looks]
     for a, b in itertools.permutations(range(len(looks)), 2):
         found, chances[a][b] = mates(looks[a], looks[b], b, scene.T)
@@ -578,7 +591,11 @@ def as_json(value):
 def write(path, named, scene, key=""):
     """Write the page of some decompositions, [(name, m, CE recovered)]. Returns a line that says
     so."""
-    looks = [look_at(name, m, ce, scene) for name, m, ce in named]
+    looks = []
+    for name, m, ce in named:
+        look = look_at(name, m, ce, scene)
+        look.share(looks[0] if looks else look)
+        looks.append(look)
     found = page_data(looks, scene, key)
     text = html(found)
     common.write(path, text.encode())
@@ -627,7 +644,7 @@ def of_run(cfg, m, summary):
         return
     gpt = GPT.load(cfg.model, next(m.parameters()).device)
     m = load(checkpoint(cfg.out), gpt)
-    scene = scene_of(gpt, m.layers[0], cfg.data, min(cfg.eval_tokens, TOKENS), rules=50)
+    scene = scene_of(gpt, m.layers[0], cfg.data, cfg.T, min(cfg.eval_tokens, TOKENS), RULES)
     print(write(path, [(checkpoint(cfg.out).stem, m, summary["ce_recovered"])], scene))
 
 
@@ -647,7 +664,7 @@ def names_of(paths):
 
 
 def ce_recovered(m, scene):
-    """Which share of the MLP's worth does m keep on test? None where the MLP is worth too little."""
+    """Which share of the MLP's worth does m keep on test? None where that is too little to say."""
     replaces = evals.ablations(scene.gpt, scene.layer, scene.fit[0]) | {"m": evals.splice(m)}
     return evals.recovered(evals.scores(scene.gpt, scene.test[0], replaces), "m")
 
@@ -669,7 +686,8 @@ def main(*argv):
     if len(layers) > 1:
         common.fail(f"{' '.join(folders)}: of different layers, {sorted(layers)}: a page is of one")
 
-    scene = scene_of(gpt, layers.pop(), cfg.data, cfg.eval_tokens, cfg.rules)
+    T = gpt.cfg.n_positions
+    scene = scene_of(gpt, layers.pop(), cfg.data, T, cfg.eval_tokens, cfg.rules)
     named = []
     for name, m in zip(names_of(paths), models):
         named.append((name, m, ce_recovered(m, scene)))
