@@ -21,6 +21,7 @@ a unit's tokens, W tokens of a context, K concepts, D residual width, M neurons,
 entries of a recording (metrics/recording.py). 4 s for 1,024 units and 12,800 tokens, 1 s for each
 pair of methods.
 """
+import copy
 import importlib
 import itertools
 import json
@@ -355,39 +356,59 @@ def rules_of(look, scene):
 
 
 # --------------------------------------------------------------------------------- its mates
-def mates(one, other, b, T):
-    """Which units of another method are each unit's mates? (a list for each unit, what the best
-    mate has by chance). one, other: Looks; b: the number of the other. By what units say over test.
+class Pair:
+    """How the units of two methods that are shown lie to each other, by what they say over test:
+    r, the relation of the tokens at which they are on (metrics/mapping.py), and r with the other's
+    units moved to the wrong text."""
+    def __init__(self, one, other, T):
+        self.units = (one.units, other.units)
+        self.is_empty = not len(one.units) or not len(other.units)
+        if self.is_empty:
+            return
+        self.r = alike(one.shown, other.shown)
+        self.counts = mapping.coactivation(one.shown, other.shown)
+        gen = torch.Generator().manual_seed(0)
+        self.null_r = alike(one.shown, mapping.by_chance(other.shown, T - 1, gen))
 
-    A mate is [b, its number, r, relation]: the MATES largest r (metrics/mapping.py's likeness), and
-    the likest unit that contains this one, where there is any. By chance: the r that the best mate
-    of 95 % of the units is below, with the other's units moved to the wrong text."""
-    i_U = torch.arange(one.shown.F, device=one.units.device)
-    j_U = torch.arange(other.shown.F, device=one.units.device)
-    if not len(i_U) or not len(j_U):
-        return [[] for _ in i_U], None
-    r = alike(one.shown, other.shown, i_U, j_U)
-    relation = mapping.relations(mapping.coactivation(one.shown, other.shown))
-    moved = mapping.by_chance(other.shown, T - 1, torch.Generator().manual_seed(0))
-    chance = alike(one.shown, moved, i_U, j_U).amax(1).quantile(0.95).item()
+    def back(self):
+        """The pair as the other method sees it."""
+        pair = copy.copy(self)
+        pair.units = self.units[::-1]
+        if not self.is_empty:
+            pair.r = self.r.T
+            pair.counts = self.counts.back()
+            pair.null_r = self.null_r.T
+        return pair
 
-    # the likest, and the likest of those that contain it
-    top = r.topk(min(MATES, len(j_U)), 1).indices
-    is_part = relation == mapping.RELATIONS.index("subsumed")
-    whole = torch.where(is_part, r, -1).max(1)
-    found = []
-    for u, columns in enumerate(top.tolist()):
-        if whole.values[u] >= 0:
-            columns = dict.fromkeys([*columns, whole.indices[u].item()])
-        found.append([[b, other.units[j].item(), share(r[u, j].item()), relation[u, j].item()]
-                      for j in columns])
-    return found, share(chance)
+    def chance(self):
+        """The r that the best mate of 95 % of the units is below by chance, in thousandths."""
+        return None if self.is_empty else share(self.null_r.amax(1).quantile(0.95).item())
+
+    def mates(self, b):
+        """Each unit's mates in the other method, which is the page's number b: [b, its number, r,
+        relation] of the MATES of largest r, and of the likest unit that contains this one, where
+        there is any."""
+        own, others = self.units
+        if self.is_empty:
+            return [[] for _ in own]
+        relation = mapping.relations(self.counts)
+        top = self.r.topk(min(MATES, len(others)), 1).indices
+        is_part = relation == mapping.RELATIONS.index("subsumed")
+        whole = torch.where(is_part, self.r, -1).max(1)
+        found = []
+        for u, columns in enumerate(top.tolist()):
+            if whole.values[u] >= 0:
+                columns = dict.fromkeys([*columns, whole.indices[u].item()])
+            found.append([[b, others[j].item(), share(self.r[u, j].item()), relation[u, j].item()]
+                          for j in columns])
+        return found
 
 
-def alike(a, b, i_U, j_U):
-    """Pearson's r of units of two recordings, |r| where a unit of either has a sign."""
+def alike(a, b):
+    """Pearson's r of the units of two recordings, |r| where a unit of either has a sign."""
     is_signed = (a.value_E < 0).any() or (b.value_E < 0).any()
-    r = matching.correlation(a, b, i_U, j_U)
+    units = [torch.arange(recording.F, device=recording.unit_E.device) for recording in (a, b)]
+    r = matching.correlation(a, b, *units)
     return r.abs() if is_signed else r
 
 
@@ -517,7 +538,7 @@ def method(look, found):
     return dict(name=look.name, **numbers, best=best_units(look), cards=found)
 
 
-def kept(all_cards, room=CARDS):
+def kept(all_cards, room):
     """Which cards fit? A list of lists, of each method as many as fit into an even share of the
     room, in their order; what one method does not need goes to the others."""
     sizes = []
@@ -538,12 +559,14 @@ def page_data(looks, scene, key=""):
     those alone that occur."""
     all_cards = [cards(look.first(CARDED // len(looks)), scene) for look in looks]
     chances = [[None] * len(looks) for _ in looks]
-    for a, b in itertools.permutations(range(len(looks)), 2):
-        found, chances[a][b] = mates(looks[a], looks[b], b, scene.T)
-        for card, its_mates in zip(all_cards[a], found):
-            card.setdefault("mates", []).extend(its_mates)
+    for a, b in itertools.combinations(range(len(looks)), 2):
+        pair = Pair(looks[a], looks[b], scene.T)
+        for i, j, seen in ((a, b, pair), (b, a, pair.back())):
+            chances[i][j] = seen.chance()
+            for card, mates in zip(all_cards[i], seen.mates(j)):
+                card.setdefault("mates", []).extend(mates)
     methods = []
-    for look, found, chance in zip(looks, kept(all_cards), chances):
+    for look, found, chance in zip(looks, kept(all_cards, CARDS), chances):
         methods.append(method(look, found) | dict(chance=chance))
 
     # the tokens of the text and of the cards
