@@ -52,7 +52,7 @@ TOKENS = 12_800         # of fit and of test, for the page at the end of a run .
 RULES = 50              # .. and its units that get a rule in words
 STRONG = 5              # contexts where a unit says most, of a row one at most
 WEAK = (0.5, 0.25, 0.05)        # and at which shares of its tokens, sorted by what it says there
-WRONG = 3               # tokens of each kind at which a concept is wrong about a unit
+WRONG = 3               # tokens at which a concept is wrong about a unit, of each kind
 BEFORE = 12             # tokens of a context before ..
 AFTER = 6               # .. and after the token that it is about
 PUSHED = 6              # tokens that a unit makes more and less likely
@@ -190,7 +190,7 @@ def in_order(a, units):
 
 
 # ------------------------------------------------------------------------- where a unit is on
-def strongest(a, T, most=STRONG):
+def strongest(a, T, most):
     """At which tokens does each unit say most, of each row one at most? (U, J), -1 where there are
     no more."""
     R = a.N // (T - 1)
@@ -204,6 +204,21 @@ def strongest(a, T, most=STRONG):
     token = token.scatter_reduce(0, place_E, token_E, "amin").view(a.F, R)
     top = largest.view(a.F, R).topk(min(most, R), 1)
     return torch.where(top.values > 0, token.gather(1, top.indices), -1)
+
+
+def distinct(token_UJ, text_N, most):
+    """Keep the first tokens of each unit that stand in different text, (U, most), -1 where there
+    are no more: rows overlap, so that a sentence may be there twice."""
+    ids = text_N.tolist()
+    kept = []
+    for tokens in token_UJ.tolist():
+        first = {}
+        for token in tokens:
+            if token >= 0:
+                first.setdefault(tuple(ids[max(0, token - 3):token + 2]), token)
+        chosen = [*first.values(), *[-1] * most]
+        kept.append(chosen[:most])
+    return torch.tensor(kept, device=token_UJ.device)
 
 
 def weaker(a, shares=WEAK):
@@ -249,13 +264,13 @@ def context(token, levels_W, T):
     return flat
 
 
-def wrong_tokens(look):
+def wrong_tokens(look, most):
     """Where is each unit's concept wrong about it? Tokens where the concept is true and the unit is
     off, and tokens where the unit is on and the concept is not true, the strongest first. Two (U,
     J), -1 where there are no more."""
     a = look.shown
-    missed_UJ = np.full((a.F, WRONG), -1)
-    false_UJ = np.full((a.F, WRONG), -1)
+    missed_UJ = np.full((a.F, most), -1)
+    false_UJ = np.full((a.F, most), -1)
     ends = a.on().cumsum(0).tolist()
     token_E = a.token_E.cpu().numpy()
     size_E = a.value_E.abs().cpu().numpy()
@@ -267,10 +282,10 @@ def wrong_tokens(look):
         missed = np.setdiff1d(is_true_N.nonzero()[0], on, assume_unique=True)
         if len(missed):
             # spread evenly over the text
-            picks = np.unique(np.linspace(0, len(missed) - 1, WRONG).astype(int))
+            picks = np.unique(np.linspace(0, len(missed) - 1, most).astype(int))
             missed_UJ[u, :len(picks)] = missed[picks]
         by_size = on[np.argsort(-size_E[start:end], kind="stable")]
-        false = by_size[~is_true_N[by_size]][:WRONG]
+        false = by_size[~is_true_N[by_size]][:most]
         false_UJ[u, :len(false)] = false
     return [torch.from_numpy(tokens).to(a.unit_E.device) for tokens in (missed_UJ, false_UJ)]
 
@@ -426,7 +441,8 @@ def cards(look, scene):
         return []
     ends_U2, counts_UB = histograms(a)
     peak_U = ends_U2.abs().amax(1)
-    token_UJ = strongest(a, scene.T)
+    # twice as many as are shown, since some may be of one text
+    token_UJ = distinct(strongest(a, scene.T, 2 * STRONG), scene.token_N, STRONG)
     write_UD = written(look, token_UJ)
     up_UJ, down_UJ = evals.pushed(scene.gpt, write_UD, PUSHED)
     usual_UJ, often_UJ = usual_tokens(a, scene.token_N)
@@ -450,9 +466,9 @@ def cards(look, scene):
     columns["writes"] = pairs(*writes)
     # its concept and its rule
     if look.matched:
-        missed_UJ, false_UJ = wrong_tokens(look)
-        columns["missed"] = contexts(a, missed_UJ, scene.T, peak_U)
-        columns["false"] = contexts(a, false_UJ, scene.T, peak_U)
+        for kind, wrong_UJ in zip(("missed", "false"), wrong_tokens(look, 2 * WRONG)):
+            wrong_UJ = distinct(wrong_UJ, scene.token_N, WRONG)
+            columns[kind] = contexts(a, wrong_UJ, scene.T, peak_U)
         columns["said"] = said(look, look.units, look.matched.concept_F[look.units])
     found = [dict(zip(columns, values)) for values in zip(*columns.values())]
     for place, rule in rules_of(look, scene).items():

@@ -90,8 +90,8 @@ def test_the_numbers_are_those_of_brute_force(all_three, truth):
             peak = abs(a).max()
             at = [place(context) for context in card["strong"]]
             assert abs(a[at[0]]) == pytest.approx(peak) and len({i // (T - 1) for i in at}) == len(at)
-            of_rows = sorted((abs(a[i:i + T - 1]).max() for i in range(0, len(a), T - 1)), reverse=True)
-            assert abs(a[at]) == pytest.approx(of_rows[:len(at)], rel=1e-5)
+            assert all(abs(a[i]) == abs(a[i // (T - 1) * (T - 1):][:T - 1]).max() for i in at)
+            assert (np.diff(abs(a[at])) <= 0).all() and len({tuple(token[max(0, i - 3):i + 2]) for i in at}) == len(at)
             for context in card["strong"] + card["weak"] + card["missed"] + card["false"]:
                 for offset, level in zip(context[1::2], context[2::2]):
                     assert level == pytest.approx(255 * a[place(context) + offset] / peak, abs=1)
@@ -102,7 +102,7 @@ def test_the_numbers_are_those_of_brute_force(all_three, truth):
             assert f1 == round(2000 * both / max(1, on.sum() + true.sum()))
             assert all(true[place(c)] and not on[place(c)] for c in card["missed"])
             assert all(on[place(c)] and not true[place(c)] for c in card["false"])
-            assert len(card["missed"]) == min(3, (true & ~on).sum()) or (true & ~on).sum() > 0
+            assert len(card["missed"]) >= ((true & ~on).sum() > 0) and len(card["false"]) >= ((on & ~true).sum() > 0)
             counts = np.bincount(token[on], minlength=len(VOCAB))
             assert card["at"][0][1] == round(1000 * counts.max() / on.sum())
             # neurons
