@@ -444,7 +444,9 @@ def cards(look, scene):
     # twice as many as are shown, since some may be of one text
     token_UJ = distinct(strongest(a, scene.T, 2 * STRONG), scene.token_N, STRONG)
     write_UD = written(look, token_UJ)
-    up_UJ, down_UJ = evals.pushed(scene.gpt, write_UD, PUSHED)
+    # some units at a time: each has a logit for each word
+    pushed = [evals.pushed(scene.gpt, some, PUSHED) for some in write_UD.split(256)]
+    up_UJ, down_UJ = map(torch.cat, zip(*pushed))
     usual_UJ, often_UJ = usual_tokens(a, scene.token_N)
     like, writes = neurons_like(a, scene.gpt.mlp(scene.layer), write_UD)
     parts = part_of(look)

@@ -199,6 +199,20 @@ def test_cards_that_do_not_fit_are_left_out_and_the_page_says_so(runs, monkeypat
     assert all(card["said"][1] for card in found["methods"][0]["cards"][:2])
 
 
+def test_without_concepts_and_without_units(truth, runs, monkeypatch):
+    gpt, scene, _ = truth
+    m = gallery.load(runs / "sae0/sae.safetensors", gpt)
+    none = [(rows, labels[..., :0]) for rows, labels in (scene.fit, scene.test)]
+    bare = gallery.Scene(gpt, 1, *none, [], 2)
+    gallery.write(runs / "bare.html", [("a", m, None), ("b", m, None)], bare)
+    found = json.loads(re.search(r'id="data">(.*?)</script>', (runs / "bare.html").read_text(), re.S)[1])
+    assert found["concepts"] == [] and "said" not in found["methods"][0]["cards"][0] and found["methods"][0]["named"] is None
+    assert all(card["mates"][0][1:3] == [card["u"], 1000] for card in found["methods"][0]["cards"])
+    monkeypatch.setattr(evals, "ALIVE", 10**9)
+    line = gallery.write(runs / "empty.html", [("a", m, None), ("b", m, None)], scene)
+    assert ": 0 units" in line
+
+
 @pytest.mark.parametrize("names, flags, said", [
     (["nowhere"], {}, "must be the folder of a run"), (["target"], {}, "no checkpoint of a method"),
     (["sae0"], dict(out="units.txt"), "--out"), (["sae0"], dict(eval_tokens=0), "--eval_tokens"), ([], {}, "name the folders"),
@@ -316,12 +330,15 @@ def test_in_a_browser(all_three, tmp_path, width):
 
 
 @browser
-def test_every_address_opens(all_three, tmp_path):
+def test_every_address_opens(all_three, tmp_path, runs):
     """Each in a frame of one page, light and dark alike: a heading, and no error."""
     text, found = all_three
     (tmp_path / "page.html").write_text(text, encoding="utf-8")
     unit = found["methods"][2]["cards"][0]["u"]
     frames = "".join(f'<iframe src="page.html{place}"></iframe>' for place in ("", f"#spd/{unit}", "#concepts", "#?q=w1&amp;sort=name", "#%"))
+    for name in ("bare", "empty"):
+        shutil.copy(runs / f"{name}.html", tmp_path)
+        frames += f'<iframe src="{name}.html"></iframe>'
     (tmp_path / "all.html").write_text(f"<body>{frames}", encoding="utf-8")
     _, console = chromium(f"file://{tmp_path}/all.html", tmp_path, "--virtual-time-budget=3000", "--dump-dom",
                           "--blink-settings=preferredColorScheme=0")
