@@ -1,9 +1,10 @@
 """How do all methods compare, on one MLP and the same tokens, over sparsities and seeds?
 
-A run trains the models that are missing, evaluates what is not evaluated yet, and prints the table.
-A run that was killed goes on; a second one only prints. A training or an evaluation that fails
-leaves a FAILED row, and exit code 1. torchrun's processes share the jobs; on several machines they
-need a folder that all of them see.
+A run trains the models that are missing, evaluates what is not evaluated yet, and prints the table;
+units.html beside it is a page to browse the units of the first seed of each row. A run that was
+killed goes on; a second one only prints. A training or an evaluation that fails leaves a FAILED
+row, and exit code 1. torchrun's processes share the jobs; on several machines they need a folder
+that all of them see.
 
     a model         runs/compare/NAME-KNOB-SEED-KEY; KEY = hash of method, target, text, and of the
                     flags that are not at their defaults

@@ -580,8 +580,8 @@ def some_of(alive, rank_U, frequency_F, k):
 
 
 def tell(m, gpt, rows_RT, alive, frequency_F, matched, names, k):
-    """Say what units are like, in 37 lines or fewer: the k best with where they are strongest, k
-    others at random, and the densest. Without concepts the best are the most used."""
+    """Say what units are like: the k best with where they are strongest, k others at random, and
+    the densest; for k = 10 in 38 lines or fewer. Without concepts the best are the most used."""
     head = f"of {len(alive)} alive units, the most used:"
     rank_U = frequency_F[alive]
     if matched:

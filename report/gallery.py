@@ -13,8 +13,10 @@ alive, each unit's concept, each concept's units, rules. What is shown is of tes
 everywhere (SPD: importance above 0.1). The cards of all units may take CARDS bytes; where that is
 too little for all, a part is shown, and the page says which.
 
-The picture in the README is this page, of a run of each method, at an address like
-units.html#spd/119, as `chromium --headless --screenshot` draws it.
+The README's picture is of this page, made of a run of spd, transcoder, sae, molt and clt:
+
+    chromium --headless --hide-scrollbars --window-size=1100,640 --screenshot=report/gallery.png \\
+        "file://$PWD/units.html#spd/119?q=nonsense"
 
 N tokens (position 0 of each row left out), R rows, T positions, F units, U units with a card, J of
 a unit's tokens, W tokens of a context, K concepts, D residual width, M neurons, V vocabulary, E

@@ -199,18 +199,31 @@ def test_cards_that_do_not_fit_are_left_out_and_the_page_says_so(runs, monkeypat
     assert all(card["said"][1] for card in found["methods"][0]["cards"][:2])
 
 
-def test_without_concepts_and_without_units(truth, runs, monkeypatch):
+@pytest.fixture(scope="module")
+def odd_pages(truth, runs):
+    """Two pages of two SAEs: without concepts, and without units."""
     gpt, scene, _ = truth
     m = gallery.load(runs / "sae0/sae.safetensors", gpt)
     none = [(rows, labels[..., :0]) for rows, labels in (scene.fit, scene.test)]
-    bare = gallery.Scene(gpt, 1, *none, [], 2)
-    gallery.write(runs / "bare.html", [("a", m, None), ("b", m, None)], bare)
-    found = json.loads(re.search(r'id="data">(.*?)</script>', (runs / "bare.html").read_text(), re.S)[1])
+    gallery.write(runs / "bare.html", [("a", m, None), ("b", m, None)], gallery.Scene(gpt, 1, *none, [], 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evals, "ALIVE", 10**9)
+        assert ": 0 units" in gallery.write(runs / "empty.html", [("a", m, None), ("b", m, None)], scene)
+    return runs / "bare.html", runs / "empty.html"
+
+
+def test_without_concepts_units_have_the_rest(odd_pages):
+    found = json.loads(re.search(r'id="data">(.*?)</script>', odd_pages[0].read_text(), re.S)[1])
     assert found["concepts"] == [] and "said" not in found["methods"][0]["cards"][0] and found["methods"][0]["named"] is None
     assert all(card["mates"][0][1:3] == [card["u"], 1000] for card in found["methods"][0]["cards"])
-    monkeypatch.setattr(evals, "ALIVE", 10**9)
-    line = gallery.write(runs / "empty.html", [("a", m, None), ("b", m, None)], scene)
-    assert ": 0 units" in line
+
+
+def test_bytes_are_decoded(truth, runs, monkeypatch):
+    gpt, scene, _ = truth
+    monkeypatch.setattr(gpt, "vocab", ["Ġ", "Ċ", *(f"Ġ{word}" for word in VOCAB[2:])])
+    m = gallery.load(runs / "sae0/sae.safetensors", gpt)
+    found = gallery.page_data([gallery.look_at("a", m, None, scene)], scene)
+    assert found["spaced"] and {"\\n", " the", " cat"} <= {*found["texts"]} and "Ġcat" not in found["texts"]
 
 
 @pytest.mark.parametrize("names, flags, said", [
@@ -219,6 +232,11 @@ def test_without_concepts_and_without_units(truth, runs, monkeypatch):
     (["sae0"], dict(model="nowhere"), "nowhere")])
 def test_bad_input_is_one_line_and_exit_code_2(runs, capsys, names, flags, said):
     fails(capsys, lambda: page(runs, *names, **flags), said)
+
+
+def test_the_picture_of_the_readme_is_small():
+    picture = gallery.TEMPLATE.with_suffix(".png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) < 200_000
 
 
 def test_names_tell_runs_apart(tmp_path):
@@ -273,13 +291,13 @@ const head = () => document.querySelector("main h2").textContent;
   // arrow keys
   document.querySelector("#list a").focus();
   document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true})); await wait();
-  out.arrow = [names()[1], document.activeElement.querySelector("b").textContent, head().split(" of ")[0],
+  out.arrow = [names()[1], document.activeElement.querySelector("b").textContent, head().split(" · ")[0],
                document.querySelectorAll("#list [aria-current]").length];
   // a mate
   location.hash = "#sae0/UNIT"; await wait();
   const mate = document.querySelector("main table a");
   out.mate = mate.textContent; mate.click(); await wait();
-  out.arrived = head().split(" of ")[0];
+  out.arrived = head().split(" · ")[0];
   out.focus = document.activeElement.tagName;
   // a concept, what is not there, and what is shown of a token with tags in it
   location.hash = "#concept/" + encodeURIComponent(CONCEPT); await wait();
@@ -330,15 +348,15 @@ def test_in_a_browser(all_three, tmp_path, width):
 
 
 @browser
-def test_every_address_opens(all_three, tmp_path, runs):
+def test_every_address_opens(all_three, tmp_path, odd_pages):
     """Each in a frame of one page, light and dark alike: a heading, and no error."""
     text, found = all_three
     (tmp_path / "page.html").write_text(text, encoding="utf-8")
     unit = found["methods"][2]["cards"][0]["u"]
     frames = "".join(f'<iframe src="page.html{place}"></iframe>' for place in ("", f"#spd/{unit}", "#concepts", "#?q=w1&amp;sort=name", "#%"))
-    for name in ("bare", "empty"):
-        shutil.copy(runs / f"{name}.html", tmp_path)
-        frames += f'<iframe src="{name}.html"></iframe>'
+    for path in odd_pages:
+        shutil.copy(path, tmp_path)
+        frames += f'<iframe src="{path.name}"></iframe>'
     (tmp_path / "all.html").write_text(f"<body>{frames}", encoding="utf-8")
     _, console = chromium(f"file://{tmp_path}/all.html", tmp_path, "--virtual-time-budget=3000", "--dump-dom",
                           "--blink-settings=preferredColorScheme=0")
