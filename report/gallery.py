@@ -131,7 +131,7 @@ class Look:
     def first(self, n):
         """The first units of a look."""
         units = self.units[:n]
-        return replace(self, units=units, shown=in_order(self.test, units))
+        return replace(self, units=units, shown=turned(in_order(self.test, units)))
 
     def share(self, other):
         """Keep what is alike for all methods, inputs and labels, once."""
@@ -189,6 +189,23 @@ def in_order(a, units):
     order_E = unit_E.argsort(stable=True)
     return Active(unit_E[order_E], kept.token_E[order_E], kept.value_E[order_E],
                   kept.f_E[order_E], units, a.x_ND, a.label_NK)
+
+
+def turned(a):
+    """Turn each unit such that what it says most is above 0: which sign an SPD's component has is
+    arbitrary."""
+    ends_U2 = ends(a)
+    sign_U = torch.where(ends_U2.sum(1) < 0, -1, 1)
+    return replace(a, value_E=a.value_E * sign_U[a.unit_E])
+
+
+def ends(a):
+    """The least and the largest that each unit says, or 0 where it never says less, or more: (U,
+    2)."""
+    zero_U = a.value_E.new_zeros(a.F)
+    low_U = zero_U.scatter_reduce(0, a.unit_E, a.value_E, "amin")
+    high_U = zero_U.scatter_reduce(0, a.unit_E, a.value_E, "amax")
+    return torch.stack([low_U, high_U], 1)
 
 
 # ------------------------------------------------------------------------- where a unit is on
@@ -293,15 +310,11 @@ def wrong_tokens(look, most):
 
 
 def histograms(a):
-    """How often does each unit say how much, where it is on? From the smaller of 0 and its least
-    value to the larger of 0 and its largest: (ends (U, 2), counts (U, BINS))."""
-    zero_U = a.value_E.new_zeros(a.F)
-    low_U = zero_U.scatter_reduce(0, a.unit_E, a.value_E, "amin")
-    high_U = zero_U.scatter_reduce(0, a.unit_E, a.value_E, "amax")
-    width_E = (high_U - low_U)[a.unit_E]
-    bin_E = ((a.value_E - low_U[a.unit_E]) / width_E * BINS).long().clamp(0, BINS - 1)
-    count = torch.bincount(a.unit_E * BINS + bin_E, minlength=a.F * BINS)
-    return torch.stack([low_U, high_U], 1), count.view(a.F, BINS)
+    """How often does each unit say how much, where it is on? Counts between its `ends`, (U,
+    BINS)."""
+    low_E, high_E = ends(a)[a.unit_E].unbind(1)
+    bin_E = ((a.value_E - low_E) / (high_E - low_E) * BINS).long().clamp(0, BINS - 1)
+    return torch.bincount(a.unit_E * BINS + bin_E, minlength=a.F * BINS).view(a.F, BINS)
 
 
 def usual_tokens(a, token_N):
@@ -318,7 +331,8 @@ def usual_tokens(a, token_N):
 @torch.no_grad()
 def written(look, token_UJ, group=16):
     """What does each unit add to the MLP's output, on average over these tokens of its own? (U, D).
-    Where a unit says less than 0, what it adds counts the other way round."""
+    Where a unit says less than 0, what it adds counts the other way round: it is what the unit does
+    where it says most."""
     layer, = look.m.layers
     a = look.shown
     parts = []
@@ -441,8 +455,8 @@ def cards(look, scene):
     a = look.shown
     if not a.F:
         return []
-    ends_U2, counts_UB = histograms(a)
-    peak_U = ends_U2.abs().amax(1)
+    ends_U2 = ends(a)
+    peak_U = ends_U2[:, 1]
     # twice as many as are shown, since some may be of one text
     token_UJ = distinct(strongest(a, scene.T, 2 * STRONG), scene.token_N, STRONG)
     write_UD = written(look, token_UJ)
@@ -459,7 +473,7 @@ def cards(look, scene):
     columns["rank"] = rank(look)
     columns["part"] = [parts[u] for u in look.units.tolist()]
     columns["ends"] = [[short(low), short(high)] for low, high in ends_U2.tolist()]
-    columns["bins"] = counts_UB.tolist()
+    columns["bins"] = histograms(a).tolist()
     # where that is, and what it does there
     columns["strong"] = contexts(a, token_UJ, scene.T, peak_U)
     columns["weak"] = contexts(a, weaker(a), scene.T, peak_U)
