@@ -767,6 +767,7 @@ def causal(m, gpt, test, units, gen, choose_masks=nothing_masked, tau=TAU, each=
         pre_..              of the change of the pre-activation p instead of f: what it lacks in 1
                             is the secant's doing, what f lacks beyond that the SAE's. 1 for W_out
                             and dictionaries, whose shares are exact
+        null_pre_..         the same over random pairs
     Shares that say nothing have r = 0, up to 1 / sqrt(pairs). Only pairs with a share count: where
     masks leave a feature few, more than the top 5 % of them are taken. A second null is
     `rotated(m, gen)`. The tokens are `each` or fewer, evenly spread, so that CANDIDATES bounds the
@@ -784,12 +785,12 @@ def causal(m, gpt, test, units, gen, choose_masks=nothing_masked, tau=TAU, each=
             piece_UJF = of_matrix.by_feature(len(some)).piece_NF
             largest_UP, random_UP = draw_pairs(piece_UJF, gen, pairs)
             F = piece_UJF.shape[2]
-            share_UP = piece_UJF.flatten(1).gather(1, largest_UP)
-            random_share_UP = piece_UJF.flatten(1).gather(1, random_UP)
-            change_UP, change_p_UP = changes(at, matrix, test, rows, some, largest_UP, F)
-            random_change_UP, _ = changes(at, matrix, test, rows, some, random_UP, F)
-            found = {"": agreement(change_UP, share_UP), "pre_": agreement(change_p_UP, share_UP),
-                     "null_": agreement(random_change_UP, random_share_UP)}
+            found = {}
+            for null, place_UP in (("", largest_UP), ("null_", random_UP)):
+                share_UP = piece_UJF.flatten(1).gather(1, place_UP)
+                change_UP, change_p_UP = changes(at, matrix, test, rows, some, place_UP, F)
+                found[null] = agreement(change_UP, share_UP)
+                found[f"{null}pre_"] = agreement(change_p_UP, share_UP)
             numbers[matrix] = flatten(found)
         parts.append(numbers)
     return join(parts)

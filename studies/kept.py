@@ -17,15 +17,19 @@ class Found:
         self.found = common.read_json(path, {name: [] for name in tables})
 
     def row(self, table, depends_on, names, find):
-        """Add a row to a table, with what find() returns, unless it is there. Older ones go."""
+        """Add a row to a table, with what find() returns, unless it is there. Older ones go.
+        Returns the row."""
         key = compare.digest(depends_on)
         rows = self.found.setdefault(table, [])
-        if any(row["key"] == key for row in rows):
-            return
+        for row in rows:
+            if row["key"] == key:
+                return row
         rows[:] = [row for row in rows if not names.items() <= row.items()]
-        rows.append(names | dict(key=key) | compare.finite(find()))
+        row = names | dict(key=key) | compare.finite(find())
+        rows.append(row)
         rows.sort(key=self.order)
         self.write()
+        return row
 
     def write(self, **more):
         """Write the tables, and whatever else is to be kept beside them."""

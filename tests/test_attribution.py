@@ -592,10 +592,9 @@ def test_causal_against_a_loop(gpt, rows, every, site):
                 if change.std():
                     assert numbers[prefix + "pearson"] == pytest.approx(np.corrcoef(change, -share)[0, 1], abs=1e-3)
                     assert numbers[prefix + "slope"] == pytest.approx(np.polyfit(-share, change, 1)[0], abs=1e-3)
-                if not prefix:
-                    expected = np.corrcoef(change_p, -share)[0, 1]
-                    assert numbers["pre_pearson"] == pytest.approx(expected, abs=1e-3)
-                    assert matrix == "in" or expected > 1 - 1e-5
+                expected = np.corrcoef(change_p, -share)[0, 1]
+                assert numbers[prefix + "pre_pearson"] == pytest.approx(expected, abs=1e-3)
+                assert matrix == "in" or expected > 1 - 1e-5
                 agree = (np.sign(change) == np.sign(-share)).mean()
                 assert numbers[prefix + "sign_agreement"] == pytest.approx(agree, abs=1e-6)
 

@@ -1,0 +1,779 @@
+"""Are features of a later SAE explained by what SPD's components make of earlier SAE features?
+
+An MLP's part of a later feature's pre-activation, q, is a sum over the components of either matrix,
+and so it is over the pieces of any other complete decomposition (metrics/attribution.py). A sum of
+all pieces says nothing. This asks how few of them do, over which earlier features they run, and
+whether the later feature moves as its shares say when a piece is removed:
+
+    R^2 of n pieces     for SPD, and at as many pieces for transcoder features, MOLT's transforms,
+                        neurons, singular vectors, random pieces of the weights, and earlier
+                        features themselves, without anything between
+    under three masks   none; the causal importances; these rounded. SPD is trained on predictions,
+                        not to keep hidden activations: what masks cost here is a finding
+
+Earlier SAE: of the MLP's input. Later SAE: of the stream after the MLP. Both are sae.py's, trained
+here, one pair for each seed; the decompositions are compare.py's own models, at the middle of their
+sparsities. All of a seed goes together, and seeds are the unit of replication. A later feature
+counts where it is on often enough, more than half of it comes from the MLP, and no earlier feature
+is its copy. Features and pieces are chosen on fit, every number is from test.
+
+    python -m studies.across    # 20 minutes on one core, and compare.py's models if they are not
+                                # there; goes on after a kill
+    python -m studies.across --methods spd,transcoder --tokens 200000 --seeds 1 --out results-quick
+"""
+import dataclasses
+import time
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import baselines
+import common
+import compare
+import data
+import evals
+import sae
+import spd
+from metrics import attribution, masks, matching, recording
+from model import GPT
+from report import curve, noise, pictures
+from report.table import markdown_table
+from studies.kept import Found
+
+
+@dataclass
+class Config:
+    # what is asked, on what
+    model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
+    data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
+    methods: str = "spd,transcoder,molt"    # rows of compare.py; the first: of components, asked
+    # how much of it
+    seeds: int = 3                  # [1, 10] pairs of SAEs, and models of each method
+    tokens: int = 4_096_000         # [1, 1e11] that each model is trained on
+    eval_tokens: int = 50_000       # [1, 1e9] of fit (choices) and of test (scores)
+    each: int = 200                 # [10, 1e6] tokens of a later feature that are looked at
+    # models that were trained by other code than their files now hold stop the run; instead:
+    retrain: bool = False           # train those models anew
+    keep: bool = False              # use those models as they are
+    # where it is kept
+    out: str = "results"            # folder for across.json, .md and .png
+    runs: str = "runs/across"       # folder for the SAEs
+    table: str = "runs/compare"     # folder for the models of the methods
+    device: str = "auto"            # auto, cpu, cuda
+
+
+SAES = {
+    "earlier": compare.Method(
+        sae, "k", (sae.Config.k,), dict(site="mlp_in"), {}, "an SAE of the MLP's input"),
+    "later": compare.Method(
+        sae, "k", (sae.Config.k,), dict(site="resid"), {}, "an SAE of the stream after the MLP"),
+}
+MASKS = {
+    "off": attribution.nothing_masked,
+    "importances": masks.without_rest,
+    "rounded": partial(masks.rounded, threshold=spd.ON_ABOVE),
+}
+COUNTS = (1, 2, 3, 5, 10, 20, 40)   # numbers of pieces that q is rebuilt from
+BY = {"size": "", "correlation": "_by_r"}       # {how pieces are chosen: the end of a key}
+CHAINS = 10                         # later features whose strongest paths are written out
+PATHS = 2                           # paths of each
+CLIFF = 0.1                         # of R^2: masks that surely cost more are a cliff
+TABLES = ("features", "rows", "chains")         # of across.json
+CODE = (attribution, masks, recording, baselines)       # what answers depend on beside the models
+
+
+# ------------------------------------------------------------------------------------- the models
+class Trained(NamedTuple):
+    """A model, and the hash of its checkpoint."""
+    model: Any
+    hash: str
+
+
+def table_of(cfg):
+    """The configuration of compare.py whose models are asked."""
+    return compare.Config(
+        cfg.model, cfg.data, cfg.layer, cfg.methods, seeds=cfg.seeds, tokens=cfg.tokens,
+        eval_tokens=cfg.eval_tokens, retrain=cfg.retrain, keep=cfg.keep, runs=cfg.table,
+        device=cfg.device)
+
+
+def check(cfg, gpt):
+    """Fail on what can't be asked; otherwise the layer."""
+    # of all rows: those that are trained, on this target, and read this layer alone
+    allowed = [name for name, method in compare.METHODS.items()
+               if ":" not in name and method.module is not compare.clt]
+    names = cfg.methods.split(",")
+    for name in names:
+        if name not in allowed:
+            common.fail(f"--methods {name}: allowed are {', '.join(allowed)}")
+    if len({*names}) < len(names):
+        common.fail(f"--methods {cfg.methods}: names a row twice")
+    layer, _ = compare.check(table_of(cfg), gpt)
+    return layer
+
+
+def jobs(cfg):
+    """List what has to be trained: [(compare.py's configuration, a job)]."""
+    table = table_of(cfg)
+    of_saes = dataclasses.replace(table, runs=cfg.runs)
+    todo = []
+    for seed in range(cfg.seeds):
+        for name, method in SAES.items():
+            job = compare.Job(name, method.knob, method.values[0], seed, True, method)
+            todo.append((of_saes, job))
+    for job in compare.jobs(table):
+        if job.middle and job.seed is not None:
+            todo.append((table, job))
+    return todo
+
+
+def models(cfg, arena):
+    """Have all models, trained or loaded: {seed: {name: Trained}}."""
+    todo = jobs(cfg)
+    for base, job in todo:
+        compare.check_models(base, arena, [job])
+    seconds = {}
+    found = {}
+    for i, (base, job) in enumerate(todo):
+        time_left = compare.left(seconds, [job for _, job in todo[i:]])
+        print(f"[{i + 1}/{len(todo)}] model: {job}; {time_left}", flush=True)
+        began = time.time()
+        run = job.config(base, arena.gpt, arena.layer)
+        m, _, checkpoint = compare.trained(job, run, arena.gpt, cfg.retrain, cfg.keep)
+        found.setdefault(job.seed, {})[job.name] = Trained(m, checkpoint)
+        if job.name == first_of(cfg) and m.kind != "component":
+            common.fail(f"--methods {cfg.methods}: the first has to be of components, as spd is")
+        note_time(seconds, job, began)
+    return found
+
+
+def first_of(cfg):
+    """The name of the method that is asked about."""
+    return cfg.methods.split(",")[0]
+
+
+def note_time(seconds, job, began):
+    """Note how long a job took; one that was done already says nothing about the others."""
+    spent = time.time() - began
+    if spent > 1:
+        seconds.setdefault(job.name, []).append(spent)
+
+
+# ------------------------------------------------------------------------- what is asked of them
+@dataclass
+class Seed:
+    """All that belongs to one seed: its models, which later features count, and its decompositions.
+
+    Whatever takes time is made when it is first asked for."""
+    number: int
+    trained: dict                   # {name: Trained}
+    arena: compare.Arena
+    each: int
+
+    @property
+    def earlier(self):
+        return self.trained["earlier"].model
+
+    @cached_property
+    def readings(self):
+        """What the later features read, on fit and on test."""
+        later = self.trained["later"].model
+        found = []
+        for rows_RT, _ in (self.arena.fit, self.arena.test):
+            found.append(attribution.read_later(later, self.arena.gpt, self.arena.layer, rows_RT))
+        return found
+
+    @cached_property
+    def write_FD(self):
+        """Which way the later features point in the stream."""
+        return attribution.stream_directions(self.trained["later"].model, self.arena.gpt)
+
+    @cached_property
+    def frequent(self):
+        """The later features that are on often enough."""
+        return attribution.frequent(*self.readings, self.each)
+
+    def labels(self, reading, write_FD):
+        """How much of each frequent later feature comes from the MLP, and how alike is the earlier
+        feature that is most alike? (U) each."""
+        share_U = attribution.computed_share(reading, self.frequent, self.each)
+        cosine_F = attribution.largest_cosine(write_FD, self.earlier, self.arena.gpt)
+        return share_U, cosine_F[self.frequent]
+
+    @cached_property
+    def computed(self):
+        """The later features that count: those that the MLP computes, by the labels of fit."""
+        is_computed_U = attribution.is_computed(*self.labels(self.readings[0], self.write_FD))
+        if not is_computed_U.any():
+            common.fail(f"seed {self.number}: of {len(self.frequent)} later features that are on "
+                        f"at --each {self.each} tokens or more the MLP computes none: give more "
+                        "--eval_tokens, or --tokens to train on")
+        return self.frequent[is_computed_U]
+
+    @cached_property
+    def decompositions(self):
+        """{name: decomposition}: those that were trained, earlier features, floors, and of all that
+        are components random pieces of the same sums."""
+        layer = self.arena.layer
+        mlp = self.arena.gpt.mlp(layer)
+        found = {}
+        for name, trained in self.trained.items():
+            if name not in SAES:
+                # importances as they are where a model rounds them: MASKS has its own rounding
+                found[name] = getattr(trained.model, "raw", trained.model)
+        found["earlier"] = self.earlier
+        values = compare.FLOORS["svd"].values
+        found["svd"] = baselines.SVD(layer, mlp, values[len(values) // 2])
+        found["neurons"] = baselines.Neurons(layer, mlp, len(mlp.c_proj.weight))
+        for name, m in [*found.items()]:
+            if m.kind == "component":
+                gen = common.generator(self.number, f"rotated {name}")
+                found[f"{name}:rotated"] = attribution.rotated(m, gen)
+        return found
+
+    def masks_of(self, name):
+        """Under which masks is a decomposition asked? All, if its importances were trained."""
+        is_trained = name.split(":")[0] in self.trained
+        is_masked = is_trained and self.decompositions[name].kind == "component"
+        return [*MASKS] if is_masked else ["off"]
+
+
+def label_features(seed):
+    """How many later features are copies of earlier ones, and how many does the MLP compute? Beside
+    what random directions are called at the tokens of these features."""
+    _, test = seed.readings
+    gen = common.generator(seed.number, "directions that nothing reads")
+    nothing = dataclasses.replace(test, w_FD=matching.redraw(test.w_FD, gen))
+    null_write_FD = matching.redraw(seed.write_FD, gen)
+    counted = dict(frequent=len(seed.frequent), computed=len(seed.computed))
+    for null, reading, write_FD in (("", test, seed.write_FD), ("null_", nothing, null_write_FD)):
+        share_U, cosine_U = seed.labels(reading, write_FD)
+        is_computed_U = attribution.is_computed(share_U, cosine_U)
+        counted[f"{null}share"] = average(share_U)
+        counted[f"{null}share_passthrough"] = average(cosine_U >= attribution.EQUAL)
+        counted[f"{null}share_computed"] = average(is_computed_U)
+    return counted
+
+
+def average(value_U):
+    return value_U.float().mean().item()
+
+
+def listed(value_U):
+    return [round(value, 4) for value in value_U.tolist()]
+
+
+def few_pieces(found, end):
+    """R^2 of few pieces, below 0 as 0: means over the features, and of 5 pieces each feature's."""
+    numbers = {f"r2_{n}{end}": average(found[f"r2_{n}"].clamp(min=0)) for n in COUNTS}
+    numbers[f"r2_5_each{end}"] = listed(found["r2_5"].clamp(min=0))
+    return numbers
+
+
+def ask(seed, name, mask):
+    """How well does one decomposition, under one kind of masks, explain the computed features?
+    {matrix, or "all": flat dict}."""
+    gpt = seed.arena.gpt
+    fit, test = seed.readings
+    m = seed.decompositions[name]
+    choose_masks = MASKS[mask]
+    found = {}
+
+    # how few pieces do, chosen in two ways
+    for by, end in BY.items():
+        few = attribution.attribute(m, gpt, fit, test, seed.computed, choose_masks, counts=COUNTS,
+                                    each=seed.each, by=by)
+        for matrix, of_matrix in few.items():
+            numbers = found.setdefault(matrix, {})
+            numbers |= few_pieces(of_matrix, end)
+            if by == "size":
+                # both matrices' pieces have as many parameters
+                parameters_U = m.params_F[of_matrix["chosen"][:, :5]].sum(1)
+                numbers["params"] = average(parameters_U)
+                for key in ("active_share", "rest_share", "n90"):
+                    numbers[key] = average(of_matrix[key])
+
+    # does a feature do as its shares say?
+    gen = common.generator(seed.number, "pairs")
+    checked = attribution.causal(m, gpt, test, seed.computed, gen, choose_masks, each=seed.each)
+    for matrix, of_matrix in checked.items():
+        found[matrix] |= {key: average(value_U) for key, value_U in of_matrix.items()}
+        for key in ("pre_pearson", "pearson"):
+            found[matrix][f"{key}_each"] = listed(of_matrix[key])
+
+    # over which earlier features; W_out's components read none
+    if m.kind == "component":
+        complete_U = attribution.path_completeness(m, gpt, seed.earlier, test, seed.computed,
+                                                   choose_masks, each=seed.each)
+        found[m.matrices[0]]["path_completeness"] = average(complete_U)
+    return found
+
+
+def ask_earlier(seed):
+    """How well do earlier features explain the computed ones without anything between? In the form
+    of `ask`. They have no shares: they are chosen by correlation alone, and none is removed."""
+    fit, test = seed.readings
+    found = attribution.directly(seed.earlier, seed.arena.gpt, fit, test, seed.computed, COUNTS,
+                                 seed.each)
+    parameters = 5. * seed.earlier.params_F[0].item()
+    return {"all": few_pieces(found, "") | few_pieces(found, "_by_r") | dict(params=parameters)}
+
+
+# ------------------------------------------------------------------------------------- the chains
+class Worded:
+    """Units of one model, in words."""
+
+    def __init__(self, m, arena):
+        self.m = m
+        self.arena = arena
+        splits = (arena.fit, arena.test)
+        self.fit, self.test = [evals.counts(m, arena.gpt, *split, (0,)) for split in splits]
+        self.matched = evals.match(self.fit, self.test)
+
+    def clearest(self, units, n):
+        """Which of some units fit a concept best, on fit? Without concepts: which are on most?"""
+        worth_F = self.fit["on"][0]
+        if self.matched:
+            every_F = torch.arange(len(worth_F), device=worth_F.device)
+            f1_AFK = evals.f1_of_counts(self.fit)
+            worth_F = f1_AFK[self.matched.threshold_F, every_F, self.matched.concept_F]
+        return units[worth_F[units].topk(min(n, len(units))).indices]
+
+    def describe(self, units, examples, what):
+        """Say what some units do, {unit: lines of text}; what: the words before its number."""
+        units = units.unique()
+        frequency_F = self.test["on"][0] / self.test["n"]
+        lines = evals.describe(self.m, self.arena.gpt, self.arena.test[0], units, frequency_F,
+                               self.matched, self.arena.names, examples)
+        n = len(lines) // len(units)
+        texts = {}
+        for i, unit in enumerate(units.tolist()):
+            first, *rest = lines[i * n:(i + 1) * n]
+            texts[unit] = [f"{what} {first}", *rest]
+        return texts
+
+
+def indented(lines, by):
+    return [" " * by + line for line in lines]
+
+
+def chains(seed, name):
+    """Where do later features come from? The strongest paths to those with the clearest concepts,
+    in words, a text for each: no masks, components of the first matrix."""
+    arena = seed.arena
+    gpt = arena.gpt
+    m = seed.decompositions[name]
+    matrix = m.matrices[0]
+    fit, test = seed.readings
+    later = Worded(seed.trained["later"].model, arena)
+    units = later.clearest(seed.computed, CHAINS)
+    found = attribution.strongest_paths(m, gpt, seed.earlier, test, units, PATHS, each=seed.each)
+
+    # how much there is to explain, and how well few components do
+    few = attribution.attribute(m, gpt, fit, test, units, counts=(5,), each=seed.each)[matrix]
+    rows = test.rows(units, seed.each)
+    q_U = (rows.w_ND * rows.y_ND).sum(1).view(-1, seed.each).abs().mean(1)
+    share_Un = found.mean_Un / q_U.unsqueeze(1)
+    cosine_CI = matching.cosines(m.unit_directions()[0][1], seed.earlier.W_dec)
+
+    # all in words; components as they are evaluated, off below a threshold
+    component = Worded(seed.trained[name].model, arena)
+    earlier = Worded(seed.earlier, arena)
+    of_later = later.describe(units, 2, "later feature")
+    of_component = component.describe(found.component_Un, 1, f"<- component of W_{matrix}")
+    of_earlier = earlier.describe(found.earlier_Un, 1, "<- earlier feature")
+    texts = []
+    for u, unit in enumerate(units.tolist()):
+        lines = [*of_later[unit], f"    R² of 5 components of W_{matrix}: {few['r2_5'][u]:.2f}"]
+        paths = zip(found.component_Un[u].tolist(), found.earlier_Un[u].tolist(), share_Un[u])
+        for c, i, share in paths:
+            lines.append(f"  path of {share:+.0%} of E|q|, cosine of reading {cosine_CI[c, i]:.2f}")
+            lines += indented(of_component[c], 4) + indented(of_earlier[i], 8)
+        texts.append("\n".join(lines))
+    return texts
+
+
+# ------------------------------------------------------------------------------ what is made of it
+class Entry(NamedTuple):
+    """A line of the tables: the components of one matrix, or all pieces of another kind."""
+    name: str                       # of the decomposition
+    matrix: str
+    masks: str
+
+    @property
+    def label(self):
+        return self.name if self.matrix == "all" else f"{self.name} {self.matrix}"
+
+    @property
+    def null(self):
+        """The entry that has as many random pieces of the same sum."""
+        return self._replace(name=f"{self.name}:rotated")
+
+
+def collect(rows):
+    """{entry: {seed: its numbers}}, with how it compares to the other decompositions of the seed:
+    delta and wins at 5 pieces, and the share of the features that are explained."""
+    entries = {}
+    for row in rows:
+        for matrix, numbers in row["matrices"].items():
+            entry = Entry(row["name"], matrix, row["masks"])
+            entries.setdefault(entry, {})[row["seed"]] = dict(numbers)
+    for entry, by_seed in entries.items():
+        others = [other for other in entries if other.name != entry.name and other.masks == "off"]
+        for seed, numbers in by_seed.items():
+            of_others = {other.label: entries[other][seed] for other in others}
+            numbers |= held_against(numbers, of_others)
+    return entries
+
+
+def held_against(numbers, others):
+    """How does one entry compare to others of its seed? Flat dict, of `attribution.compare`."""
+    found = {}
+    for end in BY.values():
+        r2_U = torch.tensor(numbers[f"r2_5_each{end}"])
+        r2s = {label: torch.tensor(other[f"r2_5_each{end}"]) for label, other in others.items()}
+        compared = attribution.compare(r2_U, r2s)
+        found |= {f"{key}{end}": compared[key] for key in ("delta", "best", "wins")}
+        for key in ("pre_pearson", "pearson"):
+            # earlier features have no r: nothing can be removed
+            if f"{key}_each" in numbers:
+                pearson_U = torch.tensor(numbers[f"{key}_each"])
+                explained = attribution.compare(r2_U, r2s, pearson_U)["explained"]
+                found[f"explained_{key}{end}"] = explained
+    return found
+
+
+def masked(entries):
+    """The entries that are asked under masks, and whose null is: matrix by matrix."""
+    some = [entry for entry in entries if entry.null._replace(masks="rounded") in entries]
+    return sorted(some, key=lambda entry: entry.label)
+
+
+def fall(entries, one, other):
+    """By how much is R^2 of 5 pieces lower in another entry, seed by seed? {mean, half, ..}."""
+    falls = []
+    for seed, numbers in entries[one].items():
+        falls.append(numbers["r2_5"] - entries[other][seed]["r2_5"])
+    return noise.over_seeds(falls)
+
+
+def verdict(lost):
+    """Is a loss, {mean, half, ..}, a cliff?"""
+    if lost["half"] is None:
+        return "one seed can't tell"
+    if lost["mean"] - lost["half"] > CLIFF:
+        return "a cliff"
+    return "no cliff" if lost["mean"] + lost["half"] < CLIFF else "too noisy to tell"
+
+
+def cliffs(entries):
+    """Say for each matrix what masks cost, and whether it is a cliff: a line each."""
+    sentences = []
+    for entry in masked(entries):
+        if entry.masks != "off":
+            lost = fall(entries, entry._replace(masks="off"), entry)
+            sentences.append(f"- {entry.label}: R² of 5 pieces falls by {written(lost, 3)} from "
+                             f"masks off to {entry.masks}: {verdict(lost)}.")
+    return sentences
+
+
+# ---------------------------------------------------------------------------------- what it shows
+HEADLINE = {                        # key: (head, digits, key of the null in brackets)
+    "r2_1": ("R² of 1 ↑", 3, None),
+    "r2_5": ("of 5 ↑", 3, None),
+    "r2_10": ("of 10 ↑", 3, None),
+    "delta": ("Δ of 5 ↑", 3, None),
+    "wins": ("wins ↑", 2, None),
+    "r2_5_by_r": ("of 5 by r ↑", 3, None),
+    "delta_by_r": ("Δ of 5 by r ↑", 3, None),
+    "explained_pre_pearson": ("explained ↑", 3, None),
+    "explained_pearson": ("by f ↑", 3, None),
+    "path_completeness": ("paths ↑", 3, None),
+    "pre_pearson": ("causal r ↑", 3, "null_pre_pearson"),
+    "pearson": ("by f ↑", 3, "null_pearson"),
+    "params": ("parameters", 0, None),
+}
+MASKED = {                          # key: (head, digits); in brackets what random pieces have
+    "r2_1": ("R² of 1 ↑", 3),
+    "r2_5": ("of 5 ↑", 3),
+    "r2_10": ("of 10 ↑", 3),
+    "delta": ("Δ of 5 ↑", 3),
+    "active_share": ("active ↑", 2),
+    "rest_share": ("rest ↓", 3),
+    "n90": ("n90 ↓", 0),
+    "path_completeness": ("paths ↑", 3),
+    "pre_pearson": ("causal r ↑", 3),
+    "pearson": ("by f ↑", 3),
+    "pre_slope": ("slope", 2),
+    "pre_sign_agreement": ("sign ↑", 2),
+    "explained_pre_pearson": ("explained ↑", 3),
+}
+LEGEND = f"""
+Numbers are means over the computed features, then over seeds ± half of the 95 % t interval.
+R² of n: of q on the n pieces of largest E|share|, chosen and fitted on fit, scored on test; below 0
+counts as 0. By r: on the n pieces of largest |r| with q, which is how `earlier` is always chosen.
+Δ: less the decomposition that is best on test among all others of the same seed; wins: share of the
+features at which no other does as well. Explained: R² of 5 of .8 or more, and a causal r of .7 or
+more. Causal r: of what the pre-activation loses when a piece is removed, and the piece's share,
+over the largest 5 % of the shares; in brackets over random pairs. For W_out and for what writes y
+directly it is 1 by construction: only W_in's components act through the nonlinearity. By f: of what
+the feature itself loses, in competition with all others of a TopK. Paths: completeness, of W_in's
+components alone.
+Parameters: of the 5 pieces; those of molt are maps of many ranks.
+:rotated is the null, as many random pieces of the same sum; `earlier` has nothing between.
+W_in's components and W_out's each add up to q: they are two answers.
+""".strip()
+MASKS_LEGEND = """
+In brackets: random pieces of the same sum (:rotated) under the same masks. Active: 1 - what all
+but the active components (importance over 0.1) add, in units of q; rest: E|rest| / E|q|; n90: how
+many components make up 90 % of all shares. Under masks q stays that of the MLP itself.
+""".strip()
+
+
+def written(summary, digits):
+    """Write a mean with its half interval, as noise.over_seeds has them."""
+    if not summary:
+        return "n/a"
+    text = f"{summary['mean']:.{digits}f}"
+    if summary["half"]:
+        text += f"±{summary['half']:.{digits}f}".replace("±0.", "±.")
+    return text
+
+
+def over_seeds(by_seed, key):
+    """{mean, half, ..} of one number; None where no seed has it."""
+    return noise.over_seeds([numbers.get(key) for numbers in by_seed.values()])
+
+
+def cell(by_seed, key, digits, null_by_seed, null_key):
+    """Write one number over seeds, and in brackets the mean of its null if there is one."""
+    text = written(over_seeds(by_seed, key), digits)
+    null = over_seeds(null_by_seed, null_key)
+    return f"{text} ({null['mean']:.{digits}f})" if null else text
+
+
+def headline_lines(entries):
+    """Say how the components that are asked about compare, a line for each matrix."""
+    lines = []
+    for entry in masked(entries):
+        if entry.masks == "off":
+            by_seed = entries[entry]
+            null_by_seed = entries[entry.null]
+            explained = cell(by_seed, "explained_pre_pearson", 2, null_by_seed,
+                             "explained_pre_pearson")
+            lines.append(
+                f"- {entry.label}: R² of 5 pieces {cell(by_seed, 'r2_5', 3, null_by_seed, 'r2_5')}"
+                f", Δ {written(over_seeds(by_seed, 'delta'), 3)} to the best other decomposition "
+                f"({best_others(by_seed)}); share of the features that are explained {explained}. "
+                "In brackets: random pieces of the same sum.")
+    return lines
+
+
+def best_others(by_seed):
+    return ", ".join(sorted({numbers["best"] for numbers in by_seed.values()}))
+
+
+def headline_table(entries):
+    """All decompositions without masks."""
+    lines = []
+    for entry, by_seed in entries.items():
+        if entry.masks == "off":
+            cells = [cell(by_seed, key, digits, by_seed, null_key)
+                     for key, (_, digits, null_key) in HEADLINE.items()]
+            lines.append([entry.label, *cells, best_others(by_seed)])
+    return markdown_table(["pieces", *(head for head, _, _ in HEADLINE.values()), "Δ to"], lines)
+
+
+def masks_table(entries):
+    """Trained components under each kind of masks, beside random ones."""
+    lines = []
+    for entry in masked(entries):
+        cells = [cell(entries[entry], key, digits, entries[entry.null], key)
+                 for key, (_, digits) in MASKED.items()]
+        lines.append([entry.label, entry.masks, *cells])
+    return markdown_table(["pieces", "masks", *(head for head, _ in MASKED.values())], lines)
+
+
+def count_lines(rows):
+    """Say how many later features there are, and of which kind."""
+    by_seed = {row["seed"]: row for row in rows}
+
+    def number(key, digits=2):
+        return cell(by_seed, key, digits, by_seed, f"null_{key}")
+
+    return [
+        f"{number('frequent', 0)} later features are on often enough. In brackets: random "
+        "directions at the same tokens.",
+        f"The MLP computes {number('share_computed')} of them, {number('computed', 0)} features, "
+        "the *computed* ones: more than half is the MLP's, and no earlier feature is a copy (cosine"
+        f" of {attribution.EQUAL}; {number('share_passthrough')} of all are copies).",
+        f"Computed share, E|q| / (E|q| + E|what else is read|), of all: {number('share')}."]
+
+
+def render(found):
+    """What was found, as Markdown."""
+    entries = collect(found["rows"])
+    lines = ["# Later SAE features from the pieces of an MLP", "", *count_lines(found["features"])]
+    lines += ["", *headline_lines(entries), "", *headline_table(entries), "", LEGEND]
+    lines += ["", "## Under masks", "", *masks_table(entries), "", MASKS_LEGEND]
+    lines += ["", *cliffs(entries)]
+    for row in found["chains"]:
+        lines += ["", "## Strongest paths", ""]
+        lines.append(f"To the computed later features with the clearest concepts, seed "
+                     f"{row['seed']}, through {row['name']}'s components, without masks. A path is "
+                     "a mean over tokens; paths may cancel.")
+        for text in row["texts"]:
+            lines += ["```", text, "```"]
+    return "\n".join([*lines, ""])
+
+
+def picture(found):
+    """Draw R^2 over the number of pieces: all decompositions, chosen in two ways, and masks."""
+    entries = collect(found["rows"])
+    figure = pictures.blank(16, 5)
+    by_size, by_r, by_mask = figure.subplots(1, 3, sharey=True)
+    off = {entry: by_seed for entry, by_seed in entries.items() if entry.masks == "off"}
+    style = pictures.styles([dict(name=entry.label, floor=is_floor(entry)) for entry in off])
+    for entry, by_seed in off.items():
+        draw_r2(by_size, by_seed, "", style[entry.label], not is_floor(entry))
+        draw_r2(by_r, by_seed, "_by_r", style[entry.label], not is_floor(entry))
+    for entry in masked(entries):
+        color = f"C{[*MASKS].index(entry.masks)}"
+        marker = "o" if entry.matrix == "in" else "s"
+        look = dict(color=color, marker=marker, mfc="w")
+        label = f"{entry.label}, {entry.masks}"
+        draw_r2(by_mask, entries[entry], "", look | dict(ls="-", label=label))
+        null_look = look | dict(ls=":", label=f"{label}, random")
+        draw_r2(by_mask, entries[entry.null], "", null_look, has_band=False)
+    titles = ("pieces of largest E|share|", "pieces of largest |r| with q",
+              "largest E|share|, under masks")
+    for ax, title in zip((by_size, by_r, by_mask), titles):
+        ax.set(xlabel="number of pieces", xscale="log", title=title, ylim=(-0.02, 1.02))
+        ax.set_xticks(COUNTS, COUNTS)
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=7)
+    by_size.set_ylabel("R² of q, mean over computed features")
+    return figure
+
+
+def is_floor(entry):
+    return ":" in entry.name or entry.name in compare.FLOORS
+
+
+def draw_r2(ax, by_seed, end, look, has_band=True):
+    """A line through the means over seeds, with the band of their interval."""
+    means = []
+    halves = []
+    for n in COUNTS:
+        summary = over_seeds(by_seed, f"r2_{n}{end}")
+        means.append(summary["mean"])
+        halves.append(summary["half"] or 0)
+    ax.plot(COUNTS, means, **look)
+    if has_band:
+        lower = [mean - half for mean, half in zip(means, halves)]
+        upper = [mean + half for mean, half in zip(means, halves)]
+        ax.fill_between(COUNTS, lower, upper, color=look["color"], alpha=0.15, lw=0)
+
+
+# ------------------------------------------------------------------------------------------- main
+@cache
+def code():
+    """Hashes of what the code does that answers depend on, beside the models' own."""
+    here = (Seed, label_features, few_pieces, ask, ask_earlier, Worded, chains)
+    return [compare.code_of(part) for part in (*CODE, *here)]
+
+
+class Question(NamedTuple):
+    """One thing that is asked of one seed."""
+    table: str                      # where its answer goes
+    seed: Seed
+    name: str                       # of the decomposition, or what else is asked
+    masks: str = ""
+
+    def __str__(self):
+        masks = f" masks {self.masks}" if self.masks else ""
+        return f"{self.name}{masks} seed {self.seed.number}"
+
+    @property
+    def names(self):
+        return dict(seed=self.seed.number, name=self.name, masks=self.masks)
+
+    def answer(self):
+        if self.table == "features":
+            return label_features(self.seed)
+        if self.table == "chains":
+            return dict(texts=chains(self.seed, self.name))
+        if self.name == "earlier":
+            return dict(matrices=ask_earlier(self.seed))
+        return dict(matrices=ask(self.seed, self.name, self.masks))
+
+    def row(self, found):
+        """The row of its table that has the answer."""
+        for row in found[self.table]:
+            if self.names.items() <= row.items():
+                return row
+
+    def depends_on(self, cfg):
+        """All that the answer depends on: models, text, sizes, and what the code does."""
+        trained = self.seed.trained
+        used = [*SAES, self.name.split(":")[0]]
+        hashes = [trained[name].hash for name in used if name in trained]
+        arena = self.seed.arena
+        return [str(self), self.table, arena.gpt.hash, arena.layer, hashes, code(),
+                data.fingerprint(cfg.data), cfg.eval_tokens, cfg.each, COUNTS]
+
+
+def in_order(row):
+    """What rows are sorted by."""
+    return row["seed"], row["name"], row["masks"]
+
+
+def questions(seeds, first):
+    """All that is asked, a seed at a time; first: the method that chains run through."""
+    todo = []
+    for seed in seeds:
+        todo.append(Question("features", seed, "features"))
+        for name in seed.decompositions:
+            todo += [Question("rows", seed, name, mask) for mask in seed.masks_of(name)]
+    return [*todo, Question("chains", seeds[0], first)]
+
+
+def main(cfg):
+    dev = common.device(cfg.device)
+    gpt = GPT.load(cfg.model, dev)
+    layer = check(cfg, gpt)
+    path = Path(cfg.out) / "across.json"
+    known = Found(path, TABLES, in_order)
+    arena = compare.prepared(table_of(cfg), gpt, layer, dev)
+    common.must_be_writable(cfg.out, cfg.runs, cfg.table)
+    common.hold(cfg.out)
+
+    # all models first, then one question after another
+    seeds = []
+    for number, trained in models(cfg, arena).items():
+        seeds.append(Seed(number, trained, arena, cfg.each))
+    todo = questions(seeds, first_of(cfg))
+    seconds = {}
+    for i, question in enumerate(todo):
+        print(f"[{i + 1}/{len(todo)}] {question}; {compare.left(seconds, todo[i:])}", flush=True)
+        began = time.time()
+        known.row(question.table, question.depends_on(cfg), question.names, question.answer)
+        note_time(seconds, question, began)
+    known.write(provenance=common.provenance(cfg, gpt))
+
+    # the file may hold answers of other runs
+    found = {table: [] for table in TABLES}
+    for question in todo:
+        found[question.table].append(question.row(known.found))
+    common.write(path.with_suffix(".md"), render(found).encode())
+    curve.save_picture(picture(found), path.with_suffix(".png"))
+    print("", render(found), f"-> {cfg.out}/across.json, .md, .png", sep="\n")
+
+
+if __name__ == "__main__":
+    main(common.cli(Config))

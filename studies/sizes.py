@@ -1,0 +1,1046 @@
+"""What happens to a method's units when its dictionary grows?
+
+If units are parts of the model, a larger decomposition has the units of a smaller one, and some
+that the smaller one had no room for. If they are not, its units are cut otherwise. Each method is
+trained at several sizes. Sparsity is tuned anew at each size, on fit and the first seed, in arms:
+
+    l0      units on per token are held
+    ce      CE recovered is held, at a level that all methods reach
+
+At each size: how many units are alive by each published rule, and in how many units does a true
+concept live? Each two neighbouring sizes, and the smallest and the largest, are held against each
+other (metrics/sizes.py). Beside each number stands its floor, since seeds differ without any
+growth, and its null, random units in the place of the larger one's. What is read off is
+
+    number(S of seed s, L of seed s + 1) - number(S of seed s, S of seed s + 1)
+
+with its mean and interval over s. One seed would be no fair choice for both sizes: their first
+units would start at the same numbers, and see the same batches in the same order, which two seeds
+of one size do not. The size of --twice is also trained on twice the tokens, and held against
+itself: what longer training changes by itself.
+
+A model whose loss still falls, or that is made of components without a cliff in their mean
+importances, is not settled (`settled`), and what is said of it is marked ~.
+
+    python -m studies.sizes     # 6 methods, 4 sizes, 2 arms; shares compare.py's models; goes on
+    python -m studies.sizes --methods sae,transcoder --arms l0 --sizes 256,512 --twice 256
+                                # a look; with --seeds 2 --tokens 4e5 --eval_tokens 12800 --out ..
+
+S units of a small decomposition, L of a large one, R rows, T positions, as in metrics/sizes.py.
+"""
+import dataclasses
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import common
+import compare
+import data
+import evals
+import molt
+from metrics import matching, sizes, stability
+from metrics.recording import record_by_sign
+from model import GPT
+from report import curve, noise, pictures
+from report.table import markdown_table
+from studies.kept import Found
+
+
+@dataclass
+class Config:
+    # what grows, on what
+    model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
+    data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
+    layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
+    methods: str = "spd,transcoder,transcoder-kl,transcoder-stochastic,sae,molt"  # of compare.py
+    sizes: str = "256,512,1024,2048"    # units; spd: of each matrix; molt: 512 is its default
+    twice: str = "512"              # sizes also trained on twice the tokens; empty: none
+    # what is held while it grows
+    arms: str = "l0,ce"             # l0, ce
+    l0: float = 16                  # [1, 1e6] units on per token in the arm l0
+    ce: float = 0.985               # (0, 1) CE recovered in the arm ce
+    # how much of it
+    seeds: int = 3                  # [1, 10] models of each method, arm and size
+    tokens: int = 4_096_000         # [1, 1e11] that each model is trained on
+    eval_tokens: int = 50_000       # [1, 1e9] of fit (choices) and of test (numbers)
+    # models that were trained by other code than their files now hold stop the run; instead:
+    retrain: bool = False           # train those models anew
+    keep: bool = False              # use those models as they are
+    # where it is kept
+    out: str = "results"            # folder for sizes.json, .md and .png
+    runs: str = "runs/compare"      # folder for the models, shared with compare.py
+    device: str = "auto"            # auto, cpu, cuda
+
+
+# All methods reach 0.985: SPD recovers 0.98 at an L0 of 13 (results/spd-recipe.md), dictionaries
+# and MOLTs more than 0.985 at 8.
+ARMS = ("l0", "ce")
+MOLT_SIZE = 512                 # the size that a MOLT's own transforms, whatever their number, are
+TRIALS = 5                      # most of a search
+NEAR_L0 = 0.05                  # of the L0 asked for: a trial this near ends the search
+NEAR_CE = 0.002                 # .. and of CE recovered
+FACTOR = 4.                     # by which a knob goes beyond all that was tried
+LATE = 0.2                      # share of the training, its last part, that `falling` looks at
+HELD = 8                        # recordings of models in memory, 100 MB each for 50,000 tokens
+SPLICED = (0, 1, 2)             # points on the way from small to large whose CE is taken ..
+SPLICED_ROWS = 100              # .. on so many rows of test
+SIMILARITIES = {"writes": "what units write alone, as is published",
+                "weights": "what they write and read",
+                "inputs": "what they write and what they get from the inputs that occur"}
+MAIN = "weights"                # the similarity that the headline goes by
+RULES = {"alive": "10 tokens", "alive_mean": "mean > 1e-6", "alive_rate": "rate > 1e-6",
+         "alive_once": "once > 0.1"}
+KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")
+CODE = (evals, sizes, matching, stability)      # what all numbers depend on
+
+
+# ---------------------------------------------------------------------------- what is to be trained
+class Cell(NamedTuple):
+    """A method at one size, whose sparsity is tuned for one arm."""
+    method: str
+    arm: str
+    size: int
+    times: int                  # its tokens, over those of --tokens
+
+    def __str__(self):
+        return f"{self.method} {self.arm} {size_text(self)}"
+
+
+class Setting(NamedTuple):
+    """A method at one size and sparsity. Two arms that end at one share its models and numbers."""
+    method: str
+    size: int
+    times: int
+    value: float                # of the method's knob
+
+    def __str__(self):
+        knob = compare.METHODS[self.method].knob
+        return f"{size_text(self)} {knob}={self.value:g}"
+
+
+def size_text(which):
+    """Write the size of a cell or setting: 512, or 512x2 on twice the tokens."""
+    return f"{which.size}" if which.times == 1 else f"{which.size}x{which.times}"
+
+
+def methods_of(cfg):
+    """The rows of compare.py that grow: all of one MLP alone, without their controls."""
+    allowed = [name for name in compare.METHODS if ":" not in name and name != "clt"]
+    compare.check_names("methods", cfg.methods, allowed)
+    return allowed if cfg.methods == "all" else list(dict.fromkeys(cfg.methods.split(",")))
+
+
+def numbers(cfg, flag):
+    """Read a flag that holds sizes, smallest first."""
+    text = getattr(cfg, flag)
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdecimal() and 1 <= int(word[:9]) <= 10**7 for word in words):
+        common.fail(f"--{flag} {text}: whole numbers from 1 to 10,000,000, with commas")
+    return sorted({int(word) for word in words})
+
+
+def cells(cfg):
+    """List all cells. Those of one method and arm stand together, smallest first."""
+    grown = numbers(cfg, "sizes")
+    longer = numbers(cfg, "twice")
+    arms = list(dict.fromkeys(cfg.arms.split(",")))
+    if not grown or not {*longer} <= {*grown}:
+        common.fail(f"--sizes {cfg.sizes} --twice {cfg.twice}: needs a size, and those of --twice "
+                    "among --sizes")
+    if not {*arms} <= {*ARMS}:
+        common.fail(f"--arms {cfg.arms}: allowed are {', '.join(ARMS)}")
+    listed = []
+    for method in methods_of(cfg):
+        for arm in arms:
+            listed += [Cell(method, arm, size, 1) for size in grown]
+            listed += [Cell(method, arm, size, 2) for size in longer]
+    return listed
+
+
+def contrasts(all_cells):
+    """Which cells are held against each other? (small, large) within a method and arm: neighbouring
+    sizes, smallest and largest, and once against twice the tokens."""
+    pairs = []
+    for method, arm in dict.fromkeys(cell[:2] for cell in all_cells):
+        own = [cell for cell in all_cells if cell[:2] == (method, arm)]
+        grown = [cell for cell in own if cell.times == 1]
+        pairs += pairwise(grown)
+        if len(grown) > 2:
+            pairs.append((grown[0], grown[-1]))
+        pairs += [(cell._replace(times=1), cell) for cell in own if cell.times > 1]
+    return pairs
+
+
+def resized(method, size):
+    """A row of compare.py at another size. It is the row itself where the size is its own."""
+    Flags = method.module.Config
+    if hasattr(Flags, "groups"):
+        groups = method.change.get("groups", Flags.groups)
+        flag = dict(groups=scaled(groups, size / MOLT_SIZE))
+    elif hasattr(Flags, "C"):
+        flag = dict(C=size)
+    else:
+        flag = dict(F=size)
+    return method._replace(change=method.change | flag, quick={})
+
+
+def scaled(groups, by):
+    """Multiply the number of transforms of each rank: "64@2,4@32" by 2 is "128@2,8@32"."""
+    return ",".join(f"{max(1, round(number * by))}@{rank}" for number, rank in molt.parse(groups))
+
+
+class Models:
+    """The models of all settings and seeds, and what is known of those that were asked for last."""
+
+    def __init__(self, base, arena):
+        self.base = base
+        self.arena = arena
+        self.hashes = {}            # of the checkpoints
+        self.held = {}              # {(setting, seed): Sized}, the last HELD
+
+    def job(self, setting, seed):
+        """The job that compare.py would do, and the configuration of its training."""
+        method = resized(compare.METHODS[setting.method], setting.size)
+        job = compare.Job(setting.method, method.knob, setting.value, seed, False, method)
+        base = dataclasses.replace(self.base, tokens=self.base.tokens * setting.times)
+        return job, job.config(base, self.arena.gpt, self.arena.layer)
+
+    def model(self, setting, seed):
+        """A model, trained or loaded, and the folder of its training."""
+        job, run = self.job(setting, seed)
+        m, _, which = compare.trained(job, run, self.arena.gpt, self.base.retrain, self.base.keep)
+        self.hashes[setting, seed] = which
+        return m, run.out
+
+    def which(self, setting, seed):
+        """Hash of a model's checkpoint, which is trained if it is not there."""
+        if (setting, seed) not in self.hashes:
+            self.model(setting, seed)
+        return self.hashes[setting, seed]
+
+    def sized(self, setting, seed):
+        """What has to be known of a model to hold it against another size: a Sized."""
+        key = setting, seed
+        if key not in self.held:
+            m, _ = self.model(setting, seed)
+            rows_RT = self.arena.test[0]
+            self.held[key] = sizes.look_at(m, self.arena.gpt, self.arena.fit[0], rows_RT)
+        self.held[key] = self.held.pop(key)         # the newest stands last
+        while len(self.held) > HELD:
+            del self.held[next(iter(self.held))]
+        return self.held[key]
+
+
+# -------------------------------------------------------------------------------- tuning a sparsity
+def reached(m, arena, split):
+    """How sparse and how faithful is m on a split, fit or test? {l0, ce}; ce is None where the MLP
+    matters too little."""
+    rows_RT = getattr(arena, split)[0]
+    counted = evals.counts(m, arena.gpt, rows_RT, rows_RT.new_zeros(*rows_RT.shape, 0), (0,))
+    table = arena.shared(worth, f"worth in {split}", split=split)
+    table = table | evals.scores(arena.gpt, rows_RT, dict(m=evals.splice(m)))
+    return dict(l0=counted["on"].sum().item() / counted["n"], ce=evals.recovered(table, "m"))
+
+
+def worth(gpt, layer, fit, test, gen, split):
+    """How well does the model predict a split with the MLP ablated? The mean is that of fit."""
+    rows_RT = dict(fit=fit, test=test)[split][0]
+    return evals.scores(gpt, rows_RT, evals.ablations(gpt, layer, fit[0]))
+
+
+def miss(arm, aim, trial):
+    """How far is a trial from what its arm holds? 0 = there, above 0 = too dense. ln(L0 / aim), or
+    logit(CE recovered) - logit(aim)."""
+    if arm == "l0":
+        return math.log(max(trial["l0"], 1e-3) / aim)
+    return logit(trial["ce"] or 0) - logit(aim)
+
+
+def logit(share):
+    share = min(max(share, 1e-3), 1 - 1e-5)
+    return math.log(share / (1 - share))
+
+
+def is_near(arm, aim, trial):
+    """Is a trial near enough to what its arm holds?"""
+    if arm == "l0":
+        return abs(trial["l0"] / aim - 1) <= NEAR_L0
+    return trial["ce"] is not None and abs(trial["ce"] - aim) <= NEAR_CE
+
+
+def next_value(knob, missed, most):
+    """Which value of a knob is to be tried next? missed: {value: how far it missed}, all that were
+    tried. None where that was tried already, as of neighbours among whole numbers.
+
+    Between a value that is too sparse and one that is too dense: where the line through them is 0,
+    over the log of the knob. Otherwise beyond all values, along the line through the nearest two;
+    of one value, along a line of slope 1: L0 follows k, and falls as a penalty grows."""
+    slope = 1. if knob == "k" else -1.
+    nearest = sorted(missed, key=lambda value: abs(missed[value]))
+    first = nearest[0]
+    others = [value for value in nearest if missed[value] * missed[first] < 0]
+    if others or len(nearest) > 1:
+        second = others[0] if others else nearest[1]
+        rise = (missed[second] - missed[first]) / math.log(second / first)
+        # noise may turn a line over, or lay it flat
+        slope = rise if rise * slope > 0.2 else slope
+    step = -missed[first] / slope
+    if not others:
+        step = min(max(step, -math.log(FACTOR)), math.log(FACTOR))
+    value = first * math.exp(step)
+    if knob == "k":
+        # a whole number, next to the first one at least
+        value = max(round(value), first + 1) if step > 0 else min(round(value), first - 1)
+        value = min(max(value, 1), most)
+    else:
+        value = float(f"{value:.3g}")
+    return None if value in missed else value
+
+
+class Tuning:
+    """The search for a cell's sparsity."""
+
+    def __init__(self, cfg, models, known, shared):
+        self.aims = dict(l0=cfg.l0, ce=cfg.ce)
+        self.models = models
+        self.known = known
+        self.shared = shared
+
+    def first_value(self, cell, smaller, trials):
+        """Where a search begins: where that of the smaller size ended, a Setting or None; after
+        other arms' trials, or in the middle of the table's values. A k is the L0 that it gives."""
+        method = compare.METHODS[cell.method]
+        is_k = method.knob == "k"
+        if is_k and cell.arm == "l0":
+            value = max(1, round(self.aims["l0"]))
+        elif smaller:
+            value = smaller.value
+        elif trials:
+            return self.next_value(cell, trials)
+        else:
+            value = method.values[len(method.values) // 2]
+        return min(value, cell.size) if is_k else value
+
+    def next_value(self, cell, trials):
+        missed = {value: self.missed(cell, trial) for value, trial in trials.items()}
+        return next_value(compare.METHODS[cell.method].knob, missed, cell.size)
+
+    def missed(self, cell, trial):
+        return miss(cell.arm, self.aims[cell.arm], trial)
+
+    def trial(self, cell, value):
+        """Train the first seed at one value: what it reached on fit, {l0, ce}."""
+        setting = Setting(cell.method, cell.size, cell.times, value)
+
+        def find():
+            m, _ = self.models.model(setting, 0)
+            return reached(m, self.models.arena, "fit")
+
+        depends_on = [*self.shared, self.models.which(setting, 0)]
+        trial = self.known.row("trials", depends_on, setting._asdict(), find)
+        ce = cell_text(trial["ce"], 4)
+        print(f"    {setting}: L0 {trial['l0']:.2f}, CE recovered {ce}", flush=True)
+        return trial
+
+    def search(self, cell, smaller, tried_before):
+        """Find the value of the knob that holds what the arm holds: a dict of what is kept of the
+        search. tried_before: the values that were tried for this cell's other arms."""
+        trials = {value: self.trial(cell, value) for value in tried_before}
+        value = self.first_value(cell, smaller, trials)
+        tried = []
+        while not self.is_found(cell, trials) and len(tried) < TRIALS:
+            if value in trials:             # for another arm
+                value = self.next_value(cell, trials)
+            if value is None:
+                break
+            trials[value] = self.trial(cell, value)
+            tried.append(value)
+            value = self.next_value(cell, trials)
+        best = self.nearest(cell, trials)
+        return cell._asdict() | dict(value=best, tried=tried, is_found=self.is_found(cell, trials))
+
+    def nearest(self, cell, trials):
+        return min(trials, key=lambda value: abs(self.missed(cell, trials[value])), default=None)
+
+    def is_found(self, cell, trials):
+        """Is one of the trials near enough?"""
+        best = self.nearest(cell, trials)
+        return best is not None and is_near(cell.arm, self.aims[cell.arm], trials[best])
+
+
+# ---------------------------------------------------------------------------- what a model is asked
+class Fall(NamedTuple):
+    """How the loss goes over the last part of a training."""
+    is_falling: bool | None     # for sure? None: too few losses were logged
+    share: float | None         # by how much it falls there, over its mean
+
+
+def falling(folder, late=LATE):
+    """Does a training's loss still fall at its end? A Fall.
+
+    A line through the losses that log.jsonl has of the last fifth of the steps: it falls if the
+    95 % interval of its slope is below 0. A batch's loss is noisy, so that a short training may
+    fall unseen; the learning rate goes down over these steps, which lowers the loss by itself, so
+    that a training with nothing left to learn may be called falling too. Neither proves anything
+    alone: see what twice the tokens change."""
+    path = Path(folder) / "log.jsonl"
+    rows = []
+    if path.exists():
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    rows = [row for row in rows if row["step"] >= (1 - late) * rows[-1]["step"]]
+    if len(rows) < 3:
+        return Fall(None, None)
+    steps = [row["step"] for row in rows]
+    losses = [row["loss"] for row in rows]
+    slope, at_zero = statistics.linear_regression(steps, losses)
+
+    # the standard error of a slope: of the residuals over the spread of the steps
+    residuals = [loss - at_zero - slope * step for step, loss in zip(steps, losses)]
+    freedom = len(rows) - 2
+    error = math.hypot(*residuals) / freedom ** 0.5
+    half = noise.T975[min(freedom, 9) - 1] * error / (statistics.pstdev(steps) * len(rows) ** 0.5)
+    share = -slope * (steps[-1] - steps[0]) / abs(statistics.mean(losses))
+    return Fall(slope + half < 0, share)
+
+
+def settled(kind, counts, fall):
+    """Has a training come to its end? Its loss does not fall any more, and of components the mean
+    importances of each matrix have a cliff, higher than as many means without any order have. A
+    model of whose loss nothing is known is not settled."""
+    cliffs = [key for key in counts if key.startswith("cliff") and "units" not in key]
+    blocks = [key for key in cliffs if key != "cliff"] or cliffs
+    has_cliff = all(counts[key] > counts[f"null_{key}"] for key in blocks)
+    return fall.is_falling is False and (has_cliff or kind != "component")
+
+
+def asked_alone(m, folder, arena, gen):
+    """What is known of one model, as a flat dict."""
+    row = reached(m, arena, "test")
+    counts = sizes.alive_counts(m, arena.gpt, arena.fit[0])
+    fall = falling(folder)
+    row |= counts | dict(falling=fall.is_falling, fall=fall.share,
+                         settled=settled(m.kind, counts, fall))
+
+    # in how many units does a true concept live? Null: units at the wrong text
+    recordings = record_by_sign(m, arena.gpt, arena.fit, arena.test)
+    row |= split_concepts("concept", recordings)
+    R, T = arena.fit[0].shape
+    n_rows = int(torch.randint(1, R, (1,), generator=gen))
+    shifted = [matching.shifted(recording, n_rows * (T - 1)) for recording in recordings]
+    return row | split_concepts("null_concept", shifted)
+
+
+def split_concepts(name, recordings):
+    """`sizes.true_splits` of recordings of fit and test: its single numbers, each as NAME_KEY."""
+    found = sizes.true_splits(*recordings)
+    keys = ("units", "effective", "recall", "held", "split")
+    return {f"{name}_{key}": found[key] for key in keys}
+
+
+# --------------------------------------------------------------------- what two sizes are asked
+def asked_together(small, large, arena, gen):
+    """What happens to units from a small to a large one? Numbers and nulls, as a flat dict."""
+    rows_RT = arena.test[0]
+    R, T = rows_RT.shape
+    effects = effects_of(small, large, arena, gen)
+    row = counterparts(small, large, effects)
+    few = sizes.explained_by_few(small, large, gen)
+    row |= {f"few_{key}": value for key, value in few.items()}
+    row |= nearest(small, large, gen)
+    if small.recording.F != large.recording.F:
+        row["path"] = path(small, large, effects, arena)
+
+    random = stability.by_chance(large, R, T, gen)
+    null = counterparts(small, random, effects_of(small, random, arena, gen))
+    return row | {f"null_{key}": value for key, value in null.items()}
+
+
+def effects_of(small, large, arena, gen):
+    """What does adding each unit of the large one to the small one do to its error? Effects."""
+    T = arena.test[0].shape[1]
+    mlp = arena.gpt.mlp(arena.layer)
+    effect_RL = sizes.insertion_effects(small, large, mlp, T)
+    return sizes.average_effects(effect_RL, large.recording.on(), T, gen)
+
+
+def counterparts(small, large, effects):
+    """Which units are novel, split or stay, by each kind of similarity? A flat dict: KIND_KEY, and
+    what does not depend on similarity."""
+    row = dict(incompleteness=sizes.incompleteness(effects, large.is_alive_F))
+    alive = small.is_alive_F, large.is_alive_F
+    for by in SIMILARITIES:
+        sim_SL = sizes.similarities(small, large, by)
+        found = sizes.novelty(sim_SL, effects, *alive) | sizes.split_fractions(sim_SL, *alive)
+        found["canonicity"] = sizes.canonicity(small, large, sim_SL)
+        for kind in KINDS:
+            found[f"{kind}_if_matched"] = ratio(found[kind], found["matched"])
+        row |= {f"{by}_{key}": value for key, value in found.items()}
+    return row
+
+
+def ratio(part, whole):
+    return part / whole if whole else None
+
+
+def nearest(small, large, gen):
+    """How near is the nearest unit, as papers print it? `sizes.mean_max_cosine` with its null, raw
+    and over the inputs: cosine_KEY and cosine_inputs_KEY."""
+    found = sizes.mean_max_cosine(small, large)
+    null = sizes.null_mean_max_cosine(small, large, gen)
+    row = with_null("cosine", found, null)
+    found = sizes.mean_max_cosine(small.over_inputs(), large.over_inputs())
+    null = sizes.null_mean_max_cosine(small, large, gen, over_inputs=True)
+    return row | with_null("cosine_inputs", found, null)
+
+
+def with_null(name, found, null):
+    """Numbers as NAME_KEY, their nulls as null_NAME_KEY."""
+    row = {f"{name}_{key}": value for key, value in found.items()}
+    return row | {f"null_{name}_{key}": value for key, value in null.items()}
+
+
+def path(small, large, effects, arena):
+    """What is written on the way from the small to the large one? {point: {mse, fve, l0}}, and at
+    SPLICED kl and ce_lost, nats per token that the model loses with it."""
+    sim_SL = sizes.similarities(small, large, MAIN)
+    order = sizes.growth(sim_SL, effects.mean_L, small.is_alive_F, large.is_alive_F)
+    points = sizes.curve(small, large, arena.gpt.mlp(arena.layer), *order)
+    stitched = {point: numbers.pop("stitched") for point, numbers in points.items()}
+    spliced = {point: stitched[point] for point in SPLICED}
+    table = evals.scores(arena.gpt, arena.test[0][:SPLICED_ROWS], spliced)
+    for point in SPLICED:
+        points[point]["kl"] = table[point]["kl"]
+        points[point]["ce_lost"] = table[point]["ce"] - table["original"]["ce"]
+    return points
+
+
+# ------------------------------------------------------------------------------------- the study
+class Task(NamedTuple):
+    """A piece of the study: tune a cell, ask a model of it, or hold it against another cell's."""
+    what: str                       # tune, ask or compare
+    cell: Cell
+    seed: int = 0
+    other: Cell | None = None
+    other_seed: int = 0
+
+    @property
+    def name(self):
+        """Of all tasks that take about as long, for the time left."""
+        return f"{self.what} {self.cell.method}"
+
+    def __str__(self):
+        if self.what == "tune":
+            return f"tune {self.cell}"
+        text = f"{self.what} {self.cell} seed {self.seed}"
+        if self.other:
+            text += f" and {size_text(self.other)} seed {self.other_seed}"
+        return text
+
+
+def tasks(cfg):
+    """List the whole study: all cells are tuned, then models are asked, then held against each
+    other, one method and arm after another."""
+    all_cells = cells(cfg)
+    seeds = range(cfg.seeds)
+    todo = [Task("tune", cell) for cell in all_cells]
+    for cell in all_cells:
+        todo += [Task("ask", cell, seed) for seed in seeds]
+    pairs = contrasts(all_cells)
+    for method, arm in dict.fromkeys(cell[:2] for cell in all_cells):
+        own = [pair for pair in pairs if pair[0][:2] == (method, arm)]
+        # floors: two seeds of one cell, of what is smaller and of what is trained longer
+        if cfg.seeds > 1:
+            floors = [small for small, _ in own] + [large for _, large in own if large.times > 1]
+            own += [(cell, cell) for cell in dict.fromkeys(floors)]
+        for seed in seeds:
+            other_seed = (seed + 1) % cfg.seeds
+            todo += [Task("compare", small, seed, large, other_seed) for small, large in own]
+    return todo
+
+
+class Study:
+    """The study, which goes from task to task."""
+
+    def __init__(self, cfg, base, arena, known):
+        self.arena = arena
+        self.models = Models(base, arena)
+        self.known = known
+        code = [compare.code_of(part) for part in CODE]
+        text = data.fingerprint(cfg.data)
+        self.shared = [arena.gpt.hash, arena.layer, text, cfg.eval_tokens, code]
+        self.tuning = Tuning(cfg, self.models, known, self.shared)
+        self.tuned = {}                 # {cell: what its search found}
+
+    def setting(self, cell):
+        return Setting(cell.method, cell.size, cell.times, self.tuned[cell]["value"])
+
+    def do(self, task):
+        if task.what == "tune":
+            self.tune(task.cell)
+        elif task.what == "ask":
+            self.ask(self.setting(task.cell), task.seed)
+        else:
+            one = self.setting(task.cell), task.seed
+            self.compare(one, (self.setting(task.other), task.other_seed))
+
+    def tune(self, cell):
+        """Tune a cell, from where the next smaller one ended."""
+        before = [tuned for tuned in self.tuned if tuned[:2] == cell[:2]]
+        is_own = [tuned for tuned in before if tuned.size <= cell.size and tuned.times == 1]
+        smaller = self.setting(is_own[-1]) if is_own else None
+        tried = []
+        for other, found in self.tuned.items():
+            if other._replace(arm=cell.arm) == cell:
+                tried += found["tried"]
+        self.tuned[cell] = self.tuning.search(cell, smaller, list(dict.fromkeys(tried)))
+
+    def ask(self, setting, seed):
+        def find():
+            m, folder = self.models.model(setting, seed)
+            gen = common.generator(seed, f"ask {setting}")
+            return asked_alone(m, folder, self.arena, gen)
+
+        depends_on = [*self.shared, self.models.which(setting, seed)]
+        self.known.row("models", depends_on, setting._asdict() | dict(seed=seed), find)
+
+    def compare(self, one, other):
+        def find():
+            gen = common.generator(one[1], f"compare {one[0]} {other[0]}")
+            small = self.models.sized(*one)
+            large = self.models.sized(*other)
+            return asked_together(small, large, self.arena, gen)
+
+        depends_on = [*self.shared, self.models.which(*one), self.models.which(*other)]
+        self.known.row("pairs", depends_on, names_of_pair(one, other), find)
+
+
+def names_of_pair(one, other):
+    """What tells a pair of models, (setting, seed) each, from other pairs."""
+    return dict(method=one[0].method, small=str(one[0]), large=str(other[0]), seed=one[1],
+                other_seed=other[1])
+
+
+def in_order(row):
+    """What rows are sorted by."""
+    if "small" in row:
+        return row["method"], row["small"], row["large"], row["seed"], row["other_seed"]
+    return row["method"], row["size"], row["times"], row["value"], row.get("seed", 0)
+
+
+# ---------------------------------------------------------------------------------- what it shows
+def setting_of(row):
+    return Setting(*(row[key] for key in Setting._fields))
+
+
+class Results:
+    """What sizes.json holds, looked up by cell."""
+
+    def __init__(self, found):
+        self.n = found["provenance"]["config"]["seeds"]
+        self.aims = {arm: found["provenance"]["config"][arm] for arm in ARMS}
+        self.tuned = {}
+        for row in found["settings"]:
+            self.tuned[Cell(*(row[key] for key in Cell._fields))] = row
+        self.models = {}
+        for row in found["models"]:
+            self.models[setting_of(row), row["seed"]] = row
+        self.pairs = {}
+        for row in found["pairs"]:
+            key = [row[name] for name in ("method", "small", "large", "seed", "other_seed")]
+            self.pairs[tuple(key)] = row
+
+    def groups(self):
+        """Cells by method and arm, smallest first: {(method, arm): cells}."""
+        grouped = {}
+        for cell in self.tuned:
+            grouped.setdefault(cell[:2], []).append(cell)
+        return grouped
+
+    def setting(self, cell):
+        return Setting(cell.method, cell.size, cell.times, self.tuned[cell]["value"])
+
+    def of(self, cell, key):
+        """A number of each seed's model."""
+        return [self.models[self.setting(cell), seed][key] for seed in range(self.n)]
+
+    def is_settled(self, *some):
+        """Are all models of some cells settled?"""
+        return all(all(self.of(cell, "settled")) for cell in some)
+
+    def between(self, small, large, key):
+        """A number of each seed, of a small and a large cell."""
+        one = self.setting(small)
+        other = self.setting(large)
+        values = []
+        for seed in range(self.n):
+            names = names_of_pair((one, seed), (other, (seed + 1) % self.n))
+            values.append(self.pairs.get(tuple(names.values()), {}).get(key))
+        return values
+
+    def floor(self, small, key):
+        """That number of two seeds of the small cell; None for each seed if there is but one."""
+        return self.between(small, small, key)
+
+
+def minus(values, floors):
+    """Subtract, seed by seed; None where either is None."""
+    return [None if a is None or b is None else a - b for a, b in zip(values, floors)]
+
+
+def cell_text(value, digits):
+    """Write a number; a share without the 0 before its point."""
+    if value is None:
+        return "n/a"
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def mean_text(values, digits=2):
+    """Write the mean over seeds, and half of its interval if there are several."""
+    metric = noise.over_seeds(values)
+    if metric is None:
+        return "n/a"
+    if metric["half"] is None:
+        return cell_text(metric["mean"], digits)
+    return f"{cell_text(metric['mean'], digits)}±{cell_text(metric['half'], digits)}"
+
+
+def plain_mean(values, digits=2):
+    """Write the mean over seeds alone."""
+    metric = noise.over_seeds(values)
+    return cell_text(metric and metric["mean"], digits)
+
+
+def pair_text(results, small, large, key, digits=2):
+    """number±half [floor] (null)"""
+    text = mean_text(results.between(small, large, key), digits)
+    floor = plain_mean(results.floor(small, key), digits)
+    null = plain_mean(results.between(small, large, null_of(key)), digits)
+    return f"{text} [{floor}] ({null})"
+
+
+def null_of(key):
+    return "few_ve_null" if key == "few_ve" else f"null_{key}"
+
+
+def mark(results, *some):
+    """~ before what is said of models that are not settled."""
+    return "" if results.is_settled(*some) else "~"
+
+
+PREFACE = """
+What happens to units when the dictionary grows. Arm l0: L0 is held at {l0:g}; arm ce: CE recovered
+is held at {ce:g}. number±half [floor] (null): mean over {seeds} seed(s), half of the 95 % interval
+over them; floor: that number for two seeds of the smaller size; null: random units in the place of
+the larger one's. ~: a model is not settled: its loss still falls, or its components have no cliff.
+No number marked so says what the method does once it has been trained to its end. 512x2: on twice
+the tokens.
+
+Number - floor, from the smallest to the largest size, by what units read and write together.
+Canonicity: share of the small one's units that are in the large one as they are, one to one.
+Incompleteness: share of the large one's units that the small one lacked. Split: share of the small
+one's units with several counterparts. Alive ratio: units on at 10 tokens or more, largest over
+smallest size. Components are called similar at 0.7 by the product of two cosines, units of
+dictionaries by their mean: compare with floors, not across kinds.
+"""
+COUNTS = """
+Each size by itself. Alive on {tokens:,} tokens of fit: on at 10 tokens or more; mean of f above
+1e-6; f > 0 at a share of the tokens above 1e-6, which is once here; f > 0.1 once. Cliff: largest
+gap in the sorted log10 of mean f (null: as many means without any order). Fall: of the loss over
+the last fifth of training, over its mean. Units a concept: units of a true concept that has any
+(null: units at the wrong text); concepts held: share of the concepts that have one.
+"""
+COUNTERPARTS = """
+Counterparts: units are similar by {name}, 0.7 or more.
+Shares of the small one's alive units: in the large one as they are; with a counterpart; with two or
+more, of all and of those with one; and in groups that similarity connects of one to one (of all and
+of those with a counterpart), one to many, many to one and many to many.
+"""
+ADDED = """
+Units of the large one, added to the small one. Shares of the large one's alive units: that the
+small one lacked (its error falls, with all of the 95 % interval); that help (it falls); that are
+novel (similar below 0.7 by what they read and write, or what they write). AUROC: how well
+similarity tells which help, 0.5 = not at all. Cut: Youden's, up to which most of those that help
+are.
+"""
+COSINES = """
+As papers print them. By 4 writes: share of the variance of the large one's writes that 4 of the
+small one's explain. E, D: mean over the small one's alive units of the largest cosine of what they
+read, write, with any unit of the large one; rank one: of their products; over inputs: reads count
+as the inputs see them. The null of cosines is a random start.
+"""
+TUNED = """
+How sparsity was tuned, on fit and the first seed. A ! stands where no trial came near enough; what
+was tried for one arm counts for the other one too.
+"""
+
+
+HEADLINE = {"weights_canonicity": "canonicity", "incompleteness": "incompleteness",
+            "weights_split": "split"}
+
+
+def headline(results):
+    """From the smallest to the largest size, a line for each method and arm."""
+    lines = []
+    for (method, arm), group in results.groups().items():
+        grown = [cell for cell in group if cell.times == 1]
+        ends = grown[0], grown[-1]
+        cells_of_line = [method, arm, f"{grown[0].size} → {grown[-1].size}"]
+        for key in HEADLINE:
+            over_floor = minus(results.between(*ends, key), results.floor(ends[0], key))
+            text = f"{mark(results, *ends)}{mean_text(over_floor)}"
+            cells_of_line.append(f"{text}, of {pair_text(results, *ends, key)}")
+        alive = [results.of(cell, "alive") for cell in ends]
+        ratios = [ratio(b, a) for a, b in zip(*alive)]
+        cells_of_line.append(f"{mark(results, *ends)}{mean_text(ratios)}")
+        lines.append(cells_of_line)
+    heads = ["method", "arm", "sizes", *(f"{head} - floor" for head in HEADLINE.values()),
+             "alive ratio"]
+    return markdown_table(heads, lines)
+
+
+def counts_table(results):
+    """Each cell by itself: how sparse and faithful, alive by each rule, cliff, true concepts."""
+    lines = []
+    for cell in results.tuned:
+        means = {key: plain_mean(results.of(cell, key), digits) for key, digits in COUNTED.items()}
+        alive = [f"{mark(results, cell)}{mean_text(results.of(cell, key), 0)}" for key in RULES]
+        held = f"{means['concept_held']} ({means['null_concept_held']})"
+        split = f"{means['concept_units']} ({means['null_concept_units']})"
+        lines.append([cell.method, cell.arm, size_text(cell), means["l0"], means["ce"],
+                      means["units"], *alive, f"{means['cliff']} ({means['null_cliff']})",
+                      means["fall"], split, held])
+    heads = ["method", "arm", "size", "L0", "CE rec", "units", *RULES.values(), "cliff", "fall",
+             "units a concept", "concepts held"]
+    return markdown_table(heads, lines)
+
+
+COUNTED = {"l0": 1, "ce": 4, "units": 0, "cliff": 2, "null_cliff": 2, "fall": 3,
+           "concept_units": 2, "null_concept_units": 2, "concept_held": 2, "null_concept_held": 2}
+
+
+def tuning_table(found, results):
+    """What the searches ended with, on fit and the first seed."""
+    trials = {setting_of(row): row for row in found["trials"]}
+    lines = []
+    for cell, tuned in results.tuned.items():
+        trial = trials[results.setting(cell)]
+        knob = compare.METHODS[cell.method].knob
+        tried = ", ".join(f"{value:g}" for value in tuned["tried"])
+        ends = f"{tuned['value']:g}" if tuned["is_found"] else f"{tuned['value']:g}!"
+        lines.append([cell.method, cell.arm, size_text(cell), f"{knob} {ends}",
+                      f"{trial['l0']:.2f}", cell_text(trial["ce"], 4), tried])
+    heads = ["method", "arm", "size", "knob", "L0", "CE rec", "tried for it, in order"]
+    return markdown_table(heads, lines)
+
+
+def pair_table(results, columns):
+    """Each pair of cells, a line each. columns: {key: head}."""
+    lines = []
+    for small, large in contrasts(list(results.tuned)):
+        which = f"{mark(results, small, large)}{size_text(small)} → {size_text(large)}"
+        texts = [pair_text(results, small, large, key) for key in columns]
+        lines.append([small.method, small.arm, which, *texts])
+    return markdown_table(["method", "arm", "sizes", *columns.values()], lines)
+
+
+NOVEL = {"incompleteness": "lacked", "weights_helps": "helps", "weights_novel": "novel",
+         "weights_helps_novel": "helps, of the novel", "weights_auroc": "AUROC",
+         "weights_cut": "cut", "writes_novel": "novel by writes", "writes_auroc": "AUROC by writes",
+         "inputs_auroc": "AUROC over inputs"}
+SPLITS = {"canonicity": "canonicity", "matched": "matched", "split": "split",
+          "split_if_matched": "of the matched", "one_to_one": "1:1",
+          "one_to_one_if_matched": "of the matched", "one_to_many": "1:n", "many_to_one": "n:1",
+          "many_to_many": "n:m"}
+NEAREST = {"few_ve": "by 4 writes", "cosine_read": "E", "cosine_write": "D",
+           "cosine_rank_one": "rank one", "cosine_inputs_read": "E, inputs",
+           "cosine_inputs_rank_one": "rank one, inputs"}
+
+
+def render(found):
+    """All that was found, as Markdown."""
+    results = Results(found)
+    cfg = found["provenance"]["config"]
+    n_tokens = next(iter(results.models.values()))["tokens"]
+    lines = [PREFACE.format(seeds=results.n, **results.aims).strip(), "", *headline(results)]
+    lines += ["", COUNTS.format(tokens=n_tokens).strip(), "", *counts_table(results)]
+    for by, name in SIMILARITIES.items():
+        columns = {f"{by}_{key}": head for key, head in SPLITS.items()}
+        lines += ["", COUNTERPARTS.format(name=name).strip(), "", *pair_table(results, columns)]
+    lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL)]
+    lines += ["", COSINES.strip(), "", *pair_table(results, NEAREST)]
+    lines += ["", TUNED.strip(), "", *tuning_table(found, results)]
+    return "\n".join([*lines, ""])
+
+
+# ----------------------------------------------------------------------------------------- pictures
+STYLES = dict(l0="-", ce="--")
+BARS = {f"{MAIN}_novel": "share of the large one's units that are novel",
+        f"{MAIN}_split": "share of the small one's units that split"}
+
+
+def picture(found):
+    """Draw alive counts over size, a panel for each method; below, novel and split units from the
+    smallest to the largest size, and what is written on the way."""
+    from matplotlib.figure import Figure
+    results = Results(found)
+    methods = list(dict.fromkeys(cell.method for cell in results.tuned))
+    figure = Figure((max(13, 2.7 * len(methods)), 7.4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    panels = above.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for ax, method in zip(panels, methods):
+        draw_alive(ax, results, method)
+    panels[0].set_ylabel("alive units")
+    handles, labels = panels[0].get_legend_handles_labels()
+    above.legend(handles, labels, loc="outside right center", fontsize=8)
+
+    axes = below.subplots(1, 3, width_ratios=(1, 1, 1.2))
+    for ax, (key, label) in zip(axes, BARS.items()):
+        draw_bars(ax, results, key)
+        ax.set_xlabel(label)
+    axes[1].set_yticklabels([])
+    draw_paths(axes[2], results)
+    handles, labels = axes[0].get_legend_handles_labels()
+    below.legend(handles, labels, loc="outside lower left", ncols=len(handles), fontsize=8)
+    return figure
+
+
+def draw_alive(ax, results, method):
+    """Alive units over size, by each rule and in each arm: means over seeds."""
+    for (name, arm), group in results.groups().items():
+        grown = [cell for cell in group if cell.times == 1]
+        if name != method:
+            continue
+        x = [cell.size for cell in grown]
+        for i, (rule, label) in enumerate(RULES.items()):
+            y = [statistics.mean(results.of(cell, rule)) for cell in grown]
+            ax.plot(x, y, STYLES[arm], color=f"C{i}", marker=pictures.MARKERS[i], mfc="w", ms=5,
+                    label=f"{label}, {arm}")
+        units = [statistics.mean(results.of(cell, "units")) for cell in grown]
+    ax.plot(x, units, ":", color="0.6", label="all units")
+    ax.set(title=method, xlabel="size")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.grid(alpha=0.3)
+
+
+def ends_of(results):
+    """The smallest and the largest cell of each method and arm that has several sizes."""
+    ends = []
+    for group in results.groups().values():
+        grown = [cell for cell in group if cell.times == 1]
+        if len(grown) > 1:
+            ends.append((grown[0], grown[-1]))
+    return ends
+
+
+def draw_bars(ax, results, key):
+    """One number from the smallest to the largest size, with its null and its floor."""
+    pairs = ends_of(results)
+    names = [f"{small.method} {small.arm}" for small, _ in pairs]
+    values = [noise.over_seeds(results.between(*pair, key)) for pair in pairs]
+    means = [value["mean"] if value else math.nan for value in values]
+    halves = [value["half"] or 0 if value else 0 for value in values]
+    ax.barh(names, means, xerr=halves, color="0.8", edgecolor="k", capsize=3)
+    nulls = [results.between(*pair, f"null_{key}") for pair in pairs]
+    floors = [results.floor(small, key) for small, _ in pairs]
+    draw_marks(ax, nulls, names, marker="|", color="k", ms=22, label="null: random units")
+    draw_marks(ax, floors, names, marker="D", color="C3", ms=5,
+               label="floor: two seeds of the smallest size")
+    ax.set(xlim=(-0.02, 1.02))
+    ax.invert_yaxis()
+
+
+def draw_marks(ax, values_of_bars, names, **look):
+    """A mark on each bar at a mean over seeds."""
+    metrics = [noise.over_seeds(values) for values in values_of_bars]
+    means = [metric["mean"] if metric else math.nan for metric in metrics]
+    ax.plot(means, names, ls="", mfc="w", mew=1.6, **look)
+
+
+def draw_paths(ax, results):
+    """The error on the way from the smallest to the largest size, over that of the smallest."""
+    methods = dict.fromkeys(cell.method for cell in results.tuned)
+    colors = dict(zip(methods, pictures.COLORS))
+    for small, large in ends_of(results):
+        paths = [path for path in results.between(small, large, "path") if path]
+        if not paths:
+            continue
+        means = {point: mean_on_path(paths, point) for point in paths[0]}
+        ax.plot([float(point) for point in means], means.values(), STYLES[small.arm],
+                color=colors[small.method], label=f"{small.method} {small.arm}")
+    ax.set(xlabel="0: small, 1: its novel units added, 2: large",
+           ylabel="squared error / that of the small one")
+    ax.grid(alpha=0.3)
+    if ax.lines:
+        ax.legend(fontsize=7)
+
+
+def mean_on_path(paths, point):
+    """The squared error at a point, over that of the small one: mean over seeds."""
+    return statistics.mean(path[point]["mse"] / path["0"]["mse"] for path in paths)
+
+
+# ------------------------------------------------------------------------------------------- main
+def check_models(models, all_cells, tuning):
+    """Fail on what can't be trained, and on models that other code has trained, before anything
+    else: of each cell, the first seed where its search begins."""
+    for cell in all_cells:
+        value = tuning.first_value(cell, None, {})
+        job, run = models.job(Setting(cell.method, cell.size, cell.times, value), 0)
+        job.method.module.check_memory(run, models.arena.gpt)
+        job.method.module.build(run, models.arena.gpt)
+        if not (models.base.retrain or models.base.keep):
+            compare.is_trained(run, job.method.module, False, False)
+
+
+def main(cfg):
+    # what is asked, of what
+    common.check(cfg)
+    todo = tasks(cfg)
+    all_cells = cells(cfg)
+    base = compare.Config(
+        cfg.model, cfg.data, cfg.layer, ",".join(methods_of(cfg)), seeds=cfg.seeds,
+        tokens=cfg.tokens, eval_tokens=cfg.eval_tokens, retrain=cfg.retrain, keep=cfg.keep,
+        runs=cfg.runs, device=cfg.device)
+    dev = common.device(cfg.device)
+    gpt = GPT.load(cfg.model, dev)
+    layer, _ = compare.check(base, gpt)
+    arena = compare.prepared(base, gpt, layer, dev)
+    known = Found(Path(cfg.out) / "sizes.json", ("trials", "models", "pairs"), in_order)
+    study = Study(cfg, base, arena, known)
+    check_models(study.models, all_cells, study.tuning)
+    common.must_be_writable(cfg.out, cfg.runs)
+    common.hold(cfg.out)
+
+    # do it
+    seconds = {}
+    for i, task in enumerate(todo):
+        print(f"[{i + 1}/{len(todo)}] {task}; {compare.left(seconds, todo[i:])}", flush=True)
+        began = time.time()
+        study.do(task)
+        # what was there already says nothing about how long the rest takes
+        spent = time.time() - began
+        if spent > 1:
+            seconds.setdefault(task.name, []).append(spent)
+
+    # tell
+    known.write(settings=list(study.tuned.values()), provenance=common.provenance(cfg, gpt))
+    found = json.loads(known.path.read_text(encoding="utf-8"))
+    common.write(Path(cfg.out) / "sizes.md", render(found).encode())
+    curve.save_picture(picture(found), Path(cfg.out) / "sizes.png")
+    print("", render(found), f"-> {cfg.out}/sizes.json, .md, .png", sep="\n")
+
+
+if __name__ == "__main__":
+    main(common.cli(Config))

@@ -1,0 +1,287 @@
+"""studies/sizes.py: what it trains, how it tunes, that a killed one goes on, and its arithmetic."""
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import common
+import compare
+import evals
+from model import GPT
+from studies import sizes
+from studies.sizes import Cell, Config, Results, Setting, Task
+from test_common import fails
+
+SMALL = {"transcoder": dict(N=60), "spd": dict(B=2, ci_hidden=8), "molt": dict(groups="8@1,4@2", N=60)}
+
+
+@pytest.fixture
+def cfg(target, tmp_path, monkeypatch):
+    for name, change in SMALL.items():
+        monkeypatch.setitem(compare.METHODS, name, compare.METHODS[name]._replace(change=change))
+    monkeypatch.setattr(sizes, "MOLT_SIZE", 16)
+    monkeypatch.setattr(sizes, "TRIALS", 2)
+    return Config(model=str(target), data=str(target / "x.bin"), device="cpu", methods="transcoder", sizes="24,16", twice="",
+                  arms="l0", l0=4, seeds=2, tokens=240, eval_tokens=120, out=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+
+
+def read(cfg):
+    return json.loads((Path(cfg.out) / "sizes.json").read_text())
+
+
+# ------------------------------------------------------------------------------------ what is done
+def test_the_cells_and_what_is_held_against_what():
+    cfg = Config(methods="sae", arms="ce", sizes="8, 4,16", twice="4", seeds=3)
+    a, b, c, longer = cells = sizes.cells(cfg)
+    assert [cell[1:] for cell in cells] == [("ce", 4, 1), ("ce", 8, 1), ("ce", 16, 1), ("ce", 4, 2)]
+    assert sizes.contrasts(cells) == [(a, b), (b, c), (a, c), (a, longer)]
+    todo = sizes.tasks(cfg)
+    assert [task.cell for task in todo if task.what == "tune"] == cells
+    assert sum(task.what == "ask" for task in todo) == 4 * 3
+    pairs = [task for task in todo if task.what == "compare"]
+    # no pair shares a seed, and every number has its floor
+    assert all(task.other_seed == (task.seed + 1) % 3 for task in pairs)
+    assert {(task.cell, task.other) for task in pairs} == {*sizes.contrasts(cells), (a, a), (b, b), (longer, longer)}
+    assert [task for task in sizes.tasks(dataclasses.replace(cfg, seeds=1)) if task.what == "compare"] == [
+        Task("compare", one, 0, other, 0) for one, other in sizes.contrasts(cells)]
+
+
+def test_a_row_at_its_own_size_is_the_tables_and_its_model_is_shared(cfg):
+    gpt = GPT.load(cfg.model)
+    base = compare.Config(model=cfg.model, data=cfg.data, tokens=240, runs=cfg.runs)
+    models = sizes.Models(base, compare.Arena(gpt, 1, None, None, [], 0, None, {}))
+    for name, size, flag in (("transcoder", 1024, "F"), ("spd", 256, "C"), ("molt", 16, "groups")):
+        value = compare.METHODS[name].values[1]
+        job, run = models.job(Setting(name, size, 1, value), 0)
+        table, = compare.jobs_of_row(name, 0, True)
+        assert run.out == table.config(base, gpt, 1).out
+        other = models.job(Setting(name, 2 * size, 1, value), 0)[1]
+        assert other.out != run.out and getattr(other, flag) == ("16@1,8@2" if name == "molt" else 2 * size)
+        twice = models.job(Setting(name, size, 2, value), 0)[1]
+        assert twice.steps == 2 * run.steps and twice.out != run.out
+    assert sizes.scaled("64@2,4@32,1@64", 1 / 4) == "16@2,1@32,1@64"
+
+
+# ---------------------------------------------------------------------------------------- tuning
+def search(reach, knob, first, arm="l0", aim=16., most=10**6, trials=9):
+    """Which values does a search try if a value reaches what `reach` says?"""
+    missed, value = {}, first
+    while value is not None and len(missed) < trials:
+        trial = dict(l0=reach(value), ce=reach(value))
+        missed[value] = sizes.miss(arm, aim, trial)
+        if sizes.is_near(arm, aim, trial):
+            break
+        value = sizes.next_value(knob, missed, most)
+    return [*missed]
+
+
+def test_a_search_ends_where_it_should():
+    assert search(lambda k: k, "k", 16) == [16]
+    assert search(lambda k: .5 * k, "k", 16) == [16, 32]
+    assert search(lambda c: .1 * c**-.5, "c_imp", 1e-4) == [1e-4, pytest.approx(6.25e-5), pytest.approx(3.91e-5, rel=1e-2)]
+    far = search(lambda c: 16 * (c / 2e-2)**-.5, "lam", 1e-4)
+    assert far[:4] == pytest.approx([1e-4, 4e-4, 1.6e-3, 6.4e-3]) and far[-1] == pytest.approx(2e-2, rel=.1)
+    # CE recovered that rises with k, and is at .985 at 18 or 19
+    tried = search(lambda k: 1 - .27 / k, "k", 16, "ce", .985)
+    assert tried == [16] and sizes.is_near("ce", .985, dict(ce=1 - .27 / 16))
+    assert search(lambda k: 1 - .9 / k, "k", 16, "ce", .985)[-1] in range(54, 70)
+    # a line that noise has turned over is not believed
+    assert sizes.next_value("lam", {1e-3: .5, 2e-3: .7}, 9) == pytest.approx(1e-3 * math.exp(.5), rel=1e-2)
+
+
+def test_a_whole_number_is_tried_once_and_stays_in_its_range():
+    assert search(lambda k: 10 if k < 20 else 30, "k", 16)[-2:] != [19, 20] and len(search(lambda k: 10 if k < 20 else 30, "k", 16)) < 9
+    assert search(lambda k: 10, "k", 16, most=20) == [16, 20]
+    assert search(lambda k: 10 + .01 * k, "k", 1) [:2] == [1, 2]
+    assert search(lambda k: 40, "k", 3) == [3, 1]
+    assert sizes.next_value("k", {7: -.2, 8: .1}, 99) is None
+
+
+class FakeTuning(sizes.Tuning):
+    """Whose trials reach what a formula says."""
+    def __init__(self):
+        self.aims, self.done = dict(l0=16, ce=.987), []
+
+    def trial(self, cell, value):
+        self.done.append(value)
+        return dict(l0=.9 * value, ce=1 - .3 / value)
+
+
+def test_what_one_arm_tried_helps_the_other_one():
+    tuning, cell = FakeTuning(), Cell("sae", "l0", 64, 1)
+    of_l0 = tuning.search(cell, None, [])
+    assert of_l0 == cell._asdict() | dict(value=18, tried=[16, 18], is_found=True)
+    tuning.done.clear()
+    of_ce = tuning.search(cell._replace(arm="ce"), None, of_l0["tried"])
+    assert tuning.done == [16, 18, 23] and of_ce["tried"] == [23] and of_ce["is_found"]
+    # the smaller size's value is tried first, unless it was tried already
+    assert tuning.search(cell._replace(arm="ce"), Setting("sae", 32, 1, 21), [16, 18])["tried"] == [21]
+    assert tuning.search(cell._replace(arm="ce"), Setting("sae", 32, 1, 18), [16, 18])["tried"] == [23]
+    tuning.aims["ce"] = 1 - .3 / 16             # one trial is enough for both
+    assert tuning.search(cell._replace(arm="ce"), None, [16])["tried"] == []
+
+
+def test_a_model_that_predicts_nothing_is_as_far_as_can_be():
+    assert sizes.miss("ce", .985, dict(ce=None)) == sizes.miss("ce", .985, dict(ce=-3.)) < -10
+    assert not sizes.is_near("ce", .985, dict(ce=None)) and sizes.miss("l0", 16, dict(l0=0.)) < -9
+    assert sizes.miss("l0", 16, dict(l0=32.)) == pytest.approx(math.log(2))
+
+
+# --------------------------------------------------------------------------------------- settled
+def write_log(folder, losses):
+    rows = [dict(step=10 * i, loss=loss, norm=1.) for i, loss in enumerate(losses)]
+    common.write(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def test_a_loss_falls_if_its_line_does_for_sure(tmp_path):
+    gen = common.generator(0, "noise")
+    noise = (.01 * torch.randn(100, generator=gen)).tolist()
+    write_log(tmp_path, [1 + n for n in noise])
+    flat = sizes.falling(tmp_path)
+    assert flat.is_falling is False and abs(flat.share) < .05
+    write_log(tmp_path, [2 - .01 * i + n for i, n in enumerate(noise)])
+    steep = sizes.falling(tmp_path)             # by .19 or .2 of about 1.1, over the last fifth
+    assert steep.is_falling is True and steep.share == pytest.approx(.19 / 1.1, rel=.1)
+    write_log(tmp_path, [9.] * 50 + [1.] * 50)  # what came before does not count
+    assert sizes.falling(tmp_path) == (False, 0)
+    write_log(tmp_path, [1., 2.])
+    assert sizes.falling(tmp_path) == sizes.falling(tmp_path / "nothing") == (None, None)
+
+
+def test_the_interval_of_the_slope_is_that_of_least_squares(tmp_path):
+    import numpy as np
+    losses = [1., .9, 1.1, .7, .8, .85]
+    write_log(tmp_path, losses)
+    (slope, _), cov = np.polyfit(range(6), losses, 1, cov=True)
+    half = 2.776 * cov[0, 0]**.5
+    assert sizes.falling(tmp_path, 1.).is_falling == (slope + half < 0)
+    write_log(tmp_path, [loss - (slope + .99 * -half + half) * 0 for loss in losses])
+    for share, falls in ((1.01, True), (.99, False)):       # tilt the line to just beyond its interval, and just within
+        write_log(tmp_path, [loss - (slope + share * half) * i for i, loss in enumerate(losses)])
+        assert sizes.falling(tmp_path, 1.).is_falling is falls
+
+
+def test_components_need_a_cliff_in_both_matrices_and_dictionaries_none():
+    still, falls = sizes.Fall(False, 0.), sizes.Fall(True, .1)
+    counts = dict(cliff=.1, null_cliff=.5, cliff_units=7, cliff_in=.9, null_cliff_in=.5, cliff_units_in=3, cliff_out=.9,
+                  null_cliff_out=.5, cliff_units_out=4)
+    assert sizes.settled("component", counts, still) and not sizes.settled("component", counts, falls)
+    assert not sizes.settled("component", counts | dict(cliff_out=.4), still)
+    assert sizes.settled("dictionary", counts | dict(cliff_out=.4), still)
+    assert not sizes.settled("map", counts, sizes.Fall(None, None))
+
+
+# ---------------------------------------------------------------------------------- the whole study
+def test_all_of_it_and_a_killed_one_goes_on(cfg, capsys, monkeypatch):
+    done = []
+    do = sizes.Study.do
+
+    def die_at_the_fifth(study, task):
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(task)
+        do(study, task)
+
+    cfg = dataclasses.replace(cfg, twice="16")
+    monkeypatch.setattr(sizes.Study, "do", die_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        sizes.main(cfg)
+    common.let_go(cfg.out)
+    assert [task.what for task in done] == ["tune"] * 3 + ["ask"] and len(read(cfg)["models"]) == 1
+    monkeypatch.setattr(sizes.Study, "do", do)
+    n_models = len(list(Path(cfg.runs).iterdir()))
+    sizes.main(cfg)
+    found, out = read(cfg), capsys.readouterr().out
+    assert len(list(Path(cfg.runs).iterdir())) > n_models
+
+    # one that has ended finds all, and says the same
+    monkeypatch.setattr(compare.METHODS["transcoder"].module, "train", None)
+    monkeypatch.setattr(sizes, "asked_alone", None), monkeypatch.setattr(sizes, "asked_together", None)
+    monkeypatch.setattr(sizes, "reached", None)
+    sizes.main(cfg)
+    again = read(cfg)
+    for table in ("trials", "models", "pairs", "settings"):
+        assert found[table] == again[table]
+    text = (Path(cfg.out) / "sizes.md").read_text()
+    assert text.strip() in out and text.count("| transcoder | l0 | ~16 → 16x2 |") == 5
+    assert (Path(cfg.out) / "sizes.png").stat().st_size > 20_000
+    with pytest.raises(TypeError):              # another evaluation is another number
+        sizes.main(dataclasses.replace(cfg, eval_tokens=132))
+
+
+def test_components_and_maps_with_one_seed(cfg):
+    cfg = dataclasses.replace(cfg, methods="spd,molt", arms="ce", sizes="16,20", seeds=1)
+    sizes.main(cfg)
+    found = read(cfg)
+    results = Results(found)
+    small, large = sizes.ends_of(results)[0]
+    assert results.floor(small, "incompleteness") == [None] and results.between(small, large, "incompleteness") != [None]
+    assert "n/a, of" in sizes.render(found) and [row["path"].keys() >= {"0", "1", "2"} for row in found["pairs"]] == [True] * 2
+    row = found["pairs"][0]
+    for key in (*sizes.NOVEL, *sizes.NEAREST, *(f"{by}_{key}" for by in sizes.SIMILARITIES for key in sizes.SPLITS)):
+        assert key in row and sizes.null_of(key) in row
+
+
+# --------------------------------------------------------------------------------------- its arithmetic
+def made_up(values, settled=True):
+    """Results of sae at sizes 4 and 8, three seeds: values = {(small, large): canonicity of each seed}."""
+    config = dict(seeds=3, l0=16, ce=.9)
+    settings = [dict(method="sae", arm="l0", size=size, times=1, value=16) for size in (4, 8)]
+    models, pairs = [], []
+    for seed in range(3):
+        models += [row | dict(seed=seed, alive=row["size"] - seed, settled=settled) for row in settings]
+        for (small, large), canonicity in values.items():
+            pairs.append(dict(method="sae", small=f"{small} k=16", large=f"{large} k=16", seed=seed, other_seed=(seed + 1) % 3,
+                              weights_canonicity=canonicity[seed], null_weights_canonicity=.01))
+    return Results(dict(provenance=dict(config=config), settings=settings, models=models, pairs=pairs))
+
+
+def test_the_headline_is_what_is_over_the_floor_seed_by_seed():
+    results = made_up({(4, 8): [.5, .6, .7], (4, 4): [.2, .3, .4]})
+    line = sizes.headline(results)[2]
+    assert "| .30±.00, of .60±.25 [.30] (.01) |" in line
+    ratio = sum(a / b for a, b in ((8, 4), (7, 3), (6, 2))) / 3
+    assert f" {ratio:.2f}±" in line and "~" not in line
+    assert "| ~.30±.00, of" in sizes.headline(made_up({(4, 8): [.5, .6, .7], (4, 4): [.2, .3, .4]}, settled=False))[2]
+    assert sizes.minus([1, None, 3], [1, 1, None]) == [0, None, None]
+
+
+def test_sparsity_and_faithfulness_are_those_of_the_evaluation(cfg):
+    gpt = GPT.load(cfg.model)
+    rows = torch.randint(0, 30, (8, 12), generator=common.generator(0, "rows"))
+    split = rows, rows.new_zeros(8, 12, 0)
+    arena = compare.Arena(gpt, 1, split, split, [], 0, None, {})
+    m = compare.baselines.Neurons(1, gpt.mlp(1), 4)
+    table = evals.scores(gpt, rows, evals.ablations(gpt, 1, rows) | dict(m=evals.splice(m)))
+    assert sizes.reached(m, arena, "test") == dict(l0=pytest.approx(4, abs=.1), ce=evals.recovered(table, "m"))
+
+
+# ----------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize("change, words", [
+    (dict(sizes="5,x"), "--sizes 5,x"), (dict(sizes=","), "needs a size"), (dict(sizes="0"), "--sizes 0"), (dict(sizes="9" * 30), "--sizes 9"),
+    (dict(twice="8"), "--twice 8"), (dict(arms="l0,l1"), "--arms l0,l1"), (dict(methods="clt"), "--methods clt"), (dict(ce=1.), "--ce 1.0"),
+    (dict(methods="sae:frozen"), "--methods sae:frozen"), (dict(layer=9), "--layer 9"), (dict(eval_tokens=1), "--eval_tokens 1"),
+    (dict(retrain=True, keep=True), "--retrain --keep")])
+def test_bad_input_is_one_line(cfg, capsys, change, words):
+    fails(capsys, lambda: sizes.main(dataclasses.replace(cfg, **change)), words)
+    assert not Path(cfg.out).exists() and not Path(cfg.runs).exists()
+
+
+def test_a_size_without_the_memory_is_found_before_anything_is_done(cfg, capsys, monkeypatch):
+    monkeypatch.setattr(common, "memory", lambda device: 1e7)
+    fails(capsys, lambda: sizes.main(dataclasses.replace(cfg, sizes="16,100000")), "--F 100000", "GiB")
+    assert not Path(cfg.runs).exists()
+
+
+def test_models_of_other_code_are_refused_before_anything_is_done(cfg, capsys, monkeypatch):
+    cfg = dataclasses.replace(cfg, seeds=1, sizes="16")
+    sizes.main(cfg)
+    before = read(cfg)
+    common.let_go(cfg.out)
+    monkeypatch.setattr(common, "training_code", lambda file: dict(other=1))
+    fails(capsys, lambda: sizes.main(cfg), "trained by other code than there is now")
+    sizes.main(dataclasses.replace(cfg, keep=True))
+    assert read(cfg)["models"] == before["models"]
