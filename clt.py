@@ -48,7 +48,7 @@ import common
 import data
 import evals
 from model import GPT, default_layer
-from report import curve
+from report import curve, gallery
 
 
 @dataclasses.dataclass
@@ -61,6 +61,7 @@ class Config:
     out: str = "runs/clt"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, k or lam times 1/4 to 4: sweep.json and sweep.png
+    page: bool = True               # units.html beside the checkpoint: a page to browse the units
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # [0, 1e18] of the initialisation and the batches
     # features
@@ -93,7 +94,7 @@ class Config:
 
 
 RENAMED = {"bw": "bandwidth"}      # flags by their old names
-MAY_CHANGE_ON_RESUME = {"model", "layer", "replace", "out", "resume", "sweep", "device",
+MAY_CHANGE_ON_RESUME = {"model", "layer", "replace", "out", "resume", "sweep", "page", "device",
                         "log_every", "save_every", "eval_tokens"}
 
 
@@ -549,7 +550,12 @@ def sweep(cfg):
 
 
 def main(cfg):
-    return sweep(cfg) if cfg.sweep else train(cfg)
+    if cfg.sweep:
+        return sweep(cfg)
+    m, found = train(cfg)
+    if cfg.page:
+        gallery.of_run(cfg, m, found)
+    return m, found
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """How do all methods compare, on one MLP and the same tokens, over sparsities and seeds?
 
-A run trains the models that are missing, evaluates what is not evaluated yet, and prints the table.
-A run that was killed goes on; a second one only prints. A training or an evaluation that fails
-leaves a FAILED row, and exit code 1. torchrun's processes share the jobs; on several machines they
-need a folder that all of them see.
+A run trains the models that are missing, evaluates what is not evaluated yet, and prints the table;
+units.html beside it is a page to browse the units of the first seed of each row. A run that was
+killed goes on; a second one only prints. A training or an evaluation that fails leaves a FAILED
+row, and exit code 1. torchrun's processes share the jobs; on several machines they need a folder
+that all of them see.
 
     a model         runs/compare/NAME-KNOB-SEED-KEY; KEY = hash of method, target, text, and of the
                     flags that are not at their defaults
@@ -64,7 +65,7 @@ import transcoder
 from metrics.chat import ChatClient
 from metrics.groups import BY_RATE, CURVES, GROUPS, TOGETHER
 from model import GPT, default_layer
-from report import headline, table
+from report import gallery, headline, table
 from tinytales import cache, concepts
 
 
@@ -93,6 +94,7 @@ class Config:
     # what is shown, where it is kept
     explain: bool = False           # say what each row and each column means, and stop
     out: str = "results"            # for what is found; results-quick, results-part if not all
+    page: bool = True               # units.html in --out: a page to browse one seed of each row
     readme: bool = False            # put the table into README.md too, between its markers
     runs: str = "runs/compare"      # folder for the models and their evaluations
     device: str = "auto"            # auto, cpu, cuda
@@ -628,6 +630,29 @@ def collect(cfg, arena, groups, todo, team):
     return [(job, *done[i]) for i, job in enumerate(todo)]
 
 
+def write_page(cfg, arena, found):
+    """Write a page to browse the units of the first seed of each method, at its middle sparsity.
+    Returns a line that says so. A page of the same models is kept."""
+    named = []
+    depends_on = [code_of(gallery), gallery.TEMPLATE.read_text(encoding="utf-8")]
+    for job, numbers, failed in found:
+        if job.seed == 0 and job.middle and not job.floor and not failed:
+            subject = subject_of(job, cfg, arena)
+            named.append((job.name, subject.model, numbers.get("ce_recovered")))
+            depends_on += [job.name, subject.which]
+    if not named:
+        return f"no {gallery.PAGE}: no method was trained"
+
+    n_rows = max(2, gallery.TOKENS // arena.gpt.cfg.n_positions)
+    fit, test = [(rows[:n_rows], labels[:n_rows]) for rows, labels in (arena.fit, arena.test)]
+    scene = gallery.Scene(arena.gpt, arena.layer, fit, test, arena.names, gallery.RULES)
+    key = digest([depends_on, arena.gpt.hash, data.fingerprint(cfg.data), test[0].shape])
+    path = Path(cfg.out) / gallery.PAGE
+    if gallery.is_of(path, key):
+        return f"-> {path}"
+    return gallery.write(path, named, scene, key)
+
+
 # ------------------------------------------------------------------------------------ the run
 def check(cfg, gpt):
     """Fail on what can't be run; otherwise (layer, names of the groups of metrics)."""
@@ -735,6 +760,11 @@ def main(cfg):
     failed = []
     for row in results["rows"]:
         failed += [f"{row['name']} {text}" for text in row["failed"]]
+    if cfg.page:
+        try:
+            print(write_page(cfg, arena, found))
+        except (Exception, SystemExit) as e:        # the table is there
+            failed.append(f"{gallery.PAGE}: {error_text(e)}")
     if failed:
         common.fail(f"FAILED: {'; '.join(failed)}", 1)
 

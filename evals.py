@@ -102,6 +102,8 @@ from model import Constant, split_rows
 RARE = 0.002            # a concept says something where it is true at this share of the tokens ..
 DENSE = 0.3             # .. or more, up to this share
 ALIVE = 10              # a unit is alive when it is on at this many tokens or more
+WIDTH = 100             # columns of what is told of units
+DENSEST = 3             # units that are told of because they are on most
 LEAST_COST = 0.05       # nats: an MLP whose ablation costs less is worth too little to share out
 
 
@@ -524,26 +526,79 @@ def in_context(gpt, row, t):
     return f"{before} [[{here}]] {after}"
 
 
-def describe(m, gpt, rows_RT, units, frequency_F, matched, names, k=3):
+def clipped(text, width=WIDTH):
+    """Cut a text to a width, around the [[ in it if there is one."""
+    if len(text) <= width:
+        return text
+    start = max(0, min(text.find("[[") - width // 2, len(text) - width))
+    cut = text[start:start + width]
+    if start:
+        cut = "…" + cut[1:]
+    return cut if start + width >= len(text) else cut[:-1] + "…"
+
+
+def unit_line(gpt, head, up, down):
+    """One line about a unit: a head, and as many of the tokens that it pushes as there is room
+    for."""
+    for n in range(len(up), 0, -1):
+        line = f"{head}   up: {as_list(gpt, up[:n])}   down: {as_list(gpt, down[:n])}"
+        if len(line) <= WIDTH:
+            return line
+    return clipped(line)
+
+
+def describe(m, gpt, rows_RT, units, frequency_F, matched, names, n_contexts):
     """Say in lines of text what some units do: how often each is on, its best concept, the tokens
     that its mean contribution pushes up and down, and its strongest tokens in context, in [[ ]].
 
-    matched: of `match`, or None; names: of the concepts."""
+    matched: of `match`, or None; names: of the concepts; n_contexts: how many tokens of each."""
     if not len(units):
         return []
-    spots_UJ2, write_UD = examples(m, gpt, rows_RT, units, k)
+    spots_UJ2, write_UD = examples(m, gpt, rows_RT, units, max(1, *n_contexts))
     up_UJ, down_UJ = pushed(gpt, write_UD)
     lines = []
     for i, u in enumerate(units.tolist()):
-        concept = ""
+        head = f"#{u}: on at {frequency_F[u]:.2%}"
         if matched:
-            concept = f", {names[matched.concept_F[u]]} (F1 {matched.f1_F[u]:.2f})"
-        up = as_list(gpt, up_UJ[i])
-        down = as_list(gpt, down_UJ[i])
-        lines.append(f"#{u}: on at {frequency_F[u]:.2%}{concept}   up: {up}   down: {down}")
-        for r, t in spots_UJ2[i].tolist():
-            lines.append(f"    {in_context(gpt, rows_RT[r].tolist(), t)}")
+            head += f", {names[matched.concept_F[u]]} (F1 {matched.f1_F[u]:.2f})"
+        lines.append(unit_line(gpt, head, up_UJ[i].tolist(), down_UJ[i].tolist()))
+        for r, t in spots_UJ2[i, :n_contexts[i]].tolist():
+            lines.append("    " + clipped(in_context(gpt, rows_RT[r].tolist(), t), WIDTH - 4))
     return lines
+
+
+def some_of(alive, rank_U, frequency_F, k):
+    """Which units are told of? Of the alive ones the k of highest rank, k others drawn at random,
+    and of all others the DENSEST that are on most."""
+    best = alive[rank_U.topk(min(k, len(alive))).indices]
+    rest = alive[~torch.isin(alive, best)]
+    by_density = rest[frequency_F[rest].argsort(descending=True, stable=True)]
+    densest = by_density[:DENSEST]
+    others = rest[~torch.isin(rest, densest)]
+    picks = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:k]
+    return best, others[picks.to(others.device)], densest
+
+
+def tell(m, gpt, rows_RT, alive, frequency_F, matched, names, k):
+    """Say what units are like: the k best with where they are strongest, k others at random, and
+    the densest; for k = 10 in 38 lines or fewer. Without concepts the best are the most used."""
+    head = f"of {len(alive)} alive units, the most used:"
+    rank_U = frequency_F[alive]
+    if matched:
+        rank_U = matched.f1_F[alive]
+        n_matched = rank_U.ge(0.5).sum().item()
+        head = f"{n_matched} of {len(alive)} alive units match a concept at F1 >= 0.5; the best:"
+    best, others, densest = some_of(alive, rank_U, frequency_F, k)
+
+    # where they are on: three times of the first, once of the other best
+    n_contexts = [0] * (len(best) + len(others) + len(densest))
+    n_contexts[:len(best)] = [1] * len(best)
+    n_contexts[:1] = [3] * len(best[:1])
+    units = torch.cat([best, others, densest])
+    told = describe(m, gpt, rows_RT, units, frequency_F, matched, names, n_contexts)
+    end = len(told) - len(others) - len(densest)
+    lines = [head, *told[:end], "at random:", *told[end:end + len(others)]]
+    return [*lines, "the densest, which tell least:", *told[end + len(others):]]
 
 
 # ------------------------------------------------------------------------------------- reports
@@ -555,8 +610,8 @@ def report(m, gpt, fit, test, names, groups, thresholds, main, k=10):
     concept_matched_fraction    share of the alive units of all groups that have a concept at F1 >=
                                 0.5, chosen on fit and scored on test; None without concepts
 
-    The text describes the k alive units of each group that fit their concepts best; without
-    concepts, the most used. fit, test: (rows_RT, labels_RTK); names: of the concepts."""
+    The text is that of `tell`, on the alive units of all groups. fit, test: (rows_RT, labels_RTK);
+    names: of the concepts."""
     on_fit = counts(m, gpt, *fit, thresholds)
     on_test = counts(m, gpt, *test, thresholds)
     matched = match(on_fit, on_test)
@@ -564,33 +619,25 @@ def report(m, gpt, fit, test, names, groups, thresholds, main, k=10):
 
     lines = []
     out = {}
-    is_named = []                   # of each alive unit: has it a concept?
+    parts = []                      # the alive units of each group
     for name, units in groups.items():
         # how many are on, and how many ever
         alive_AU = on_fit["on"][:, units] >= ALIVE
-        alive_U = alive_AU[main]
+        parts.append(units[alive_AU[main]])
         n_alive = alive_AU.sum(1).tolist()
         l0 = (on_test["on"][:, units].sum(1) / on_test["n"]).tolist()
         out |= {f"l0_{name}": l0[main], f"alive_{name}": n_alive[main]}
         out |= {f"l0s_{name}": l0, f"alives_{name}": n_alive}
-
-        # the best of them, in text
-        if matched:
-            is_named += matched.f1_F[units][alive_U].ge(0.5).tolist()
-        rank_U = matched.f1_F[units] if matched else on_fit["on"][main, units]
-        best = rank_U.masked_fill(~alive_U, -1).topk(min(k, n_alive[main])).indices
         rounded = [round(value, 2) for value in l0]
-        title = "best concepts" if matched else "most used"
-        lines.append(f"\n{name}: at thresholds {thresholds} L0 {rounded}, alive {n_alive}; "
-                     f"{title}:")
-        lines += describe(m, gpt, test[0], units[best], frequency_F, matched, names)
+        lines.append(f"{name}: at thresholds {thresholds} L0 {rounded}, alive {n_alive}")
 
+    # what they mean
+    alive = torch.cat(parts)
     out["concept_matched_fraction"] = None
     if matched:
-        n = len(is_named)
-        out["concept_matched_fraction"] = sum(is_named) / max(1, n)
-        lines.append(f"\n{sum(is_named)} of {n} alive units match a concept at F1 >= 0.5")
-    return lines, out
+        is_named = matched.f1_F[alive] >= 0.5
+        out["concept_matched_fraction"] = is_named.sum().item() / max(1, len(alive))
+    return lines + tell(m, gpt, test[0], alive, frequency_F, matched, names, k), out
 
 
 def replacement(m, gpt, layer, fit, test, names, units="units"):

@@ -52,7 +52,7 @@ import data
 import evals
 from metrics import faithful
 from model import GPT, default_layer
-from report import curve
+from report import curve, gallery
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Config:
     out: str = "runs/molt"          # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, lam times 0.1 to 4: sweep.json and sweep.png
+    page: bool = True               # units.html beside the checkpoint: a page to browse the units
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # [0, 1e18] of the initialisation and the batches
     # transforms and their gates
@@ -95,8 +96,8 @@ class Config:
 
 SWEEP = (0.1, 0.3, 1, 2, 4)         # times --lam
 RENAMED = {"bw": "bandwidth"}      # flags by their old names
-MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every",
-                        "eval_tokens"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "page", "log_every",
+                        "save_every", "eval_tokens"}
 
 
 def parse(groups):
@@ -530,7 +531,10 @@ def main(cfg):
     if cfg.sweep:
         values = [cfg.lam * share for share in SWEEP]
         return curve.sweep(train, cfg, "lam", values, ("l0", "active_rank"))
-    return train(cfg)
+    m, found = train(cfg)
+    if cfg.page:
+        gallery.of_run(cfg, m, found)
+    return m, found
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ import data
 import evals
 import fused
 from model import GPT, default_layer, split_rows
-from report import curve
+from report import curve, gallery
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Config:
     out: str = "runs/sae"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, k / 4 to 4 k: sweep.json and sweep.png
+    page: bool = True               # units.html beside the checkpoint: a page to browse the units
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # [0, 1e18] of the initialisation and the batches
     # units
@@ -98,8 +99,8 @@ class Config:
 
 
 # flags that a resumed run may give other values (common.Run)
-MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every",
-                        "eval_tokens"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "page", "log_every",
+                        "save_every", "eval_tokens"}
 
 
 # ------------------------------------------------------------------------------ the sparsities
@@ -547,7 +548,10 @@ def curve_of_k(cfg):
 def main(cfg):
     if cfg.sweep:
         return curve.sweep(train, cfg, "k", curve_of_k(cfg))
-    return train(cfg)
+    m, found = train(cfg)
+    if cfg.page:
+        gallery.of_run(cfg, m, found)
+    return m, found
 
 
 if __name__ == "__main__":

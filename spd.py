@@ -60,7 +60,7 @@ import evals
 import fused
 from metrics import masks
 from model import GPT, default_layer, gelu
-from report import curve
+from report import curve, gallery
 
 
 @dataclass
@@ -72,6 +72,7 @@ class Config:
     out: str = "runs/spd"           # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, c_imp times 1/4 to 4: sweep.json and sweep.png
+    page: bool = True               # units.html beside the checkpoint: a page to browse the units
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # [0, 1e18] of the initialisation, the batches and the masks
     # components and their importance
@@ -117,8 +118,8 @@ class Config:
 
 
 # flags that a resumed run may give other values (common.Run)
-MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "sweep", "device", "log_every", "eval_every",
-                        "save_every", "eval_tokens", "pgd_rows"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "sweep", "page", "device", "log_every",
+                        "eval_every", "save_every", "eval_tokens", "pgd_rows"}
 SITES = ("in", "out")               # the two matrices
 TAUS = (0, 0.1, 0.5)                # a component is on where g > tau ..
 ON_ABOVE = 0.1                      # .. and this tau is the log's, the summary's and load's
@@ -747,7 +748,10 @@ def main(cfg):
     if cfg.sweep:
         values = [cfg.c_imp * share for share in curve.SHARES]
         return curve.sweep(train, cfg, "c_imp", values)
-    return train(cfg)
+    m, found = train(cfg)
+    if cfg.page:
+        gallery.of_run(cfg, m, found)
+    return m, found
 
 
 if __name__ == "__main__":

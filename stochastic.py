@@ -38,7 +38,7 @@ import fused
 import sae
 import transcoder
 from model import GPT
-from report import curve
+from report import curve, gallery
 from sae import Seen, aux_k, curve_of_k, nmse, optimizers, remember, update
 from spd import LowerLeaky, UpperLeaky
 
@@ -52,6 +52,7 @@ class Config:
     out: str = "runs/stochastic"    # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, k / 4 to 4 k: sweep.json and sweep.png
+    page: bool = True               # units.html beside the checkpoint: a page to browse the units
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # [0, 1e18] of the initialisation, the batches and the noise
     # what gets gates
@@ -91,8 +92,8 @@ class Config:
     eval_tokens: int = 50_000       # [1, 1e9] tokens of fit and of test that the summary uses
 
 
-MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every",
-                        "eval_tokens"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "page", "log_every",
+                        "save_every", "eval_tokens"}
 FILES = {"sae": sae, "transcoder": transcoder}
 OWN_FLAGS = {"sae": ("site", "frozen", "c_wake"), "transcoder": ("skip",)}
 
@@ -294,7 +295,10 @@ def train(cfg):
 def main(cfg):
     if cfg.sweep:
         return curve.sweep(train, cfg, "k", curve_of_k(cfg))
-    return train(cfg)
+    m, found = train(cfg)
+    if cfg.page:
+        gallery.of_run(cfg, m, found)
+    return m, found
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ import common
 import data
 import evals
 from model import GPT, default_layer
-from report import curve
+from report import curve, gallery
 from sae import (SPARSITIES, PreActivations, aux_k, check_memory, check_variant, curve_of_k,
                  keep_once_trained, nmse, optimizers, remember, update)
 
@@ -62,6 +62,7 @@ class Config:
     out: str = "runs/transcoder"    # folder for the checkpoint, log.jsonl and summary.json
     resume: bool = False            # go on from the checkpoint in --out
     sweep: bool = False             # five runs, k / 4 to 4 k: sweep.json and sweep.png
+    page: bool = True               # units.html beside the checkpoint: a page to browse the units
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # [0, 1e18] of the initialisation and the batches
     # units
@@ -96,8 +97,8 @@ class Config:
 
 
 # flags that a resumed run may give other values (common.Run)
-MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "log_every", "save_every",
-                        "eval_tokens"}
+MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "device", "sweep", "page", "log_every",
+                        "save_every", "eval_tokens"}
 
 
 # ---------------------------------------------------------------------------------- the method
@@ -313,7 +314,10 @@ def summarise(cfg, gpt, m, corpus, seconds):
 def main(cfg):
     if cfg.sweep:
         return curve.sweep(train, cfg, "k", curve_of_k(cfg))
-    return train(cfg)
+    m, found = train(cfg)
+    if cfg.page:
+        gallery.of_run(cfg, m, found)
+    return m, found
 
 
 if __name__ == "__main__":

@@ -183,6 +183,22 @@ def test_a_second_run_only_reads(cfg, stub):
     assert len(stub.log) == trained + 3 * 2 * 7
 
 
+def test_a_page_of_the_first_seeds_is_written_once_and_its_failure_is_said(cfg, stub, monkeypatch, capsys):
+    compare.main(cfg)
+    page = Path(cfg.out) / "units.html"
+    text = page.read_text()
+    assert text.count('"name":"stub"') == 1 and '"name":"pca"' not in text and "units.html: " in capsys.readouterr().out
+    write = compare.gallery.write
+    monkeypatch.setattr(compare.gallery, "write", lambda *args: 1 / 0)
+    compare.main(cfg)                                                       # of the same models: it is kept
+    assert page.read_text() == text
+    page.write_text("damaged")
+    fails(capsys, lambda: compare.main(cfg), "units.html: ZeroDivisionError", code=1)
+    monkeypatch.setattr(compare.gallery, "write", write)
+    compare.main(cfg)
+    assert page.read_text() == text
+
+
 def test_a_narrowed_run_leaves_the_whole_table_alone(cfg, stub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     compare.main(dataclasses.replace(cfg, out=Config.out, metrics="faithfulness"))

@@ -441,7 +441,39 @@ def test_the_report_begins_with_the_units_that_fit_their_concepts_best(gpt):
     assert told(lines)[0] == 1 and "five (F1 1.00)" in "\n".join(lines) and out["alive_all"] == 3
     none = m.rows, split[1][..., :0]
     lines, _ = evals.report(m, gpt, none, none, [], {"all": torch.arange(3)}, (0,), 0, k=2)
-    assert told(lines) == [0, 2]                # without concepts, what is on most
+    assert told(lines) == [0, 2, 1]             # without concepts, what is on most
+
+
+class Many(OfTokens):
+    """Unit u is on at the token u: and at all tokens from 36 on are the last four."""
+    params_F = torch.ones(40)
+
+    def encode(self, layer, x_BTD, mlp):
+        token_BT = self.rows[self.at:self.at + len(x_BTD)]
+        self.at = (self.at + len(x_BTD)) % len(self.rows)
+        on = token_BT.unsqueeze(-1) == torch.arange(40)
+        on[..., 36:] = True
+        return on.float()
+
+
+def test_the_report_has_the_best_some_at_random_and_the_densest_in_40_lines_of_100_columns(gpt):
+    gpt.vocab = ["<|endoftext|>", *(f"a-rather-long-word-{i}" * (1 + i % 4) for i in range(1, V))]
+    m = Many()
+    m.rows, m.at = torch.randint(0, V, (64, T), generator=common.generator(0, "many")), 0
+    split = m.rows, m.rows.unsqueeze(-1) == torch.arange(12)
+    names, groups = [f"token {i}" for i in range(12)], {"one": torch.arange(20), "two": torch.arange(20, 40)}
+    lines, _ = evals.report(m, gpt, split, split, names, groups, (0,), 0)
+    assert len(lines) == 40 and max(map(len, lines)) <= evals.WIDTH == 100 and not any("\n" in line for line in lines)
+    told = [int(line[1:line.index(":")]) for line in lines if line.startswith("#")]
+    assert len({*told}) == 23 and {*told[:10]} <= {*range(12)} and {*told[20:]} <= {*range(36, 40)}
+    assert sum("[[" in line for line in lines) == 12 and lines[36].startswith("the densest")
+    assert "dense" in lines[-4] and all("token" in line for line in lines if line.startswith("#"))
+
+
+@pytest.mark.parametrize("text, width, clipped", [
+    ("abc", 3, "abc"), ("abcdef", 4, "abc…"), ("0123456789[[x]]0123456789", 9, "…789[[x]…"), ("012345678[[x]]", 8, "…678[[x…")])
+def test_a_line_is_cut_around_its_token(text, width, clipped):
+    assert evals.clipped(text, width) == clipped
 
 
 def arena(gpt, rows):

@@ -28,7 +28,8 @@ from test_common import fails, holder
 ROOT = Path(__file__).parent.parent
 T = 12
 METHODS = ("spd", "sae", "transcoder", "clt", "molt", "stochastic")
-OTHERS = ("pretrain", "compare", "data", "model", "baselines", "studies.bench", "studies.tune", "studies.length")
+OTHERS = ("pretrain", "compare", "data", "model", "baselines", "studies.bench", "studies.tune", "studies.length",
+          "report.gallery")
 SIZES = dict(spd=dict(C=10, B=3, ci_hidden=8), molt=dict(groups="3@2"))
 
 
