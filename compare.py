@@ -751,7 +751,8 @@ def main(cfg):
     found = collect(cfg, arena, groups, todo, team)
     if team.rank:
         return
-    results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer))
+    results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer),
+                             table.of_studies(cfg.out, gpt.hash))
     table.write(results, cfg.out)
     if cfg.readme:
         table.embed(headline.render(results), Path(__file__).parent / "README.md")

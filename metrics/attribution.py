@@ -55,6 +55,7 @@ import torch
 
 import common
 from evals import reads
+from metrics.columns import Column
 from metrics.matching import cosines
 from metrics.recording import Active
 from metrics.stability import record_units
@@ -68,6 +69,12 @@ PAIRS = 64              # of a piece and a token that the causal check removes, 
 OF_ALL = 20             # they are the largest of so many times as many: the top 5 %
 CANDIDATES = 65_536     # (token, piece) pairs of a feature that the causal check draws from
 EQUAL = 0.7             # a later feature with an earlier one at this cosine is a copy
+COLUMNS = {             # of compare.py's table, filled by studies/across.py
+    "r2_5": Column(
+        "R² of 5", "up", None, 3, table="studies",
+        text="R² of what the MLP gives a later layer's SAE features by what passes through five "
+             "of its units; components: of W_in, null: random pieces of the same sum"),
+}
 TINY = 1e-30            # below it act(z) / z is no number
 
 

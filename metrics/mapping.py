@@ -45,11 +45,18 @@ import torch.nn.functional as nnf           # F is the number of units here
 from evals import clean_with_stream, f1_scores
 from metrics import matching
 from metrics.atoms import best_concepts, name_clusters
+from metrics.columns import Column
 from metrics.effects import matched_in_frequency
 from metrics.recording import testable_concepts
 from metrics.stability import mean
 from model import split_rows
 
+COLUMNS = {                     # of compare.py's table, filled by studies/map.py
+    "degree": Column(
+        "partners", "", None, 2, table="studies",
+        text="units of another method that a unit is linked with, correlation of 0.4 or more and "
+             "more information than by chance: mean over the other methods"),
+}
 OFTEN = 50                      # a unit takes part if it is on at so many tokens or more
 EDGE = 0.4                      # correlation from which on two units are linked ..
 AROUND = (0.3, 0.5, 0.7)        # .. and other thresholds, to be shown

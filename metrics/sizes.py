@@ -40,11 +40,18 @@ import torch.nn.functional as nnf       # F is the number of units here
 from evals import ALIVE, clean, f1_scores, reads
 from metrics import matching, stability
 from metrics.atoms import name_clusters
+from metrics.columns import Column
 from metrics.concepts import auroc
 from metrics.matching import SHARED, cosines, largest
 from metrics.recording import Active, testable_concepts
 from model import split_rows
 
+COLUMNS = {                 # of compare.py's table, filled by studies/sizes.py
+    "canonicity": Column(
+        "canonical", "up", None, 3, table="studies",
+        text="share of the alive units of the smallest dictionary of the study that are in the "
+             "largest one as they are, one to one, by what they read and write"),
+}
 DEAD = 1e-6             # published: alive from this mean, or this share of tokens, on ..
 EDGE = 0.05             # `cliff`: share of the units that has to be on either side
 ONCE = 0.1              # .. or where it exceeds this at one token

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import common
-from metrics import groups
+from metrics import attribution, groups, mapping, sizes
 from metrics.columns import Column
 from report import noise, pictures
 
@@ -29,7 +29,7 @@ AT = 16                             # an L0 that all rows of the full table reac
 AT_L0 = f"at L0 {AT}"
 READ_OFF = ("ce_recovered", "kl_recovered", "fve", "active_params", "index_bits")   # each KEY_at
 TABLES = ("faithful", AT_L0, "sparse", "concepts", "probes", "atoms", "words", "by LLM", "effects",
-          "stability", "masks")         # the headings of columns, in the order of the page
+          "stability", "studies", "masks")      # the headings of columns, in the order of the page
 
 READ = f"{AT_L0}, read off each seed's curve: linear in log L0 between its sparsities"
 OWN = {
@@ -50,7 +50,9 @@ OWN = {
         "seconds", "", beat=None, digits=0, table="sparse",
         text="of training, on a machine that did other things too; clt: all MLPs"),
 }
-COLUMNS = groups.COLUMNS | OWN
+STUDIES = ("sizes", "map", "across")    # each of them has columns of its own in its NAME.json
+OF_STUDIES = sizes.COLUMNS | mapping.COLUMNS | attribution.COLUMNS
+COLUMNS = groups.COLUMNS | OWN | OF_STUDIES
 
 BASE = "spd"                # the row that all methods are held against, in one number of each kind:
 HEADLINES = (("ce_recovered_at", "error_pathology", "completeness", "coverage", "probe_auroc_1"),
@@ -65,13 +67,30 @@ def keys_under(heading):
 
 
 # ------------------------------------------------------------------------------ from jobs to rows
-def assemble(outcomes, provenance):
+def of_studies(out, target):
+    """What do the studies whose results are in a folder say of each row? {row: {key: metric}}.
+
+    target: its hash; studies of another one are passed over."""
+    rows = {}
+    for study in STUDIES:
+        found = common.read_json(Path(out) / f"{study}.json", {})
+        if found.get("provenance", {}).get("target") == target:
+            for name, metrics in found.get("columns", {}).items():
+                rows.setdefault(name, {}).update(metrics)
+    return rows
+
+
+def assemble(outcomes, provenance, studied=None):
     """Collect what the jobs found into what results.json holds.
 
     outcomes: [(job, its numbers, error text or None)]. A job is a method at one sparsity and one
-    seed, or at all seeds at once (seed None); a row is a method at one sparsity."""
+    seed, or at all seeds at once (seed None); a row is a method at one sparsity. studied: what
+    `of_studies` says of rows at their middle sparsity."""
     n_seeds = provenance["config"]["seeds"]
     rows = collect_rows(outcomes, n_seeds)
+    for row in rows:
+        if row["middle"]:
+            row["metrics"] |= (studied or {}).get(row["name"], {})
     for row in rows:
         for key in COLUMNS:
             if key in row["metrics"]:

@@ -41,7 +41,7 @@ from metrics import attribution, masks, matching, recording
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
-from studies.kept import Found
+from studies.kept import Found, column
 
 
 @dataclass
@@ -348,7 +348,7 @@ class Worded:
         units = units.unique()
         frequency_F = self.test["on"][0] / self.test["n"]
         lines = evals.describe(self.m, self.arena.gpt, self.arena.test[0], units, frequency_F,
-                               self.matched, self.arena.names, examples)
+                               self.matched, self.arena.names, [examples] * len(units))
         n = len(lines) // len(units)
         texts = {}
         for i, unit in enumerate(units.tolist()):
@@ -733,6 +733,20 @@ def in_order(row):
     return row["seed"], row["name"], row["masks"]
 
 
+def columns(found):
+    """What compare.py's table takes from here, without masks: {row: {key: metric}}."""
+    values = {}
+    for row in found["rows"]:
+        if row["masks"] == "off":
+            first = next(iter(row["matrices"].values()))        # components: of W_in
+            values.setdefault(row["name"], []).append(first["r2_5"])
+    rows = {}
+    for name, of_seeds in values.items():
+        if ":" not in name:
+            rows[name] = column("r2_5", of_seeds, values.get(f"{name}:rotated", []))
+    return rows
+
+
 def questions(seeds, first):
     """All that is asked, a seed at a time; first: the method that chains run through."""
     todo = []
@@ -764,12 +778,12 @@ def main(cfg):
         began = time.time()
         known.row(question.table, question.depends_on(cfg), question.names, question.answer)
         note_time(seconds, question, began)
-    known.write(provenance=common.provenance(cfg, gpt))
 
     # the file may hold answers of other runs
     found = {table: [] for table in TABLES}
     for question in todo:
         found[question.table].append(question.row(known.found))
+    known.write(columns=columns(found), provenance=common.provenance(cfg, gpt))
     common.write(path.with_suffix(".md"), render(found).encode())
     curve.save_picture(picture(found), path.with_suffix(".png"))
     print("", render(found), f"-> {cfg.out}/across.json, .md, .png", sep="\n")

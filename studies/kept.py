@@ -3,6 +3,7 @@ import json
 
 import common
 import compare
+from report import noise
 
 
 class Found:
@@ -35,3 +36,9 @@ class Found:
         """Write the tables, and whatever else is to be kept beside them."""
         self.found |= more
         common.write(self.path, json.dumps(self.found, indent=1).encode())
+
+
+def column(key, values, nulls):
+    """A column's number for a row of compare.py's table, and its null, from those of each seed."""
+    metrics = {key: noise.over_seeds(values), f"null_{key}": noise.over_seeds(nulls)}
+    return {key: metric for key, metric in metrics.items() if metric}

@@ -39,7 +39,7 @@ from metrics import atoms, mapping, matching, recording, words
 from metrics.stability import mean
 from model import GPT
 from report import curve, maps
-from studies.kept import Found
+from studies.kept import Found, column
 
 METHODS = "spd,transcoder,transcoder-kl,transcoder-stochastic,clt,molt,sae"
 
@@ -557,6 +557,25 @@ def names_in(found):
     return maps.Names(ordered, FLOORS, components)
 
 
+# ------------------------------------------------------------------------------- for the table
+def columns(found):
+    """What compare.py's table takes from here: {row: {key: metric}}.
+
+    The degree of a row's units is a mean over the other rows that are trained."""
+    degrees = {}
+    for row in found["maps"]:
+        if {row["one"], row["other"]} <= compare.METHODS.keys() and row["one"] != row["other"]:
+            for name, side in ((row["one"], "a"), (row["other"], "b")):
+                by_seed = degrees.setdefault(name, {})
+                by_seed.setdefault(row["seed"], []).append(
+                    (row[f"degree_{side}"], row[f"null_degree_{side}"]))
+    rows = {}
+    for name, by_seed in degrees.items():
+        values, nulls = zip(*(map(mean, zip(*pairs)) for pairs in by_seed.values()))
+        rows[name] = column("degree", values, nulls)
+    return rows
+
+
 # -------------------------------------------------------------------------------------------- main
 MEASURES = {"maps": map_numbers, "groups": group_numbers, "evidence": evidence}
 
@@ -634,7 +653,7 @@ def main(cfg):
     if cfg.seeds > 1:
         drawn.append(Pair(other, other, 0, 1))
     figure = maps.picture([panel(rows, pair) for pair in drawn])
-    known.write(provenance=common.provenance(cfg, gpt))
+    known.write(columns=columns(known.found), provenance=common.provenance(cfg, gpt))
     text = maps.render(known.found, names_in(known.found))
     common.write(Path(cfg.out) / "map.md", text.encode())
     curve.save_picture(figure, Path(cfg.out) / "map.png")

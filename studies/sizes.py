@@ -50,7 +50,7 @@ from metrics.recording import record_by_sign
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
-from studies.kept import Found
+from studies.kept import Found, column
 
 
 @dataclass
@@ -881,6 +881,18 @@ def render(found):
     return "\n".join([*lines, ""])
 
 
+def columns(found):
+    """What compare.py's table takes from here: {row: {key: metric}}."""
+    results = Results(found)
+    rows = {}
+    for small, large in ends_of(results):
+        if small.arm == "l0":
+            values, nulls = (results.between(small, large, key)
+                             for key in (f"{MAIN}_canonicity", f"null_{MAIN}_canonicity"))
+            rows[small.method] = column("canonicity", values, nulls)
+    return rows
+
+
 # ----------------------------------------------------------------------------------------- pictures
 STYLES = dict(l0="-", ce="--")
 BARS = {f"{MAIN}_novel": "share of the large one's units that are novel",
@@ -1037,6 +1049,7 @@ def main(cfg):
     # tell
     known.write(settings=list(study.tuned.values()), provenance=common.provenance(cfg, gpt))
     found = json.loads(known.path.read_text(encoding="utf-8"))
+    known.write(columns=columns(found))
     common.write(Path(cfg.out) / "sizes.md", render(found).encode())
     curve.save_picture(picture(found), Path(cfg.out) / "sizes.png")
     print("", render(found), f"-> {cfg.out}/sizes.json, .md, .png", sep="\n")

@@ -125,6 +125,9 @@ def test_a_second_run_finds_all_and_says_the_same(cfg, found, capsys, monkeypatc
     across.main(cfg)
     again = json.loads((Path(cfg.out) / "across.json").read_text())
     assert all(again[table] == found[table] for table in across.TABLES)
+    of_spd = {name: [row["matrices"]["in"]["r2_5"] for row in found["rows"] if (row["name"], row["masks"]) == (name, "off")]
+              for name in ("spd", "spd:rotated")}
+    assert [again["columns"]["spd"][key]["values"] for key in ("r2_5", "null_r2_5")] == [*of_spd.values()]
     assert (Path(cfg.out) / "across.md").read_text() == before and before in capsys.readouterr().out
     # fewer seeds: the page is of these alone
     across.main(dataclasses.replace(cfg, seeds=1))

@@ -549,7 +549,7 @@ def test_a_method_is_one_file_and_one_row(own_file, tmp_path, monkeypatch, capsy
     assert all(" toy " in part for part in (tmp_path / "results-part/table.md").read_text().split("| null")[:-1])
     row, = json.loads((tmp_path / "results-part/results.json").read_text())["rows"]
     assert not row["failed"]
-    of_others = {key for key, column in table.COLUMNS.items() if column.table in ("masks", "by LLM")}
+    of_others = {key for key, column in table.COLUMNS.items() if column.table in ("masks", "by LLM", "studies")}
     assert {*table.COLUMNS} - of_others - {*row["metrics"]} == NOT_OF_THE_TOY
     assert row["metrics"]["tokens"]["mean"] == 64 and row["metrics"]["l0"]["mean"] <= 16
     capsys.readouterr()
@@ -620,7 +620,7 @@ def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
     assert all(f"  {name:<22} {row.text}\n" in shown and len(row.text) > 20 for name, row in rows.items())
     assert {column.table for column in table.COLUMNS.values()} == {*table.TABLES}
     assert all(len(table.keys_under(heading)) <= 8 for heading in table.TABLES)     # 120 columns of text
-    assert len(table.COLUMNS) == len(table.OWN) + sum(len(module.COLUMNS) for module in compare.GROUPS.values())
+    assert len(table.COLUMNS) == len(table.OWN) + len(table.OF_STUDIES) + sum(len(module.COLUMNS) for module in compare.GROUPS.values())
 
 
 @pytest.mark.parametrize("module", list(compare.GROUPS.values()), ids=list(compare.GROUPS))
@@ -643,6 +643,17 @@ def test_a_curve_that_does_not_reach_that_l0_has_no_number_there(l0s):
     assert table.at_one_l0([dict(l0=l0, ce_recovered=1.0) for l0 in l0s]) == {}
 
 
+def test_studies_of_the_target_have_columns(cfg, stub):
+    metric = dict(mean=.5, half=.1, values=[.4, .6])
+    for name, column, of in (("sizes", "canonicity", GPT.load(cfg.model).hash), ("map", "degree", "another target")):
+        study = dict(columns={"stub": {column: metric, f"null_{column}": metric | dict(mean=.1)}}, provenance=dict(target=of))
+        common.write(Path(cfg.out) / f"{name}.json", json.dumps(study).encode())
+    compare.main(cfg)
+    by_value = {row["value"]: row["metrics"] for row in results(cfg)["rows"] if row["name"] == "stub"}
+    assert by_value[2]["canonicity"] == metric | dict(null=.1) and "degree" not in by_value[2] and "canonicity" not in by_value[1]
+    assert "| stub | 0.500±.100 |" in (Path(cfg.out) / "table.md").read_text()
+
+
 def test_each_column_has_a_metric_that_finds_it(of_the_bundled_target):
     """All groups of metrics, of small untrained models of the bundled target."""
     gpt, ms = GPT.load(ROOT / "target"), []
@@ -659,7 +670,7 @@ def test_each_column_has_a_metric_that_finds_it(of_the_bundled_target):
             found |= numbers | details
     assert json.dumps(compare.finite(found))
     found |= table.at_one_l0([found | dict(l0=table.AT)])
-    wanted = {key for key, column in table.COLUMNS.items() if column.table != "by LLM"}
+    wanted = {key for key, column in table.COLUMNS.items() if column.table not in ("by LLM", "studies")}
     assert wanted - set(found) == {"tokens", "steps", "seconds"}
 
 

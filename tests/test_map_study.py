@@ -83,6 +83,9 @@ def test_a_killed_run_goes_on_and_a_second_one_finds_all_and_says_the_same(cfg, 
     found, out = read(cfg), capsys.readouterr().out
     assert len(found["maps"]) == len(found["evidence"]) == len(done) == 13
     assert all(row in found["maps"] for row in kept["maps"]) and "min left" in out
+    degree = found["columns"]["spd"]["degree"]
+    assert degree["values"] == [row["degree_a"] for row in found["maps"] if (row["one"], row["other"]) == ("spd", "transcoder")]
+    assert found["columns"].keys() == {"spd", "transcoder"} and len(degree["values"]) == 2
     text = (Path(cfg.out) / "map.md").read_text()
     assert text in out and (Path(cfg.out) / "map.png").stat().st_size > 10_000
     for words in ("### One to one: spd and transcoder", "| another seed of it |", "| floor: random |", "spd clusters"):

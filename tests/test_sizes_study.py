@@ -205,6 +205,9 @@ def test_all_of_it_and_a_killed_one_goes_on(cfg, capsys, monkeypatch):
     again = read(cfg)
     for table in ("trials", "models", "pairs", "settings"):
         assert found[table] == again[table]
+    results = Results(found)
+    grown = results.between(*sizes.ends_of(results)[0], "weights_canonicity")
+    assert again["columns"]["transcoder"]["canonicity"]["values"] == grown
     text = (Path(cfg.out) / "sizes.md").read_text()
     assert text.strip() in out and text.count("| transcoder | l0 | ~16 → 16x2 |") == 5
     assert (Path(cfg.out) / "sizes.png").stat().st_size > 20_000
