@@ -8,6 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+import common
+import compare
 
 ROOT = Path(__file__).parent.parent
 ASKED = ("--methods", "sae,random", "--metrics", "faithfulness,stability", "--seeds", "2", "--eval_tokens", "600",
@@ -44,8 +48,17 @@ def run(target, folder, n_processes, tokens=4096):
     return done.stdout
 
 
-def test_two_processes_find_what_one_does(target, tmp_path):
-    run(target, tmp_path / "one", 1)
+@pytest.fixture
+def one_thread():
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
+def test_two_processes_find_what_one_does(target, tmp_path, one_thread):
+    line, _ = command(target, tmp_path / "one", 1, 4096)
+    compare.main(common.cli(compare.Config, line[line.index("--methods"):]))
     shown = run(target, tmp_path / "two", 2)
     assert table(tmp_path / "one") == table(tmp_path / "two")
     jobs = [line.split("]")[0] for line in shown.splitlines() if line.startswith("[")]
