@@ -40,11 +40,11 @@ import torch
 import common
 import data
 import evals
+from common import PAGE
 from metrics import mapping, matching, words
 from metrics.recording import Active, record, testable_concepts
 from model import GPT
 
-PAGE = "units.html"
 TEMPLATE = Path(__file__).with_name("gallery.html")
 ROOT = Path(__file__).parent.parent
 CARDS = 4_000_000       # bytes of all cards, so that the page stays below 5 MB

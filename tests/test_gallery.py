@@ -197,6 +197,20 @@ def test_each_run_ends_with_its_page(runs, capsys, all_three):
     assert "stands in for 2" in capsys.readouterr().out and not (runs / "units.html").exists()
 
 
+def test_a_page_of_other_units_is_not_left_beside_a_run(runs, capsys, tmp_path):
+    out = tmp_path / "units.html"
+    out.write_text("old")
+    cfg = dict(common.read_meta(runs / "sae1/sae.safetensors")["config"]) | dict(out=str(tmp_path), steps=2, page=False)
+    sae.main(sae.Config(**cfg))
+    assert not out.exists()
+    out.write_text("of these units")
+    sae.main(sae.Config(**cfg | dict(resume=True)))
+    assert out.exists()
+    out.unlink()
+    out.mkdir()
+    fails(capsys, lambda: sae.main(sae.Config(**cfg)), "units.html")
+
+
 def test_cards_that_do_not_fit_are_left_out_and_the_page_says_so(runs, monkeypatch):
     cards = [[dict(x="a" * n)] * 100 for n in (10, 100, 1000)]
     sizes = [len(gallery.as_json(found[0])) for found in cards]
