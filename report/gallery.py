@@ -742,6 +742,10 @@ def main(*argv):
         common.fail(f"--out {cfg.out}: must end in .html")
     paths = [checkpoint(folder) for folder in folders]
     common.must_be_file(cfg.out)
+    for path in paths:
+        meta = common.read_meta(path)
+        if meta["step"] < meta["run"]["steps"]:
+            print(f"{path}: has not ended: step {meta['step']:,} of {meta['run']['steps']:,}")
     gpt = GPT.load(cfg.model, common.device(cfg.device))
     models = [load(path, gpt) for path in paths]
     layers = {m.layers[0] for m in models}

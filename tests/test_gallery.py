@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import common
 import evals
@@ -209,6 +210,15 @@ def test_a_page_of_other_units_is_not_left_beside_a_run(runs, capsys, tmp_path):
     out.unlink()
     out.mkdir()
     fails(capsys, lambda: sae.main(sae.Config(**cfg)), "units.html")
+
+
+def test_a_run_that_has_not_ended_is_named(runs, capsys):
+    path = runs / "sae1/sae.safetensors"
+    (runs / "half").mkdir()
+    meta = common.read_meta(path) | dict(step=10)
+    common.save(runs / "half/sae.safetensors", load_file(path), {key: meta[key] for key in meta if key != "checksum"})
+    page(runs, "half", "sae0")
+    assert re.findall(r"(\S+): has not ended: (.*)", capsys.readouterr().out) == [(str(runs / "half/sae.safetensors"), "step 10 of 30")]
 
 
 def test_cards_that_do_not_fit_are_left_out_and_the_page_says_so(runs, monkeypatch):
