@@ -39,6 +39,8 @@ except ImportError:         # Windows has no such file locks and limits
     fcntl = None
     resource = None
 
+PAGE = "units.html"         # beside a run's checkpoint: report/gallery.py
+
 
 def fail(msg, code=2) -> typing.NoReturn:
     """End the script with one line on stderr. Every bad input ends here; exit code 2."""
@@ -780,7 +782,7 @@ class Run:
         self.method = Path(inspect.getfile(type(cfg))).stem
         self.path = Path(cfg.out) / f"{self.method}.safetensors"
         self.code = training_code(inspect.getfile(type(cfg)))
-        for name in (self.path.name, "log.jsonl", "summary.json"):
+        for name in (self.path.name, "log.jsonl", "summary.json", PAGE):
             must_be_file(Path(cfg.out) / name)
         for path in Path(cfg.out).glob("*.safetensors"):
             if path.name != self.path.name:
@@ -825,10 +827,12 @@ class Run:
                 self.save()
 
     def save(self):
-        """Write the checkpoint: the state after this step."""
+        """Write the checkpoint: the state after this step. A page of units that are no more
+        goes."""
         made = provenance(self.cfg, self.gpt) | dict(code=self.code)
         meta = self.fixed | dict(step=self.step + 1, seconds=self.seconds) | made
         save(self.path, flat(**self.beside, **self.parts), meta)
+        self.path.with_name(PAGE).unlink(missing_ok=True)
 
     def record(self, terms, norm, **more):
         """Log the terms of the loss, the gradient's norm and whatever else is named, all single

@@ -554,7 +554,8 @@ def describe(m, gpt, rows_RT, units, frequency_F, matched, names, n_contexts):
     matched: of `match`, or None; names: of the concepts; n_contexts: how many tokens of each."""
     if not len(units):
         return []
-    spots_UJ2, write_UD = examples(m, gpt, rows_RT, units, max(1, *n_contexts))
+    # twice as many as are shown, since some may be of one text
+    spots_UJ2, write_UD = examples(m, gpt, rows_RT, units, 2 * max(1, *n_contexts))
     up_UJ, down_UJ = pushed(gpt, write_UD)
     lines = []
     for i, u in enumerate(units.tolist()):
@@ -562,8 +563,12 @@ def describe(m, gpt, rows_RT, units, frequency_F, matched, names, n_contexts):
         if matched:
             head += f", {names[matched.concept_F[u]]} (F1 {matched.f1_F[u]:.2f})"
         lines.append(unit_line(gpt, head, up_UJ[i].tolist(), down_UJ[i].tolist()))
-        for r, t in spots_UJ2[i, :n_contexts[i]].tolist():
-            lines.append("    " + clipped(in_context(gpt, rows_RT[r].tolist(), t), WIDTH - 4))
+        told = {}
+        for r, t in spots_UJ2[i].tolist():
+            row = rows_RT[r].tolist()
+            told.setdefault(tuple(row[max(0, t - 3):t + 2]), in_context(gpt, row, t))
+        for text in [*told.values()][:n_contexts[i]]:
+            lines.append("    " + clipped(text, WIDTH - 4))
     return lines
 
 

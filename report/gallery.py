@@ -40,18 +40,18 @@ import torch
 import common
 import data
 import evals
+from common import PAGE
 from metrics import mapping, matching, words
 from metrics.recording import Active, record, testable_concepts
 from model import GPT
 
-PAGE = "units.html"
 TEMPLATE = Path(__file__).with_name("gallery.html")
 ROOT = Path(__file__).parent.parent
 CARDS = 4_000_000       # bytes of all cards, so that the page stays below 5 MB
 MOST = 4_000            # units of a method that are looked at
 CARDED = 6_000          # of all methods, for which a card is made
-TOKENS = 12_800         # of fit and of test, for the page at the end of a run ..
-RULES = 50              # .. and its units that get a rule in words
+TOKENS = 12_800         # of fit and of test, for the page at the end of a run
+RULES = 100             # units of each method that get a rule in words
 STRONG = 5              # contexts where a unit says most, of a row one at most
 WEAK = (0.5, 0.25, 0.05)        # and at which shares of its tokens, sorted by what it says there
 WRONG = 3               # tokens at which a concept is wrong about a unit, of each kind
@@ -73,7 +73,7 @@ class Config:
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     out: str = PAGE                 # the file to write, an .html
     eval_tokens: int = TOKENS       # [1, 1e9] tokens of fit (choices) and of test (what is shown)
-    rules: int = 100                # [0, 1e6] units of each method that get a rule in words
+    rules: int = RULES              # [0, 1e6] units of each method that get a rule in words
     device: str = "auto"            # auto, cpu, cuda
 
 
@@ -165,20 +165,23 @@ def counted(a):
 
 def order(on_fit, matched, units):
     """In which order are units to be kept if there is room for some? Their places: first the best
-    of each concept, then by turns the one that fits its concept best and one at random. Without
-    concepts: by turns the one that is on most and one at random."""
-    gen = torch.Generator().manual_seed(0)
-    at_random = torch.randperm(len(units), generator=gen).tolist()
+    of each concept, then by turns one of the best and one at random."""
     first = []
+    if matched and len(units):
+        first = evals.f1_of_counts(on_fit)[0, units].argmax(0).tolist()
+    places = dict.fromkeys([*first, *by_turns(on_fit, matched, units)])
+    return torch.tensor([*places], dtype=torch.long, device=units.device)
+
+
+def by_turns(on_fit, matched, units):
+    """The places of units: by turns the one that fits its concept best, or without concepts is on
+    most, and one at random."""
     rank_U = on_fit["on"][0, units]
     if matched:
         rank_U = matched.f1_F[units]
-    if matched and len(units):
-        first = evals.f1_of_counts(on_fit)[0, units].argmax(0).tolist()
     best = rank_U.argsort(descending=True, stable=True).tolist()
-    turns = itertools.chain.from_iterable(zip(best, at_random))
-    places = dict.fromkeys([*first, *turns])
-    return torch.tensor([*places], dtype=torch.long, device=units.device)
+    at_random = torch.randperm(len(units), generator=torch.Generator().manual_seed(0)).tolist()
+    return [*dict.fromkeys(itertools.chain.from_iterable(zip(best, at_random)))]
 
 
 def in_order(a, units):
@@ -370,10 +373,12 @@ def largest(table_UM):
 
 
 def rules_of(look, scene):
-    """A rule in words for the first units that are on often enough: {place: [text, its F1 on
-    test]}."""
-    often = look.fit.on()[look.units] >= LEAST
-    places = often.nonzero().squeeze(1)[:scene.rules]
+    """A rule in words for units that are on often enough, by turns one of the best and one at
+    random: {place: [text, its F1 on test]}."""
+    turns = by_turns(look.on_fit, look.matched, look.units)
+    places = torch.tensor(turns, dtype=torch.long, device=look.units.device)
+    often = look.fit.on()[look.units[places]] >= LEAST
+    places = places[often][:scene.rules]
     if not len(places):
         return {}
     literals, truth_fit, truth_test = scene.literals
@@ -710,7 +715,7 @@ def names_of(paths):
     names = [*RESERVED]
     for path in paths:
         is_alone = sum(other.stem == path.stem for other in paths) == 1
-        name = path.stem if is_alone else path.parent.name
+        name = path.stem if is_alone else path.resolve().parent.name
         tried = name
         n = 1
         while tried in names:
@@ -737,6 +742,10 @@ def main(*argv):
         common.fail(f"--out {cfg.out}: must end in .html")
     paths = [checkpoint(folder) for folder in folders]
     common.must_be_file(cfg.out)
+    for path in paths:
+        meta = common.read_meta(path)
+        if meta["step"] < meta["run"]["steps"]:
+            print(f"{path}: has not ended: step {meta['step']:,} of {meta['run']['steps']:,}")
     gpt = GPT.load(cfg.model, common.device(cfg.device))
     models = [load(path, gpt) for path in paths]
     layers = {m.layers[0] for m in models}

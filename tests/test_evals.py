@@ -470,6 +470,14 @@ def test_the_report_has_the_best_some_at_random_and_the_densest_in_40_lines_of_1
     assert "dense" in lines[-4] and all("token" in line for line in lines if line.startswith("#"))
 
 
+def test_the_places_of_a_unit_stand_in_different_text(gpt):
+    m = Many()
+    one, other = torch.randint(1, V, (2, T), generator=common.generator(0, "places")).split(1)
+    m.rows, m.at = torch.cat([one, one, one, other, other]), 0
+    lines = evals.describe(m, gpt, m.rows, torch.tensor([36]), torch.ones(40), None, [], [3])
+    assert len({*lines[1:]}) == len(lines[1:]) >= 2
+
+
 @pytest.mark.parametrize("text, width, clipped", [
     ("abc", 3, "abc"), ("abcdef", 4, "abc…"), ("0123456789[[x]]0123456789", 9, "…789[[x]…"), ("012345678[[x]]", 8, "…678[[x…")])
 def test_a_line_is_cut_around_its_token(text, width, clipped):

@@ -5,10 +5,12 @@ import math
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import common
 import evals
@@ -21,7 +23,7 @@ from report import gallery
 from test_common import fails
 
 VOCAB = ["<|endoftext|>", "<unk>", "</script><script>document.title='evil'</script>", "<b>", "&amp;", "the", "cat", "dog",
-         "he", "she", "and", ".", ",", "“", "”", "ran", "sat", "big", "red", "one", "two", *(f"w{i}" for i in range(9))]
+         "he", "she", "and", ".", ",", "“", "”", "ran", "sat", "big", "red", "one", "two", *(f"w{i}" for i in range(8)), "w" * 400]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 browser = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
 
@@ -172,6 +174,14 @@ def test_rules_are_scored_on_test(all_three, truth, runs):
     assert card["rule"] == [rules.text(0), round(2000 * (claimed & on).sum() / (claimed.sum() + on.sum()))]
 
 
+def test_the_units_of_best_f1_have_a_rule(runs):
+    _, found = page(runs, "sae0", rules=2)
+    cards = found["methods"][0]["cards"]
+    ruled = [card for card in cards if "rule" in card]
+    often = [card for card in cards if card["n"] >= 2 * gallery.LEAST]
+    assert len(ruled) == 2 and max(often, key=lambda card: card["said"][1]) in ruled
+
+
 def test_tokens_cannot_end_the_data(all_three):
     text, found = all_three
     assert text.count("</script>") == 2 and "document.title='evil'" in " ".join(found["texts"])
@@ -186,6 +196,29 @@ def test_each_run_ends_with_its_page(runs, capsys, all_three):
     m.layers = [0, 1]
     gallery.of_run(sae.Config(out=str(runs)), m, {})
     assert "stands in for 2" in capsys.readouterr().out and not (runs / "units.html").exists()
+
+
+def test_a_page_of_other_units_is_not_left_beside_a_run(runs, capsys, tmp_path):
+    out = tmp_path / "units.html"
+    out.write_text("old")
+    cfg = dict(common.read_meta(runs / "sae1/sae.safetensors")["config"]) | dict(out=str(tmp_path), steps=2, page=False)
+    sae.main(sae.Config(**cfg))
+    assert not out.exists()
+    out.write_text("of these units")
+    sae.main(sae.Config(**cfg | dict(resume=True)))
+    assert out.exists()
+    out.unlink()
+    out.mkdir()
+    fails(capsys, lambda: sae.main(sae.Config(**cfg)), "units.html")
+
+
+def test_a_run_that_has_not_ended_is_named(runs, capsys):
+    path = runs / "sae1/sae.safetensors"
+    (runs / "half").mkdir()
+    meta = common.read_meta(path) | dict(step=10)
+    common.save(runs / "half/sae.safetensors", load_file(path), {key: meta[key] for key in meta if key != "checksum"})
+    page(runs, "half", "sae0")
+    assert re.findall(r"(\S+): has not ended: (.*)", capsys.readouterr().out) == [(str(runs / "half/sae.safetensors"), "step 10 of 30")]
 
 
 def test_cards_that_do_not_fit_are_left_out_and_the_page_says_so(runs, monkeypatch):
@@ -239,9 +272,12 @@ def test_the_picture_of_the_readme_is_small():
     assert picture.startswith(b"\x89PNG") and len(picture) < 200_000
 
 
-def test_names_tell_runs_apart(tmp_path):
+def test_names_tell_runs_apart(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("a/sae.x", "b/sae.x", "c/spd.x", "d/concept.x")]
     assert gallery.names_of(paths) == ["a", "b", "spd", "concept-2"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert gallery.names_of([Path("sae.x"), tmp_path / "b/sae.x"]) == ["here", "b"]
 
 
 def luminance(color):
@@ -262,10 +298,11 @@ def test_text_stands_out_in_both_schemes():
 
 # ---------------------------------------------------------------------------------------- in a browser
 STEPS = """<script>
-const out = {shift: 0, wide: 0};
+const out = {shift: 0, wide: 0, tall: 0}, main = document.getElementById("main");
 const wait = async () => {
   await new Promise(done => setTimeout(done, 50));
-  out.wide = Math.max(out.wide, document.documentElement.scrollWidth - innerWidth);
+  out.wide = Math.max(out.wide, document.documentElement.scrollWidth - innerWidth, main.scrollWidth - main.clientWidth);
+  out.tall = Math.max(out.tall, innerWidth > 760 ? document.documentElement.scrollHeight - innerHeight : 0);
 };
 const names = () => [...document.querySelectorAll("#list a b")].map(b => b.textContent);
 const head = () => document.querySelector("main h2").textContent;
@@ -299,12 +336,23 @@ const head = () => document.querySelector("main h2").textContent;
   out.mate = mate.textContent; mate.click(); await wait();
   out.arrived = head().split(" · ")[0];
   out.focus = document.activeElement.tagName;
+  // the link that skips the list leaves the address as it is
+  q.focus(); const before = location.hash;
+  document.querySelector(".skip").click(); await wait();
+  out.skipped = [document.activeElement.tagName, location.hash === before];
+  // from the list to a unit: a phone, which shows no list now, starts at its top
+  location.hash = "#"; await wait();
+  scrollTo(0, 100);
+  const first = document.querySelector("#list a");
+  first.focus(); first.click(); await wait();
+  out.chosen = [scrollY, document.activeElement.tagName];
   // a concept, what is not there, and what is shown of a token with tags in it
   location.hash = "#concept/" + encodeURIComponent(CONCEPT); await wait();
   out.concept = [...document.querySelectorAll(".best section")].map(section => section.querySelector("h3").textContent);
   location.hash = "#nobody/3"; await wait();
   out.alert = document.querySelector("[role=alert]").textContent;
   location.hash = "#sae0/UNIT"; await wait();
+  out.about = [...document.querySelectorAll(".contexts b")].map(b => [b.previousSibling, b, b.nextSibling].map(part => part.textContent).join(""));
   out.marks = [...document.querySelectorAll(".contexts b mark")].every(mark => mark.title);
   out.evil = document.querySelector("main").textContent.includes("evil");
   out.title = document.title;
@@ -344,7 +392,9 @@ def test_in_a_browser(all_three, tmp_path, width):
     assert out["mate"] == out["arrived"] == f"{found['methods'][b]['name']} #{unit}" and out["focus"] == "H2"
     wanted = {f"{shown['name']}: #{shown['best'][k][0][0]} F1 {shown['best'][k][0][1] / 1000:.2f}" for shown in found["methods"]}
     assert {*out["concept"]} == wanted and "nobody/3" in out["alert"]
-    assert out["marks"] and "evil" not in out["title"] and out["shift"] == 0 and out["wide"] <= 0
+    assert out["marks"] and "evil" not in out["title"] and out["shift"] == 0 and out["wide"] <= 0 and out["tall"] <= 0
+    assert out["skipped"] == ["H2", True] and out["chosen"] == [0, "A" if width > 760 else "H2"]
+    assert out["about"] and all(text.startswith("[") and text.endswith("]") for text in out["about"])
 
 
 @browser
@@ -353,7 +403,7 @@ def test_every_address_opens(all_three, tmp_path, odd_pages):
     text, found = all_three
     (tmp_path / "page.html").write_text(text, encoding="utf-8")
     unit = found["methods"][2]["cards"][0]["u"]
-    frames = "".join(f'<iframe src="page.html{place}"></iframe>' for place in ("", f"#spd/{unit}", "#concepts", "#?q=w1&amp;sort=name", "#%"))
+    frames = "".join(f'<iframe src="page.html{place}"></iframe>' for place in ("", f"#spd/{unit}", "#concepts", "#main", "#?q=w1&amp;sort=name", "#%"))
     for path in odd_pages:
         shutil.copy(path, tmp_path)
         frames += f'<iframe src="{path.name}"></iframe>'
@@ -361,3 +411,15 @@ def test_every_address_opens(all_three, tmp_path, odd_pages):
     _, console = chromium(f"file://{tmp_path}/all.html", tmp_path, "--virtual-time-budget=3000", "--dump-dom",
                           "--blink-settings=preferredColorScheme=0")
     assert console == []
+
+
+@browser
+def test_links_go_to_units_that_have_a_card(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "CARDS", 4_000)
+    text, found = page(runs, "sae0", "spd")
+    there = {f"#{shown['name']}/{card['u']}" for shown in found["methods"] for card in shown["cards"]}
+    best = {f"#{shown['name']}/{rows[0][0]}" for shown in found["methods"] for rows in shown["best"].values()}
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    dom, _ = chromium(f"file://{tmp_path}/page.html#concepts", tmp_path, "--virtual-time-budget=3000", "--dump-dom")
+    links = {*re.findall(r'href="(#(?:sae|spd)/\d+)"', dom)}
+    assert links == there and best - there and "(no card)" in dom
