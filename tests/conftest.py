@@ -4,6 +4,9 @@ import os
 import signal
 import sys
 
+if "PYTEST_XDIST_WORKER" in os.environ:             # -n: a core each, also for what it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import torch
