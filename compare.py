@@ -575,6 +575,11 @@ class Team:
             joined |= part
         return joined
 
+    def leave(self):
+        """Let go of the others. A process that ends without it can be aborted by what they do."""
+        if self.size > 1:
+            distributed.destroy_process_group()
+
 
 def left(seconds, todo, n_processes=1):
     """Say how long the jobs `todo` may take. seconds: {name: [of jobs that are done]}; a name
@@ -749,6 +754,7 @@ def main(cfg):
     if team.rank == 0:
         common.hold(cfg.out)
     found = collect(cfg, arena, groups, todo, team)
+    team.leave()
     if team.rank:
         return
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer),

@@ -41,7 +41,7 @@ def table(folder):
 def run(target, folder, n_processes, tokens=4096):
     line, env = command(target, folder, n_processes, tokens)
     done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     return done.stdout
 
 
