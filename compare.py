@@ -593,6 +593,20 @@ def left(seconds, todo, n_processes=1):
     return f"about {total / 3600:.1f} h left"
 
 
+def in_turn(todo, what=""):
+    """Yield one task after another, and print each with the time that is left, by how long tasks of
+    its name took. what: the word before it."""
+    seconds = {}
+    for i, task in enumerate(todo):
+        print(f"[{i + 1}/{len(todo)}] {what}{task}; {left(seconds, todo[i:])}", flush=True)
+        began = time.time()
+        yield task
+        # what was there already says nothing about how long the rest takes
+        spent = time.time() - began
+        if spent > 1:
+            seconds.setdefault(task.name, []).append(spent)
+
+
 def by_model(cfg, arena, todo, some):
     """Put the jobs that ask one model into one piece of work, since two processes can't train it at
     once: lists of numbers of todo."""

@@ -526,6 +526,12 @@ def in_context(gpt, row, t):
     return f"{before} [[{here}]] {after}"
 
 
+def passage(ids, t):
+    """What stands at position t, and just around it: rows overlap, so that a sentence may be there
+    twice."""
+    return tuple(ids[max(0, t - 3):t + 2])
+
+
 def clipped(text, width=WIDTH):
     """Cut a text to a width, around the [[ in it if there is one."""
     if len(text) <= width:
@@ -566,7 +572,7 @@ def describe(m, gpt, rows_RT, units, frequency_F, matched, names, n_contexts):
         told = {}
         for r, t in spots_UJ2[i].tolist():
             row = rows_RT[r].tolist()
-            told.setdefault(tuple(row[max(0, t - 3):t + 2]), in_context(gpt, row, t))
+            told.setdefault(passage(row, t), in_context(gpt, row, t))
         for text in [*told.values()][:n_contexts[i]]:
             lines.append("    " + clipped(text, WIDTH - 4))
     return lines

@@ -326,11 +326,9 @@ def mean_value(recording):
 
 
 def likeness(covariance, a, b):
-    """How alike are what unit i and unit j say? r, or |r| if a value of either has a sign: (F, G),
-    as metrics/matching.py has it."""
-    is_signed = (a.value_E < 0).any() or (b.value_E < 0).any()
-    r_FG = covariance.correlation()
-    return r_FG.abs() if is_signed else r_FG
+    """How alike are what unit i and unit j say? r, or |r| if a value of either has a sign: (F,
+    G)."""
+    return matching.unsigned(covariance.correlation(), a, b)
 
 
 def uniqueness(r_FG):
@@ -367,13 +365,16 @@ class Components(NamedTuple):
 
 
 def components(is_edge_FG):
-    """Which units hang together, directly or by way of others? Components. 1 s, and (F + G)^2
-    numbers of 8 bytes."""
+    """Which units hang together, directly or by way of others? Components, each named after its
+    first unit of A; F + j where it is unit j of B alone. 1 s, and F^2 numbers of 8 bytes."""
     F, G = is_edge_FG.shape
-    is_linked = torch.eye(F + G, dtype=torch.bool, device=is_edge_FG.device)
-    is_linked[:F, F:] = is_edge_FG
-    is_linked[F:, :F] = is_edge_FG.T
-    name_F, name_G = name_clusters(is_linked).split((F, G))
+    # units of A are linked where they have a partner in common
+    shared_FF = is_edge_FG.float() @ is_edge_FG.float().T
+    is_linked_FF = (shared_FF > 0) | torch.eye(F, dtype=torch.bool, device=is_edge_FG.device)
+    name_F = name_clusters(is_linked_FF)
+    first_G = is_edge_FG.byte().argmax(0)       # of the units of A that it is linked with
+    alone_G = F + torch.arange(G, device=is_edge_FG.device)
+    name_G = torch.where(is_edge_FG.any(0), name_F[first_G], alone_G)
     a_C = torch.bincount(name_F, minlength=F + G)
     b_C = torch.bincount(name_G, minlength=F + G)
     return Components(name_F, name_G, a_C[name_F], b_C[name_F], a_C[name_G], b_C[name_G])

@@ -385,17 +385,22 @@ def correlation(a, b, i_n, j_n, chunk=8192):
     return product / a.N - x.mean_n.unsqueeze(1) * y.mean_n
 
 
+def unsigned(r, a, b):
+    """r of what units of two recordings say, or |r| if a value of either is below 0: the sign of a
+    component is arbitrary."""
+    is_signed = (a.value_E < 0).any() or (b.value_E < 0).any()
+    return r.abs() if is_signed else r
+
+
 def activation_matches(a, b, i_ns, j_ns):
     """Which units of two recordings say alike things? Matches by r, or by |r| if a unit has a sign.
 
     i_ns, j_ns: the units of each block of a and of b; a unit is matched within its block. Null: b
     `shifted` by whole rows. 3 s for 1,024 units and 50,000 tokens.
     """
-    is_signed = (a.value_E < 0).any() or (b.value_E < 0).any()
     scored = []
     for i_n, j_n in zip(i_ns, j_ns):
-        r = correlation(a, b, i_n, j_n)
-        r = r.abs() if is_signed else r
+        r = unsigned(correlation(a, b, i_n, j_n), a, b)
         scored.append((i_n, j_n, r, r))
     return match(scored)
 

@@ -38,8 +38,7 @@ import torch
 import torch.nn.functional as nnf       # F is the number of units here
 
 from evals import ALIVE, clean, f1_scores, reads
-from metrics import matching, stability
-from metrics.atoms import name_clusters
+from metrics import mapping, matching, stability
 from metrics.columns import Column
 from metrics.concepts import auroc
 from metrics.matching import SHARED, cosines, largest
@@ -58,6 +57,7 @@ ONCE = 0.1              # .. or where it exceeds this at one token
 TOKENS = 1024           # at once: bounds the memory, to 300 MB beside what is given
 ENTRIES = 4096          # at once
 GROUP = 16              # units at once
+BAND = 256              # vectors at once
 POINTS = (0, .25, .5, .75, 1, 1.25, 1.5, 1.75, 2)       # of `curve`
 
 
@@ -440,24 +440,17 @@ class Groups(NamedTuple):
     of_L: torch.Tensor          # group of each large unit; -1: no edge
     degree_S: torch.Tensor      # edges of each unit
     degree_L: torch.Tensor
-    n_small_S: torch.Tensor     # small units of each group
-    n_large_S: torch.Tensor     # large units of each group
+    n_small_S: torch.Tensor     # small units of the group of each small unit
+    n_large_S: torch.Tensor     # large units of it
 
 
 def connect(sim_SL, is_alive_S, is_alive_L, at=SHARED):
     """Which units of the small one do which of the large one stand for? Groups. 1 s."""
     edge_SL = among_alive(sim_SL, is_alive_S, is_alive_L) >= at
-    # Two small units are linked where they have an edge to one large unit.
-    shared_SS = edge_SL.float() @ edge_SL.float().T
-    is_linked_SS = (shared_SS > 0) | torch.eye(len(edge_SL), dtype=torch.bool, device=sim_SL.device)
-    of_S = name_clusters(is_linked_SS)
-
+    found = mapping.components(edge_SL)
     degree_L = edge_SL.sum(0)
-    first_L = edge_SL.byte().argmax(0)      # of the small units that a large one has an edge to
-    of_L = torch.where(degree_L > 0, of_S[first_L], -1)
-    n_small_S = torch.bincount(of_S, minlength=len(of_S))
-    n_large_S = torch.bincount(of_L[of_L >= 0], minlength=len(of_S))
-    return Groups(of_S, of_L, edge_SL.sum(1), degree_L, n_small_S, n_large_S)
+    of_L = torch.where(degree_L > 0, found.name_G, -1)
+    return Groups(found.name_F, of_L, edge_SL.sum(1), degree_L, found.a_F, found.b_F)
 
 
 def growth(sim_SL, effect_L, is_alive_S, is_alive_L, at=SHARED):
@@ -617,12 +610,8 @@ def split_fractions(sim_SL, is_alive_S, is_alive_L, at=SHARED):
                  split_if_matched=share_of(degree[degree > 0] > 1),
                  split=share_of(degree > 1),
                  new=share_of(groups.degree_L[is_alive_L] == 0))
-    n_small = groups.n_small_S[groups.of_S][is_alive_S]
-    n_large = groups.n_large_S[groups.of_S][is_alive_S]
-    kinds = dict(one_to_one=(n_small == 1) & (n_large == 1),
-                 one_to_many=(n_small == 1) & (n_large > 1),
-                 many_to_one=(n_small > 1) & (n_large == 1),
-                 many_to_many=(n_small > 1) & (n_large > 1))
+    kinds = mapping.kinds(groups.n_small_S[is_alive_S], groups.n_large_S[is_alive_S])
+    kinds.pop("orphan")                 # what is not matched
     return found | {kind: share_of(is_kind) for kind, is_kind in kinds.items()}
 
 
@@ -643,8 +632,7 @@ def canonicity(small, large, sim_SL, at=SHARED):
     has_edge = (groups.of_L >= 0).nonzero().squeeze(1)
     mate_S = torch.full_like(groups.of_S, -1).index_put((groups.of_L[has_edge],), has_edge)
     r_P = matching.correlation(small.recording, large.recording, one, mate_S[one]).diagonal()
-    is_signed = (small.recording.value_E < 0).any() or (large.recording.value_E < 0).any()
-    r_P = r_P.abs() if is_signed else r_P
+    r_P = matching.unsigned(r_P, small.recording, large.recording)
     n_alive = small.is_alive_F.sum().item()
     return (r_P >= at).sum().item() / n_alive if n_alive else None
 
@@ -672,29 +660,19 @@ def write_cosines(a, b):
 def pursuit(cross_LS, gram_SS, k):
     """How much of each vector, of length 1, do its k best atoms explain? |projection|^2, (L).
 
-    Orthogonal matching pursuit (Pati et al. 1993): k times, the atom that has most to do with what
-    is left is taken, and the weights of all atoms taken are fitted again. cross_LS: products of
-    vectors and atoms of length 1, gram_SS: of atoms. All by products, so that matrices need not be
-    formed.
+    By `mapping.pursuit`. cross_LS: products of vectors and atoms of length 1, gram_SS: of atoms.
+    All by products, so that matrices need not be formed.
     """
     if not cross_LS.shape[1]:
         return cross_LS.new_zeros(len(cross_LS))
-    chosen = torch.zeros(len(cross_LS), 0, dtype=torch.long, device=cross_LS.device)
-    left_LS = cross_LS
-    for _ in range(min(k, cross_LS.shape[1])):
-        # what is taken already has nothing to do with what is left
-        pick_L1 = left_LS.abs().argmax(1, keepdim=True)
-        chosen = torch.cat([chosen, pick_L1], 1)
-        # least squares on the chosen: their Gram matrix times the weights is their product with x
-        gram_Lkk = gram_SS[chosen.unsqueeze(2), chosen.unsqueeze(1)].double()
-        ridge = 1e-6 * torch.eye(chosen.shape[1], dtype=torch.double, device=chosen.device)
-        product_Lk1 = cross_LS.gather(1, chosen).double().unsqueeze(2)
-        weight_Lk1 = torch.linalg.solve(gram_Lkk + ridge, product_Lk1)
-        weight_L1k = weight_Lk1.mT.to(cross_LS)
-        left_LS = cross_LS - (weight_L1k @ gram_SS[chosen]).squeeze(1)
-    # 1 - |x - A w|^2 = 2 w . product - w G w, which the ridge changes by its square only
-    quadratic_L = (weight_Lk1 * (gram_Lkk @ weight_Lk1)).sum((1, 2))
-    return 2 * (weight_Lk1 * product_Lk1).sum((1, 2)) - quadratic_L
+    gram_SS = gram_SS.double()
+    ridge_SS = 1e-6 * torch.eye(len(gram_SS)).to(gram_SS)       # copies of an atom do no harm
+    explained = []
+    for some_LS in cross_LS.double().split(BAND):
+        atoms = mapping.pursuit(gram_SS + ridge_SS, some_LS, k)[-1]
+        # 1 - |x - A w|^2, which the ridge changes by its square only
+        explained.append(-mapping.squared_error(*atoms, gram_SS, some_LS))
+    return torch.cat(explained)
 
 
 def variance_explained(atoms, rows, k):

@@ -356,7 +356,6 @@ def lookup_f1(fit, test, units, rows_RT, rows2_RT, V):
     at_N = rows_RT[:, 1:].flatten()
     at2_N = rows2_RT[:, 1:].flatten()
     on_NU = (dense(fit, units) > 0).float()
-    on2_NU = (dense(test, units) > 0).float()
     total_V = torch.bincount(at_N, minlength=V)
     hit_VU = torch.zeros(V, len(units)).to(on_NU).index_add_(0, at_N, on_NU)
 
@@ -366,8 +365,12 @@ def lookup_f1(fit, test, units, rows_RT, rows2_RT, V):
         kept_VU = 2 * hit_VU > f1_U * total_V.unsqueeze(1)
         said_U = (total_V.unsqueeze(1) * kept_VU).sum(0)
         f1_U = f1_scores(said_U, on_NU.sum(0), (hit_VU * kept_VU).sum(0))
-    said2_NU = kept_VU[at2_N]
-    return f1_scores(said2_NU.sum(0), on2_NU.sum(0), (said2_NU * on2_NU).sum(0))
+    return f1_of_guesses(kept_VU[at2_N], dense(test, units) > 0)
+
+
+def f1_of_guesses(said_NU, on_NU):
+    """How well do guesses say where each unit is on? F1 (U), of bools."""
+    return f1_scores(said_NU.sum(0), on_NU.sum(0), (said_NU & on_NU).sum(0))
 
 
 def dense(a, units):

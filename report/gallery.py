@@ -237,7 +237,7 @@ def distinct(token_UJ, text_N, most):
         first = {}
         for token in tokens:
             if token >= 0:
-                first.setdefault(tuple(ids[max(0, token - 3):token + 2]), token)
+                first.setdefault(evals.passage(ids, token), token)
         chosen = [*first.values(), *[-1] * most]
         kept.append(chosen[:most])
     return torch.tensor(kept, device=token_UJ.device)
@@ -384,9 +384,7 @@ def rules_of(look, scene):
     literals, truth_fit, truth_test = scene.literals
     units = look.units[places]
     rules = words.find_rules(literals, truth_fit, words.dense(look.fit, units).abs())
-    said_NU = rules.guess(truth_test) > 0
-    on_NU = words.dense(look.test, units) != 0
-    f1_U = evals.f1_scores(said_NU.sum(0), on_NU.sum(0), (said_NU & on_NU).sum(0))
+    f1_U = words.f1_of_guesses(rules.guess(truth_test) > 0, words.dense(look.test, units) != 0)
     return {place: [rules.text(u), share(f1)]
             for u, (place, f1) in enumerate(zip(places.tolist(), f1_U.tolist()))}
 
@@ -442,10 +440,8 @@ class Pair:
 
 def alike(a, b):
     """Pearson's r of the units of two recordings, |r| where a unit of either has a sign."""
-    is_signed = (a.value_E < 0).any() or (b.value_E < 0).any()
     units = [torch.arange(recording.F, device=recording.unit_E.device) for recording in (a, b)]
-    r = matching.correlation(a, b, *units)
-    return r.abs() if is_signed else r
+    return matching.unsigned(matching.correlation(a, b, *units), a, b)
 
 
 # ------------------------------------------------------------------------------ as JSON
@@ -705,9 +701,10 @@ def of_run(cfg, m, summary):
         print(f"no {PAGE}: a page is of one MLP, and this stands in for {len(m.layers)}")
         return
     gpt = GPT.load(cfg.model, next(m.parameters()).device)
-    m = load(checkpoint(cfg.out), gpt)
+    trained = checkpoint(cfg.out)
+    m = load(trained, gpt)
     scene = scene_of(gpt, m.layers[0], cfg.data, cfg.T, min(cfg.eval_tokens, TOKENS), RULES)
-    print(write(path, [(checkpoint(cfg.out).stem, m, summary["ce_recovered"])], scene))
+    print(write(path, [(trained.stem, m, summary["ce_recovered"])], scene))
 
 
 def names_of(paths):

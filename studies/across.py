@@ -22,7 +22,6 @@ is its copy. Features and pieces are chosen on fit, every number is from test.
     python -m studies.across --methods spd,transcoder --tokens 200000 --seeds 1 --out results-quick
 """
 import dataclasses
-import time
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -136,31 +135,20 @@ def models(cfg, arena):
     todo = jobs(cfg)
     for base, job in todo:
         compare.check_models(base, arena, [job])
-    seconds = {}
     found = {}
-    for i, (base, job) in enumerate(todo):
-        time_left = compare.left(seconds, [job for _, job in todo[i:]])
-        print(f"[{i + 1}/{len(todo)}] model: {job}; {time_left}", flush=True)
-        began = time.time()
+    bases, all_jobs = zip(*todo)
+    for base, job in zip(bases, compare.in_turn(all_jobs, "model: ")):
         run = job.config(base, arena.gpt, arena.layer)
         m, _, checkpoint = compare.trained(job, run, arena.gpt, cfg.retrain, cfg.keep)
         found.setdefault(job.seed, {})[job.name] = Trained(m, checkpoint)
         if job.name == first_of(cfg) and m.kind != "component":
             common.fail(f"--methods {cfg.methods}: the first has to be of components, as spd is")
-        note_time(seconds, job, began)
     return found
 
 
 def first_of(cfg):
     """The name of the method that is asked about."""
     return cfg.methods.split(",")[0]
-
-
-def note_time(seconds, job, began):
-    """Note how long a job took; one that was done already says nothing about the others."""
-    spent = time.time() - began
-    if spent > 1:
-        seconds.setdefault(job.name, []).append(spent)
 
 
 # ------------------------------------------------------------------------- what is asked of them
@@ -772,12 +760,8 @@ def main(cfg):
     for number, trained in models(cfg, arena).items():
         seeds.append(Seed(number, trained, arena, cfg.each))
     todo = questions(seeds, first_of(cfg))
-    seconds = {}
-    for i, question in enumerate(todo):
-        print(f"[{i + 1}/{len(todo)}] {question}; {compare.left(seconds, todo[i:])}", flush=True)
-        began = time.time()
+    for question in compare.in_turn(todo):
         known.row(question.table, question.depends_on(cfg), question.names, question.answer)
-        note_time(seconds, question, began)
 
     # the file may hold answers of other runs
     found = {table: [] for table in TABLES}

@@ -20,7 +20,6 @@ what is said is from test; seeds are the unit of replication.
 
 P pairs of units; i, j units of two methods A and B; other letters as in metrics/mapping.py
 """
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -521,10 +520,8 @@ def described(units, asked, literals):
     # rules are found on fit
     value_NU = words.dense(units.fit, asked_U).abs()
     rules = words.find_rules(literals, literals(arena.fit[0]), value_NU)
-    said_NU = rules.guess(literals(arena.test[0])) > 0
     test_NU = words.dense(units.test, asked_U).abs()
-    both_U = (said_NU & (test_NU > 0)).sum(0)
-    rule_f1_U = evals.f1_scores(said_NU.sum(0), (test_NU > 0).sum(0), both_U)
+    rule_f1_U = words.f1_of_guesses(rules.guess(literals(arena.test[0])) > 0, test_NU > 0)
 
     texts = {}
     for p, u in enumerate(asked):
@@ -587,10 +584,7 @@ def order(row):
 
 def measure(known, rows, cfg, todo, shared):
     """Ask all pairs what is not known yet, with progress."""
-    seconds = {}
-    for i, pair in enumerate(todo):
-        print(f"[{i + 1}/{len(todo)}] {pair}; {compare.left(seconds, todo[i:])}", flush=True)
-        began = time.time()
+    for pair in compare.in_turn(todo):
         one = pair.one, pair.seed
         other = pair.other, pair.other_seed
         rows.keep_only({pair.seed, pair.other_seed})
@@ -600,9 +594,6 @@ def measure(known, rows, cfg, todo, shared):
             more = [cfg.pairs, cfg.rows] if name == "evidence" else []
             known.row(name, depends_on + more, pair._asdict(),
                       lambda: find(rows[one], rows[other], cfg, gen))
-        spent = time.time() - began
-        if spent > 1:
-            seconds.setdefault(pair.name, []).append(spent)
 
 
 def main(cfg):

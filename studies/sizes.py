@@ -32,7 +32,6 @@ import dataclasses
 import json
 import math
 import statistics
-import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -1036,15 +1035,8 @@ def main(cfg):
     common.hold(cfg.out)
 
     # do it
-    seconds = {}
-    for i, task in enumerate(todo):
-        print(f"[{i + 1}/{len(todo)}] {task}; {compare.left(seconds, todo[i:])}", flush=True)
-        began = time.time()
+    for task in compare.in_turn(todo):
         study.do(task)
-        # what was there already says nothing about how long the rest takes
-        spent = time.time() - began
-        if spent > 1:
-            seconds.setdefault(task.name, []).append(spent)
 
     # tell
     known.write(settings=list(study.tuned.values()), provenance=common.provenance(cfg, gpt))

@@ -323,7 +323,7 @@ def test_groups_are_the_connected_components():
     for i in range(40):
         members = [k for k in range(100) if root(k) == root(i)]
         n_small = sum(k < 40 for k in members)
-        assert got.n_small_S[got.of_S[i]] == n_small and got.n_large_S[got.of_S[i]] == len(members) - n_small
+        assert got.n_small_S[i] == n_small and got.n_large_S[i] == len(members) - n_small
         assert got.of_S[i] == min(members) and got.degree_S[i] == edges[i].sum()
     for j in range(60):
         assert (got.of_L[j] < 0) == (edges[:, j].sum() == 0) and got.degree_L[j] == edges[:, j].sum()
