@@ -500,7 +500,7 @@ MASKED = {                          # key: (head, digits); in brackets what rand
     "pre_sign_agreement": ("sign ↑", 2),
     "explained_pre_pearson": ("explained ↑", 3),
 }
-LEGEND = f"""
+LEGEND = """
 Numbers are means over the computed features, then over seeds ± half of the 95 % t interval.
 R² of n: of q on the n pieces of largest E|share|, chosen and fitted on fit, scored on test; below 0
 counts as 0. By r: on the n pieces of largest |r| with q, which is how `earlier` is always chosen.

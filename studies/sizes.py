@@ -867,7 +867,6 @@ NEAREST = {"few_ve": "by 4 writes", "cosine_read": "E", "cosine_write": "D",
 def render(found):
     """All that was found, as Markdown."""
     results = Results(found)
-    cfg = found["provenance"]["config"]
     n_tokens = next(iter(results.models.values()))["tokens"]
     lines = [PREFACE.format(seeds=results.n, **results.aims).strip(), "", *headline(results)]
     lines += ["", COUNTS.format(tokens=n_tokens).strip(), "", *counts_table(results)]
