@@ -113,9 +113,9 @@ BROKEN = {
     "other version": b"HTTP/9.9 200 OK\r\n\r\n",
     "long header": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
     "many headers": b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 200 + b"\r\n",
-    "gzip cut off": http(gzip.compress(reply("fine"))[:-9], "200 OK", "Content-Encoding: gzip"),
+    "gzip cut off": http(gzip.compress(reply("fine"), mtime=0)[:-9], "200 OK", "Content-Encoding: gzip"),
     "no gzip": http(b"xxxx", "200 OK", "Content-Encoding: gzip"),
-    "much gzip": http(gzip.compress(b" " * 50_000_000), "200 OK", "Content-Encoding: gzip"),
+    "much gzip": http(gzip.compress(b" " * 50_000_000, mtime=0), "200 OK", "Content-Encoding: gzip"),
     "empty": http(b""),
     "HTML": http(b"<html><style>a{}</style><body>Welcome</body></html>"),
     "a list": http(b"[1]"),
@@ -141,7 +141,7 @@ def test_what_may_pass_is_asked_again_and_ends_in_one_line(server, tmp_path, wai
 
 
 @pytest.mark.parametrize("headers, body", [
-    (["Content-Encoding: gzip"], gzip.compress(reply("naïve"))), (["Content-Encoding: X-GZIP"], gzip.compress(reply("naïve"))),
+    (["Content-Encoding: gzip"], gzip.compress(reply("naïve"), mtime=0)), (["Content-Encoding: X-GZIP"], gzip.compress(reply("naïve"), mtime=0)),
     (["Content-Encoding: deflate"], zlib.compress(reply("naïve"))), (["Content-Encoding: identity"], reply("naïve")),
     (["Content-Type: application/json; charset=latin-1"], b'{"choices": [{"message": {"content": "na\xefve"}}]}'),
     (["Content-Type: application/json; charset=klingon"], reply("naïve"))])
@@ -193,7 +193,7 @@ def test_the_budget_goes_by_its_other_name(server, tmp_path, waits, body):
     (http(b"x" * 290 + KEY.encode(), "403 Forbidden"), ["403"]), (http(b"", f"401 {KEY}"), ["401 ***"]),
     (http(b"<html><script>x()</script><h1>Denied</h1></html>", "403 Forbidden"), ["403 Forbidden: Denied"]),
     (http(b"x" * 99, "401 Unauthorized", missing=9), ["401"]), (http(b"\xff\x1b[31mred", "403 Forbidden"), ["403", "[31mred"]),
-    (http(gzip.compress(b'{"error": "closed"}'), "403 Forbidden", "Content-Encoding: gzip"), ["closed"]),
+    (http(gzip.compress(b'{"error": "closed"}', mtime=0), "403 Forbidden", "Content-Encoding: gzip"), ["closed"]),
     (http(b'[{"error": {"message": "in a list"}}]', "400 Bad Request"), ["in a list"]),
     (http(b'{"error": {"message": "used up", "code": "insufficient_quota"}}', "429 Too Many"), ["used up"]),
     (http(b'{"error": {"message": "no", "code": 403}}'), ["no"])])
