@@ -650,17 +650,20 @@ def collect(cfg, arena, groups, todo, team):
 
 
 def write_page(cfg, arena, found):
-    """Write a page to browse the units of the first seed of each method, at its middle sparsity.
+    """Write a page to browse the units of the first seed of each row, at its middle sparsity.
     Returns a line that says so. A page of the same models is kept."""
     named = []
     depends_on = [code_of(gallery), gallery.TEMPLATE.read_text(encoding="utf-8")]
     for job, numbers, failed in found:
-        if job.seed == 0 and job.middle and not job.floor and not failed:
+        # units of another target say nothing of this one
+        is_of_target = target_of(job, cfg, arena) is arena
+        if job.seed == 0 and job.middle and is_of_target and not failed:
             subject = subject_of(job, cfg, arena)
-            named.append((job.name, subject.model, numbers.get("ce_recovered")))
-            depends_on += [job.name, subject.which]
+            model = subject.model if job.method else make_floor(job, cfg, arena)
+            named.append((job.name, model, numbers.get("ce_recovered")))
+            depends_on += [job.name, job.value, subject.which]
     if not named:
-        return f"no {gallery.PAGE}: no method was trained"
+        return f"no {gallery.PAGE}: every row failed"
 
     n_rows = max(2, gallery.TOKENS // arena.gpt.cfg.n_positions)
     fit, test = [(rows[:n_rows], labels[:n_rows]) for rows, labels in (arena.fit, arena.test)]

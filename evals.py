@@ -449,29 +449,23 @@ def f1_of_counts(counted):
 
 class Matched(NamedTuple):
     """The best concept of each unit."""
-    threshold_F: torch.Tensor       # number of the threshold above which the unit means the concept
     concept_F: torch.Tensor         # number of the concept
     f1_F: torch.Tensor              # on test
 
 
-def match(fit, test):
-    """Which concept does each unit stand for? The pair of threshold and concept of highest F1 in
-    the counts of fit, and its F1 in the counts of test, as Matched. None without concepts.
+def match(fit, test, at=0):
+    """Which concept does each unit stand for? The one of highest F1 in the counts of fit, and its
+    F1 in the counts of test, as Matched. None without concepts.
 
-    Concepts true at a share of tokens below RARE or above DENSE do not count."""
-    K = fit["both"].shape[-1]
-    if not K:
+    at: number of the threshold above which a unit counts as on. Concepts true at a share of tokens
+    below RARE or above DENSE do not count."""
+    if not fit["both"].shape[-1]:
         return None
     share_K = fit["label"] / fit["n"]
     testable_K = (share_K >= RARE) & (share_K <= DENSE)
-
-    # one number for each pair of threshold and concept: threshold * K + concept
-    f1_AFK = f1_of_counts(fit) * testable_K
-    best_F = f1_AFK.permute(1, 0, 2).flatten(1).argmax(1)
-    threshold_F = best_F // K
-    concept_F = best_F % K
-    units = torch.arange(len(best_F), device=best_F.device)
-    return Matched(threshold_F, concept_F, f1_of_counts(test)[threshold_F, units, concept_F])
+    concept_F = (f1_of_counts(fit)[at] * testable_K).argmax(1)
+    units = torch.arange(len(concept_F), device=concept_F.device)
+    return Matched(concept_F, f1_of_counts(test)[at, units, concept_F])
 
 
 @torch.no_grad()
@@ -625,7 +619,7 @@ def report(m, gpt, fit, test, names, groups, thresholds, main, k=10):
     names: of the concepts."""
     on_fit = counts(m, gpt, *fit, thresholds)
     on_test = counts(m, gpt, *test, thresholds)
-    matched = match(on_fit, on_test)
+    matched = match(on_fit, on_test, main)
     frequency_F = on_test["on"][main] / on_test["n"]
 
     lines = []

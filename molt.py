@@ -40,6 +40,7 @@ transforms of a group, all of rank r
 import itertools
 import json
 import re
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Literal
@@ -521,7 +522,8 @@ def summarise(cfg, gpt, molt, corpus, seconds):
     out |= own
     out["seconds"] = seconds
     head = f"\nlayer {layer}, {cfg.groups}, {cfg.steps * cfg.N:,} tokens, {seconds:.0f} s"
-    print(head, *lines, "", ", ".join(f"{k} {v:,.4g}" for k, v in own.items()), sep="\n")
+    own_text = ", ".join(f"{name} {value:,.4g}" for name, value in own.items())
+    print(head, *lines, "", *textwrap.wrap(own_text, evals.WIDTH), sep="\n")
     found = out | common.provenance(cfg, gpt)
     common.write(Path(cfg.out) / "summary.json", json.dumps(found, indent=1).encode())
     return out

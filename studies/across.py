@@ -326,9 +326,8 @@ class Worded:
         """Which of some units fit a concept best, on fit? Without concepts: which are on most?"""
         worth_F = self.fit["on"][0]
         if self.matched:
-            every_F = torch.arange(len(worth_F), device=worth_F.device)
-            f1_AFK = evals.f1_of_counts(self.fit)
-            worth_F = f1_AFK[self.matched.threshold_F, every_F, self.matched.concept_F]
+            f1_FK = evals.f1_of_counts(self.fit)[0]
+            worth_F = f1_FK.gather(1, self.matched.concept_F.unsqueeze(1)).squeeze(1)
         return units[worth_F[units].topk(min(n, len(units))).indices]
 
     def describe(self, units, examples, what):
