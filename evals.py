@@ -459,10 +459,10 @@ def match(fit, test, at=0):
 
     at: number of the threshold above which a unit counts as on. Concepts true at a share of tokens
     below RARE or above DENSE do not count."""
-    if not fit["both"].shape[-1]:
-        return None
     share_K = fit["label"] / fit["n"]
     testable_K = (share_K >= RARE) & (share_K <= DENSE)
+    if not testable_K.any():
+        return None
     concept_F = (f1_of_counts(fit)[at] * testable_K).argmax(1)
     units = torch.arange(len(concept_F), device=concept_F.device)
     return Matched(concept_F, f1_of_counts(test)[at, units, concept_F])

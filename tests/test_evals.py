@@ -94,6 +94,7 @@ def test_match_finds_the_planted_concept_and_scores_it_on_other_tokens():
     _, f1 = evals.match(*[counts(a.view(1, -1, 1), b.view(-1, 1))] * 2)
     assert f1.item() == pytest.approx(2 * precision * recall / (precision + recall))
     assert evals.match(*[counts(on, label[:, :0])] * 2) is None
+    assert evals.match(*[counts(on, label[:, [4, 5]])] * 2) is None     # nor do these name a unit if there are no others
 
 
 def test_usage_and_replacement_of_known_reconstructions(gpt, rows):
