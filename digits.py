@@ -1,0 +1,841 @@
+"""Digits: does an MLP that reads digits have parts of its own, beside its neurons and its classes?
+
+A small MLP learns to tell handwritten digits, and spd.py's own functions take all of its matrices
+apart at once. The digits are drawn here, by writers who each have a hand of their own; those of the
+test images wrote no training image. Whatever SPD finds stands beside three splits of the same
+matrices that nobody has to learn: their rows, their singular vectors and the neurons' weights.
+
+    h_0 = x                             an image: 784 pixels between 0 and 1
+    h_i = relu(h_{i-1} W_i + b_i)       one hidden layer of 128 (shallow), or two (deep)
+    logits = h W + b                    of the ten digits
+    W_i = V_i U_i + rest                masks, importances and the loss are those of spd.py: KL of
+                                        the predictions from the clean ones
+
+    rows        component j is all that output j of a matrix reads: W[:, j] times the j-th unit
+                vector. The last matrix has ten, one for each class, and any 10 rows are such a
+                split, of random weights too: that a matrix falls into them says nothing
+    neurons     hidden neuron k's own weights: the row that it reads by in the first matrix, W[k]
+                that it writes by in the others
+    svd         the singular vectors
+    V and U of these are held, and importances are trained as SPD's are: same loss, same steps.
+    Hence the test is the matrix between two hidden layers, which has no classes on either side.
+
+SPD on digits: Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790) is the method; APD's authors,
+Braun et al. 2025 (arXiv:2501.14926), ask for mechanisms of such networks.
+
+Differs from spd.py: every matrix of the network is taken apart, not those of one MLP; drawn images
+instead of text; one position a row.
+
+N images, B images of a batch, P pixels, C components of a matrix, S segments of a drawn figure,
+K points that guide its pen, J classes
+
+    python digits.py        # MINUTES on one core: results/digits.md and digits.png
+"""
+import functools
+import gzip
+import hashlib
+import itertools
+import json
+import math
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import common
+import evals
+import spd
+from metrics import masks
+from report import curve, noise
+from report.table import markdown_table
+
+
+@dataclass
+class Config:
+    # what to take apart, where to write
+    study: bool = True              # all networks, splits and noises; else the one named below
+    data: str = "drawn"             # drawn, or a folder with MNIST's four idx files (.gz or not)
+    out: str = "runs/digits"        # folder for checkpoints, logs and networks
+    results: str = "results"        # folder for the study's digits.md and digits.png
+    networks: str = "runs/digits/networks"  # folder for the networks that are taken apart
+    resume: bool = False            # go on from the checkpoints in --out
+    device: str = "auto"            # auto, cpu, cuda
+    seed: int = 0                   # [0, 1e18] of the decomposition; the study's first of --seeds
+    seeds: int = 5                  # [1, 100] decompositions of each network in the study
+    # the network
+    depth: Literal["shallow", "deep"] = "deep"  # one hidden layer or two
+    images: int = 16_000            # [100, 1e6] training images
+    memorised: int = 2000           # [100, 1e6] training images in the study of label noise
+    noise: float = 0.               # [0, 1] share of training labels that are drawn at random
+    net_steps: int = 4000           # [1, 1e8] training steps of the network
+    # its decomposition
+    parts: Literal["learned", "rows", "neurons", "svd"] = "learned"  # components: SPD's, or held
+    C: int = 192                    # [1, 1e6] components per matrix; V U = W takes 128
+    ci_hidden: int = 128            # [1, 1e6] hidden width of the importance net
+    steps: int = 1500               # [1, 1e8] training steps
+    B: int = 256                    # [1, 1e6] images per step
+    lr: float = 0.03                # (0, 100] of V and U, by Muon
+    c_imp: float = 1e-3             # [0, 1e9] importance: THE knob
+    # looking and saving
+    log_every: int = 50             # [1, 1e9] steps between lines of log.jsonl
+    save_every: int = 500           # [1, 1e9] steps between checkpoints
+
+
+# flags that a resumed run may give other values (common.Run)
+MAY_CHANGE_ON_RESUME = {"study", "data", "out", "results", "networks", "resume", "device", "seeds",
+                        "memorised", "log_every", "save_every"}
+SIDE = 28                           # pixels of an image's side
+CLASSES = 10
+WIDTH = 128                         # neurons of a hidden layer
+TEST = 4000                         # drawn test images
+PER_WRITER = 8                      # images of one writer
+
+
+# ----------------------------------------------------------------------------------- the digits
+class Figure(NamedTuple):
+    """One way to write a digit: strokes, each a smooth line near some points (x, y). x goes right,
+    y down, and a digit is about 1 wide and 2 high, around (0, 0)."""
+    digit: int
+    strokes: tuple
+
+
+FIGURES = (
+    Figure(0, (((0, -.9), (-.5, -.5), (-.55, .2), (-.2, .85), (.3, .8), (.55, .2), (.45, -.5),
+                (0, -.9)),)),
+    Figure(1, (((0, -.9), (0, 0), (0, .9)),)),
+    Figure(1, (((-.35, -.5), (.05, -.9)), ((.05, -.9), (.05, .9)))),
+    Figure(2, (((-.5, -.5), (-.1, -.9), (.4, -.7), (.35, -.2), (-.1, .35), (-.55, .85)),
+               ((-.55, .85), (.55, .85)))),
+    Figure(3, (((-.45, -.75), (0, -.9), (.4, -.6), (.2, -.15), (-.1, -.05)),
+               ((-.1, -.05), (.35, .1), (.5, .5), (.1, .9), (-.5, .7)))),
+    Figure(4, (((-.2, -.9), (-.5, .2)), ((-.5, .2), (.55, .2)), ((.3, -.4), (.25, .9)))),
+    Figure(4, (((.3, -.9), (-.5, .3)), ((-.5, .3), (.55, .3)), ((.3, -.9), (.3, .9)))),
+    Figure(5, (((.45, -.85), (-.35, -.85)), ((-.35, -.85), (-.4, -.1)),
+               ((-.4, -.1), (.1, -.25), (.5, .2), (.3, .75), (-.1, .9), (-.5, .7)))),
+    Figure(6, (((.35, -.9), (-.2, -.5), (-.5, .1), (-.4, .7), (0, .9), (.45, .6), (.35, .15),
+                (0, 0), (-.4, .3)),)),
+    Figure(7, (((-.5, -.85), (.5, -.85)), ((.5, -.85), (.15, 0), (-.1, .9)))),
+    Figure(7, (((-.5, -.85), (.5, -.85)), ((.5, -.85), (.15, 0), (-.1, .9)),
+               ((-.25, 0), (.45, 0)))),
+    Figure(8, (((0, -.05), (-.4, -.45), (-.05, -.9), (.4, -.5), (0, -.05), (-.5, .45), (0, .9),
+                (.5, .45), (0, -.05)),)),
+    Figure(9, (((.45, -.5), (.1, -.9), (-.4, -.6), (-.35, -.15), (0, -.05), (.4, -.4),
+                (.45, -.5)), ((.45, -.5), (.4, .2), (.15, .9)))),
+)
+PIECES = 4                          # segments that the pen draws between two points
+# 1, t, t^2, t^3 times this / 2: how much four points weigh at t between the second and the third
+CATMULL_ROM = ((0., 2., 0., 0.), (-1., 0., 1., 0.), (2., -5., 4., -1.), (-1., 3., -3., 1.))
+
+
+class Images(NamedTuple):
+    """Images (N, 784) between 0 and 1, and what they show (N)."""
+    x_NP: torch.Tensor
+    label_N: torch.Tensor
+
+
+def smooth(k):
+    """Which points does a smooth line go through, as a matrix (PIECES (k - 1) + 1, k) times the k
+    points that guide it? A Catmull-Rom spline: a cubic between each two points."""
+    # the line's ends count twice
+    guide = torch.eye(k)
+    guide = torch.cat([guide[:1], guide, guide[-1:]])
+    t = (torch.arange(PIECES) / PIECES).unsqueeze(1)
+    weights = t ** torch.arange(4) @ torch.tensor(CATMULL_ROM) / 2
+    spans = [weights @ guide[i:i + 4] for i in range(k - 1)]
+    return torch.cat([*spans, guide[-1:]])
+
+
+class Pens(NamedTuple):
+    """All figures as tensors. Those with fewer points or segments than others repeat a segment."""
+    points: torch.Tensor            # (figures, K, 2)
+    starts: torch.Tensor            # (figures, S, K): where segments begin, times the points
+    ends: torch.Tensor
+    first_J: torch.Tensor           # each digit's first figure
+    ways_J: torch.Tensor            # how many it has
+
+
+@functools.cache
+def pens():
+    # a stroke of n points has n - 1 spans
+    n_points = [sum(map(len, figure.strokes)) for figure in FIGURES]
+    n_spans = [n - len(figure.strokes) for n, figure in zip(n_points, FIGURES)]
+    K = max(n_points)
+    S = PIECES * max(n_spans)
+    points = torch.zeros(len(FIGURES), K, 2)
+    starts = torch.zeros(len(FIGURES), S, K)
+    ends = torch.zeros(len(FIGURES), S, K)
+    for i, figure in enumerate(FIGURES):
+        k = 0
+        s = 0
+        for stroke in figure.strokes:
+            n = len(stroke)
+            line = smooth(n)
+            m = len(line) - 1
+            points[i, k:k + n] = torch.tensor(stroke)
+            starts[i, s:s + m, k:k + n] = line[:-1]
+            ends[i, s:s + m, k:k + n] = line[1:]
+            k += n
+            s += m
+        starts[i, s:] = starts[i, s - 1]
+        ends[i, s:] = ends[i, s - 1]
+    digit = torch.tensor([figure.digit for figure in FIGURES])
+    ways_J = digit.bincount(minlength=CLASSES)
+    return Pens(points, starts, ends, ways_J.cumsum(0) - ways_J, ways_J)
+
+
+def draw(n, gen):
+    """Draw n images of random digits, by n / 8 new writers.
+
+    A writer chooses the way to write each digit, bends its strokes, and has a slant, a width, a
+    height and a pen. Each image bends, turns, stretches and moves what its writer does a little."""
+    def normal(scale, *shape):
+        return scale * torch.randn(*shape, generator=gen)
+    table = pens()
+    n_writers = -(-n // PER_WRITER)
+    writer_N = torch.arange(n) // PER_WRITER
+    label_N = torch.randint(CLASSES, (n,), generator=gen)
+
+    # the writers' hands
+    way = (torch.rand(n_writers, CLASSES, generator=gen) * table.ways_J).long()
+    bend = normal(.08, n_writers, *table.points.shape)
+    slant = normal(.25, n_writers)
+    size = normal(.12, n_writers, 2).exp()
+    pen = .09 + .12 * torch.rand(n_writers, generator=gen)
+
+    # the strokes of each image
+    figure_N = table.first_J[label_N] + way[writer_N, label_N]
+    points = table.points[figure_N] + bend[writer_N, figure_N]
+    points = points + normal(.03, *points.shape)
+    x, y = points.unbind(-1)
+    width, height = (size[writer_N] * normal(.06, n, 2).exp()).T.unsqueeze(-1)
+    lean = slant[writer_N] + normal(.06, n)
+    y = y * height
+    x = x * width - lean.unsqueeze(1) * y
+    turn = normal(.1, n, 1)
+    points = torch.stack([x * turn.cos() - y * turn.sin(), x * turn.sin() + y * turn.cos()], -1)
+    points = points + normal(.06, n, 1, 2)
+
+    # ink on paper, both of which vary
+    radius_N = pen[writer_N] * normal(.1, n).exp()
+    ink_N1 = .7 + .3 * torch.rand(n, 1, generator=gen)
+    x_NP = torch.cat([trace(points[i], figure_N[i], radius_N[i])
+                      for i in torch.arange(n).split(16)])
+    x_NP = ink_N1 * x_NP + normal(.05, *x_NP.shape)
+    return Images(x_NP.clamp(0, 1), label_N)
+
+
+def trace(points_NK2, figure_N, radius_N):
+    """How black does a pen make each pixel? (N, 784): 1 on the strokes, 0 off them, by the distance
+    to the nearest segment."""
+    table = pens()
+    a_NS2 = table.starts[figure_N] @ points_NK2
+    b_NS2 = table.ends[figure_N] @ points_NK2
+    axis = torch.linspace(-1.35, 1.35, SIDE)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    pixel_P2 = torch.stack([x, y], -1).flatten(0, 1)
+
+    # (pixel - a) . (b - a), |b - a|^2 and |pixel - a|^2: nothing of shape (N, P, S, 2) is formed
+    way = b_NS2 - a_NS2
+    along = pixel_P2 @ way.mT - (a_NS2 * way).sum(-1).unsqueeze(1)          # (N, P, S)
+    length2 = way.square().sum(-1).clamp(min=1e-8).unsqueeze(1)
+    from_a2 = pixel_P2.square().sum(-1, keepdim=True) - 2 * pixel_P2 @ a_NS2.mT
+    from_a2 = from_a2 + a_NS2.square().sum(-1).unsqueeze(1)
+    # the nearest point of the segment is a + t (b - a)
+    t = (along / length2).clamp(0, 1)
+    distance2 = from_a2 + t * (t * length2 - 2 * along)
+    distance_NP = distance2.amin(-1).clamp(min=0).sqrt()
+    return ((radius_N.unsqueeze(1) - distance_NP) / .04).sigmoid()
+
+
+def read_idx(folder, name, ndim):
+    """Read one of MNIST's files, as it is or gzipped: a uint8 tensor of so many dimensions. Fails
+    on a file that is missing, damaged or of another kind."""
+    spellings = (name, f"{name}.gz", name.replace("-idx", ".idx"))
+    paths = [Path(folder) / spelling for spelling in spellings]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        common.fail(f"--data {folder}: has no {name} or {name}.gz; drawn, or a folder with MNIST's "
+                    "four idx files")
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, ValueError, ArithmeticError) as e:
+        common.fail(f"{path}: cannot read: {e}")
+    # 0, 0, 8 for bytes, number of dimensions; their sizes in 4 bytes each; the bytes
+    head = 4 + 4 * ndim
+    sizes = [int.from_bytes(raw[i:i + 4], "big") for i in range(4, head, 4)]
+    if raw[:4] != bytes([0, 0, 8, ndim]) or len(raw) - head != math.prod(sizes):
+        common.fail(f"{path}: damaged, or no idx file of bytes in {ndim} dimensions")
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)[head:].view(sizes)
+
+
+def read_mnist(folder, split):
+    x = read_idx(folder, f"{split}-images-idx3-ubyte", 3)
+    label = read_idx(folder, f"{split}-labels-idx1-ubyte", 1)
+    is_right = x.shape[1:] == (SIDE, SIDE) and len(x) == len(label) and len(x)
+    if not is_right or label.max() >= CLASSES:
+        common.fail(f"--data {folder}: {split} must have 28 x 28 images with a label from 0 to 9 "
+                    f"each, has images {list(x.shape)}, labels {list(label.shape)}")
+    return Images(x.flatten(1) / 255, label.long())
+
+
+@functools.cache
+def load_images(data, n):
+    """The first n training images and all test images, of which no writer is the same."""
+    if data == "drawn":
+        train = draw(n, common.generator(0, "training writers"))
+        return train, draw(TEST, common.generator(0, "test writers"))
+    train = read_mnist(data, "train")
+    if n > len(train.x_NP):
+        common.fail(f"--images {n}: {data} has {len(train.x_NP)} training images")
+    return Images(train.x_NP[:n], train.label_N[:n]), read_mnist(data, "t10k")
+
+
+def fingerprint(images):
+    """Are these the images that a run began with? A hash of their pixels and labels."""
+    digest = hashlib.sha256()
+    for tensor in images:
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------ the network
+class Net(nn.Module):
+    """The matrices (d_in, d_out) and biases of an MLP, from the pixels to the logits."""
+    def __init__(self, depth, gen):
+        super().__init__()
+        sizes = [SIDE**2, *[WIDTH] * (1 if depth == "shallow" else 2), CLASSES]
+        self.Ws = nn.ParameterList(torch.randn(n_in, n_out, generator=gen) * (2 / n_in)**0.5
+                                   for n_in, n_out in zip(sizes, sizes[1:]))
+        self.bs = nn.ParameterList(torch.zeros(n_out) for n_out in sizes[1:])
+
+    def __call__(self, i, x):
+        """What does matrix i make of x? An SPD's matrices under masks answer to the same call."""
+        return x @ self.Ws[i] + self.bs[i]
+
+    @property
+    def hash(self):
+        """Is this the network that a run began with?"""
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
+        return f"{common.checksum(tensors, {}):08x}"
+
+
+def through(matrices, x_BP, n):
+    """Run images through n matrices with a relu between: (logits, what each matrix read).
+
+    matrices(i, x): a Net, or the matrices of an SPD under masks."""
+    reads = [x_BP]
+    for i in range(n - 1):
+        reads.append(F.relu(matrices(i, reads[-1])))
+    return matrices(n - 1, reads[-1]), reads
+
+
+def with_noise(label_N, share, gen):
+    """Replace a share of the labels by random ones. One in ten of these is right by chance."""
+    is_drawn = torch.rand(len(label_N), generator=gen) < share
+    random_N = torch.randint(CLASSES, label_N.shape, generator=gen)
+    return torch.where(is_drawn, random_N, label_N)
+
+
+def train_net(cfg, train):
+    """Train a network on the images. The decay that keeps it from learning noise is left out where
+    noise is what it has to learn."""
+    net = Net(cfg.depth, common.generator(0, "net"))
+    gen = common.generator(0, "net's batches")
+    decay = 0. if cfg.noise else .1
+    opt = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=decay, fused=True)
+    for step in range(cfg.net_steps):
+        opt.param_groups[0]["lr"] = 2e-3 * (1 - step / cfg.net_steps)
+        picked = torch.randint(len(train.x_NP), (256,), generator=gen)
+        logits, _ = through(net, train.x_NP[picked], len(net.Ws))
+        opt.zero_grad()
+        F.cross_entropy(logits, train.label_N[picked]).backward()
+        opt.step()
+    return net
+
+
+def load_net(cfg, train, text):
+    """The frozen network that cfg names: as it was trained before, or trained now and kept."""
+    made = dict(depth=cfg.depth, noise=cfg.noise, net_steps=cfg.net_steps, text=text)
+    name = "-".join(str(value) for value in made.values())
+    path = Path(cfg.networks) / f"{name}.safetensors"
+    common.must_be_file(path)
+    if path.exists():
+        tensors, _ = common.load(path, **made)
+        net = Net(cfg.depth, common.generator(0, "net"))
+        common.unflat(tensors, net=net)
+    else:
+        net = train_net(cfg, train)
+        common.save(path, common.flat(net=net), made)
+    return net.requires_grad_(False)
+
+
+# -------------------------------------------------------------------------------- its decomposition
+class Clean:
+    """One pass of images through the network as it is: what the matrices read, and the predictions
+    to preserve. This is the batch that spd.loss_fn asks for."""
+    def __init__(self, net, x_BP):
+        self.x_BP = x_BP
+        self.n = len(net.Ws)
+        with torch.no_grad():
+            self.logits, self.inputs = through(net, x_BP, self.n)
+        self.logp_BJ = self.logits.log_softmax(-1)
+
+    def kl(self, matrices):
+        """KL(clean || matrices) in nats, mean over the images."""
+        logits, _ = through(matrices, self.x_BP, self.n)
+        return F.kl_div(logits.log_softmax(-1), self.logp_BJ, reduction="batchmean",
+                        log_target=True)
+
+    def divergence(self, *masked):
+        """One KL for each of the masked matrices, as spd.loss_fn wants them."""
+        return torch.stack([self.kl(matrices) for matrices in masked])
+
+
+def spd_config(cfg):
+    """The configuration of spd.py's functions. All that is not named here is at spd.py's defaults.
+
+    V and U that are held have a learning rate of 0: their importances are trained as others are."""
+    return spd.Config(C=cfg.C, ci_hidden=cfg.ci_hidden, steps=cfg.steps, B=cfg.B, T=1,
+                      lr=cfg.lr if cfg.parts == "learned" else 0., c_imp=cfg.c_imp)
+
+
+def split(W, parts, is_first):
+    """Split a matrix without learning: V (d_in, n) and U (n, d_out), whose product it is."""
+    if parts == "svd":
+        left, sizes, right = torch.linalg.svd(W, full_matrices=False)
+        return left * sizes, right
+    # what a neuron reads by is a row of the first matrix, what it writes by a column of others
+    if parts == "rows" or is_first:
+        return W, torch.eye(W.shape[1])
+    return torch.eye(len(W)), W
+
+
+@torch.no_grad()
+def begin(m, cfg):
+    """Put V and U where training starts, with W as their product: at random, or at a split."""
+    if cfg.parts == "learned":
+        spd.project(m)
+        return
+    for i, W in enumerate(m.Ws):
+        V, U = split(W.cpu(), cfg.parts, i == 0)
+        n = len(U)
+        m.V[i].zero_()
+        m.U[i].zero_()
+        m.V[i][:, :n] = V
+        m.U[i][:n] = U
+
+
+def build(cfg, net):
+    """A fresh decomposition of the network, after checking that its components are enough."""
+    if cfg.C < WIDTH:
+        common.fail(f"--C {cfg.C}: must be at least {WIDTH}, the ranks of the matrices")
+    gen = common.generator(cfg.seed, "init")
+    return spd.SPD([*net.Ws], [*net.bs], spd_config(cfg), gen)
+
+
+def train(cfg):
+    """Decompose the network that cfg names: (decomposition, what is found, network)."""
+    device = common.device(cfg.device)
+    fit, test = load_images(cfg.data, cfg.images)
+    learned = with_noise(fit.label_N, cfg.noise, common.generator(0, "label noise"))
+    fit = Images(fit.x_NP, learned)
+    text = fingerprint([*fit, *test])
+    net = load_net(cfg, fit, text).to(device)
+    fit, test = (Images(x.to(device), label.to(device)) for x, label in (fit, test))
+    m = build(cfg, net)
+    how = spd_config(cfg)
+    opts = spd.optimizers(m, how)
+    gen = common.generator(cfg.seed, "masks", device)
+    picks = common.generator(cfg.seed, "batches")
+    run = common.Run(cfg, net, text, spd=m, gen=gen, picks=picks, **opts)
+    if run.is_fresh:
+        begin(m, cfg)
+
+    for step in run.steps():
+        progress = step / cfg.steps
+        picked = torch.randint(len(fit.x_NP), (cfg.B,), generator=picks).to(device)
+        batch = Clean(net, fit.x_NP[picked])
+        loss, terms, importance = spd.loss_fn(m, batch, how, progress, gen)
+        norm = spd.update(m, opts, loss, how, progress)
+        if run.is_logged:
+            l0 = {f"l0_{i}": (g > spd.ON_ABOVE).sum(-1).float().mean()
+                  for i, g in enumerate(importance)}
+            run.record(terms, norm, **l0)
+        # before run.steps() saves the last checkpoint
+        if run.is_last and cfg.parts == "learned":
+            spd.project(m)
+    common.let_go(cfg.out)
+    return m, summarise(cfg, net, m, fit, test, run.seconds), net
+
+
+# ---------------------------------------------------------------------------------------- summary
+@torch.no_grad()
+def importances(m, net, x_NP):
+    """How important is each component at each image? (N, C) for each matrix, between 0 and 1."""
+    inputs = Clean(net, x_NP).inputs
+    return [z.clamp(0, 1) for z in m.importance_net(inputs, m.V)]
+
+
+def choices(importance, gen):
+    """The masks that a decomposition is judged by: {name: (masks, rest_masks)}, as
+    metrics/masks.py has them."""
+    return {"unmasked": masks.all_on(importance),
+            "soft": masks.without_rest(importance),
+            "rounded": masks.rounded(importance, spd.ON_ABOVE),
+            "stochastic": masks.stochastic(importance, gen),
+            "random": masks.at_random(importance, gen)}
+
+
+def attack(m, clean, importance, gen):
+    """Which sources put the predictions furthest off? One for each component and rest, shared by
+    all images: from a random start, 20 steps of 0.1 along the sign of the KL's gradient. Returns
+    the worst that were met."""
+    device = importance[0].device
+    sources = [torch.rand(n, generator=gen, device=device) for n in spd.source_sizes(m)]
+    worst = -math.inf
+    for _ in range(masks.STEPS + 1):
+        sources = [source.detach().requires_grad_() for source in sources]
+        kl = clean.kl(m.masked(importance, sources, detach=True))
+        if kl.item() > worst:
+            worst = kl.item()
+            met = [source.detach() for source in sources]
+        grads = torch.autograd.grad(kl, sources)
+        sources = [(source.detach() + masks.SIZE * grad.sign()).clamp(0, 1)
+                   for source, grad in zip(sources, grads)]
+    return met
+
+
+def under_masks(m, net, images, gen):
+    """What do the predictions become? {mask: (accuracy, KL)} on some images; "clean": without."""
+    clean = Clean(net, images.x_NP)
+    importance = importances(m, net, images.x_NP)
+    table = choices(importance, gen)
+    table["attack"] = masks.masks_from(importance, attack(m, clean, importance, gen))
+    found = {"clean": (accuracy(clean.logits, images), 0.)}
+    with torch.no_grad():
+        for name, chosen in table.items():
+            matrices = m.site(*chosen)
+            logits, _ = through(matrices, images.x_NP, clean.n)
+            found[name] = (accuracy(logits, images), clean.kl(matrices).item())
+    return found
+
+
+def accuracy(logits, images):
+    """On what share of images is the label's logit the largest?"""
+    return (logits.argmax(-1) == images.label_N).float().mean().item()
+
+
+def class_counts(g_NC, label_N):
+    """On how many images is each component on, of all (C, 1) and of each class (C, J)? And how many
+    images has each class (1, J)?"""
+    on_NC = (g_NC > spd.ON_ABOVE).float()
+    is_class_NJ = F.one_hot(label_N, CLASSES).float()
+    return on_NC.sum(0).unsqueeze(1), on_NC.T @ is_class_NJ, is_class_NJ.sum(0, keepdim=True)
+
+
+def class_f1(g_NC, label_N):
+    """How well does "component c is on" tell class j? F1 (C, J): 1 = on exactly there."""
+    on, both, label = class_counts(g_NC, label_N)
+    return evals.f1_scores(on, label, both)
+
+
+def named(fit, test):
+    """How well does a component tell the class that it tells best? F1 (C) on test, the class chosen
+    on fit: both (C, J)."""
+    return test.gather(1, fit.argmax(1, keepdim=True)).squeeze(1)
+
+
+def of_one_matrix(m, i, g_fit, g_test, fit, test):
+    """What are one matrix's components? Numbers over those that are alive on test."""
+    f1 = class_f1(g_test, test.label_N)
+    f1_C = named(class_f1(g_fit, fit.label_N), f1)
+    on_NC = g_test > spd.ON_ABOVE
+    is_alive = on_NC.sum(0) >= evals.ALIVE
+    # share of what a component writes that goes to its largest output: 1 in rows
+    U2 = m.U[i].detach().square()
+    share_C = U2.amax(1) / U2.sum(1).clamp(min=1e-30)
+    found = dict(alive=is_alive.sum().item(), l0=on_NC.sum(1).float().mean().item(),
+                 f1=0., one_output=0.)
+    if is_alive.any():
+        found["f1"] = f1_C[is_alive].mean().item()
+        found["one_output"] = share_C[is_alive].mean().item()
+    # each class by the component that tells it best
+    found["classes"] = f1.amax(0).mean().item()
+    return found
+
+
+def summarise(cfg, net, m, fit, test, seconds):
+    """Print what was found, write summary.json.
+
+    A network that had to learn noise is judged where it learned it, on training images; others on
+    test images. The class of a component is chosen on other training images."""
+    few = Images(*(tensor[:TEST] for tensor in fit))
+    judged = few if cfg.noise else test
+    gen = common.generator(cfg.seed, "summary", fit.x_NP.device)
+    found = dict(masks=under_masks(m, net, judged, gen), seconds=seconds)
+    found["fit_accuracy"] = accuracy(Clean(net, fit.x_NP).logits, fit)
+    g_fit = importances(m, net, few.x_NP)
+    g_judged = importances(m, net, judged.x_NP)
+    found["matrices"] = [of_one_matrix(m, i, *pair, few, judged)
+                         for i, pair in enumerate(zip(g_fit, g_judged))]
+
+    print(f"\n{cfg.depth} network, noise {cfg.noise:g}, {cfg.parts} components, seed {cfg.seed}, "
+          f"{seconds:.0f} s; right on training images: {found['fit_accuracy']:.1%}")
+    for name, (right, kl) in found["masks"].items():
+        print(f"  {name:<12} accuracy {right:.1%}, KL {kl:.4f}")
+    for i, row in enumerate(found["matrices"]):
+        shape = " x ".join(map(str, m.Ws[i].shape))
+        print(f"  {shape:<12}", *(f"{key} {value:.3g}" for key, value in row.items()))
+    saved = found | common.provenance(cfg, net)
+    common.write(Path(cfg.out) / "summary.json", json.dumps(saved, indent=1).encode())
+    return found
+
+
+# ------------------------------------------------------------------------------------------ study
+class Job(NamedTuple):
+    """One decomposition of the study."""
+    depth: str
+    noise: float
+    parts: str
+    seed: int
+    images: int
+
+    def configured(self, cfg):
+        """Its own configuration, in a folder of its own; resumed where it has begun."""
+        name = f"{self.depth}-{self.images}-noise{self.noise:g}-{self.parts}-seed{self.seed}"
+        out = Path(cfg.out) / name
+        is_begun = any(out.glob("*.safetensors"))
+        return replace(cfg, **self._asdict(), out=str(out), study=False,
+                       resume=cfg.resume and is_begun)
+
+
+HELD = ("rows", "neurons", "svd")
+DEPTHS = ("shallow", "deep")
+NOISES = (0., 0.2, 1.)
+NOISY_SEEDS = 2                     # decompositions of each network in the study of noise, at most
+
+
+def jobs(cfg):
+    """List the decompositions: of both networks, and of deep ones that memorised label noise."""
+    todo = []
+    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
+    for depth in DEPTHS:
+        todo += [Job(depth, 0., "learned", seed, cfg.images) for seed in seeds]
+        todo += [Job(depth, 0., parts, cfg.seed, cfg.images) for parts in HELD]
+    for share in NOISES:
+        todo += [Job("deep", share, "learned", seed, cfg.memorised)
+                 for seed in seeds[:NOISY_SEEDS]]
+    # both parts of the study ask for one network where they have as many images
+    return list(dict.fromkeys(todo))
+
+
+def study(cfg):
+    """Run all jobs; write the tables and the pictures."""
+    # a missing library is to be known before the work
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        common.fail("the pictures need matplotlib: pip install matplotlib")
+    if cfg.resume and not Path(cfg.out).exists():
+        common.fail(f"--resume: no run of the study in {cfg.out}")
+    common.must_be_writable(cfg.out, cfg.results)
+    for name in ("digits.md", "digits.png"):
+        common.must_be_file(Path(cfg.results) / name)
+    models = {}
+    found = {}
+    for job in jobs(cfg):
+        m, found[job], net = train(job.configured(cfg))
+        models[job] = m, net
+    text = report(cfg, found)
+    print(f"\n{text}")
+    common.write(Path(cfg.results) / "digits.md", text.encode())
+    curve.save_picture(picture(cfg, models), Path(cfg.results) / "digits.png")
+    print(f"-> {cfg.results}/digits.md, digits.png")
+    return models, found
+
+
+def of_seeds(values, digits):
+    """Write the mean of some numbers, ± half of its 95 % interval where there are several."""
+    over = noise.over_seeds(values)
+    half = f" ± {over['half']:.{digits}f}" if over["half"] is not None else ""
+    return f"{over['mean']:.{digits}f}{half}"
+
+
+def select(found, **wanted):
+    """The results of the jobs that have these values."""
+    return [result for job, result in found.items()
+            if wanted.items() <= job._asdict().items()]
+
+
+def report(cfg, found):
+    """Write the tables as Markdown."""
+    lines = [PREFACE.format(command=common.command(cfg), data=cfg.data, images=cfg.images,
+                            tau=spd.ON_ABOVE, least=evals.ALIVE), ""]
+    for depth in DEPTHS:
+        its = {parts: select(found, depth=depth, noise=0., images=cfg.images, parts=parts)
+               for parts in ("learned", *HELD)}
+        lines += [f"## The {depth} network", "", *mask_table(its), "", *part_table(its), ""]
+    by_share = {f"{share:.0%}": select(found, depth="deep", noise=share, images=cfg.memorised)
+                for share in NOISES}
+    lines += ["## Label noise", "", NOISE_TEXT.format(images=cfg.memorised), "",
+              *noise_table(by_share), ""]
+    return "\n".join(lines)
+
+
+PREFACE = """# Digits taken apart
+`{command}` wrote this, and digits.png.
+Images: {data}, {images:,} to learn from; writers of the test images wrote none of those. Means over
+seeds, ± half of the 95 % interval. *learned* are SPD's components; *rows*, *neurons* and *svd*
+(`digits.py`) are held and only their importances trained, in as many steps: what has to be beaten.
+
+Accuracy / KL from the clean predictions in nats, on test images: *unmasked* all components on;
+*soft* importances as masks; *rounded* at {tau}; *stochastic* what is unimportant ablated at random;
+*random* any mask, the floor; *attack* ablated by 20 sign steps of 0.1. Then each matrix: *alive*,
+components on at {least} test images or more; *L0*, on at an image; *F1*, how well "on" tells the
+class that it tells best, mean over alive ones (always on: 0.18); *by class*, F1 of each class's
+best component; *one output*, share of a component's writing that goes to one output: 1 for rows."""
+NOISE_TEXT = """The deep network on {images:,} images, a share of whose labels is random, judged on
+these images: what it memorised is there alone. Does it need more components?"""
+
+
+def mask_table(its):
+    """Accuracy and KL under each of the masks, a line for each kind of components."""
+    names = [*its["learned"][0]["masks"]]
+    lines = []
+    for parts, results in its.items():
+        cells = [parts]
+        for name in names:
+            right, kl = zip(*(result["masks"][name] for result in results))
+            cells.append(f"{100 * statistics.mean(right):.1f} % / {statistics.mean(kl):.4f}")
+        lines.append(cells)
+    return markdown_table(["", *names], lines)
+
+
+COLUMNS = {"alive": ("alive", 0), "l0": ("L0", 1), "f1": ("F1", 2), "classes": ("by class", 2),
+           "one_output": ("one output", 2)}
+
+
+def part_table(its):
+    """What the components of each matrix are, a line for each kind of components."""
+    lines = []
+    for i in range(len(its["learned"][0]["matrices"])):
+        for parts, results in its.items():
+            cells = [f"W_{i + 1}", parts]
+            for key, (_, digits) in COLUMNS.items():
+                values = [result["matrices"][i][key] for result in results]
+                cells.append(of_seeds(values, digits))
+            lines.append(cells)
+    return markdown_table(["", "", *(head for head, _ in COLUMNS.values())], lines)
+
+
+def noise_table(by_share):
+    """Components alive, on and missing at each share of random labels."""
+    lines = []
+    for share, results in by_share.items():
+        right = [100 * result["fit_accuracy"] for result in results]
+        cells = [share, f"{statistics.mean(right):.1f} %"]
+        for key, digits in (("alive", 0), ("l0", 1)):
+            for i in range(len(results[0]["matrices"])):
+                values = [result["matrices"][i][key] for result in results]
+                cells.append(of_seeds(values, digits))
+        for name in ("rounded", "stochastic", "random"):
+            cells.append(of_seeds([result["masks"][name][1] for result in results], 3))
+        lines.append(cells)
+    heads = ["random labels", "learned", "alive in W_1", "W_2", "W_3", "L0 in W_1", "W_2", "W_3",
+             "KL rounded", "stochastic", "random masks"]
+    return markdown_table(heads, lines)
+
+
+# ----------------------------------------------------------------------------------------- pictures
+SHOWN = 48                          # first-layer components in the picture
+
+
+def picture(cfg, models):
+    """Draw some digits, what first-layer components read beside what neurons read, and at which
+    classes the components of the later matrices are on."""
+    from matplotlib.figure import Figure
+    _, test = load_images(cfg.data, cfg.images)
+    figure = Figure((16, 11), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+
+    # images, and what reads them
+    panels = above.subplots(1, 3)
+    panels[0].imshow(sheet(samples(test), 10), cmap="gray_r")
+    panels[0].set_title("test images")
+    for ax, parts in zip(panels[1:], ("learned", "neurons")):
+        m, net = models[Job("shallow", 0., parts, cfg.seed, cfg.images)]
+        read = reading_vectors(m, net, test)
+        ax.imshow(sheet(read, 8), cmap="RdBu_r", vmin=-1, vmax=1)
+        ax.set_title(f"shallow, W_1, what {len(read)} {parts} components read")
+    for ax in panels:
+        ax.axis("off")
+
+    # components x classes
+    panels = below.subplots(1, 8)
+    for ax, (i, parts) in zip(panels, itertools.product((1, 2), ("learned", *HELD))):
+        m, net = models[Job("deep", 0., parts, cfg.seed, cfg.images)]
+        shares = class_shares(m, net, i, test)
+        ax.imshow(shares, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="none")
+        ax.set_title(f"deep, W_{i + 1}\n{parts}: {len(shares)} alive", fontsize=10)
+        ax.set_xticks(range(CLASSES))
+        ax.set_xlabel("class")
+    panels[0].set_ylabel("components; brightness: share of a class's images at which one is on")
+    return figure
+
+
+def samples(images, n=10):
+    """The first n images of each class, (10 n, 784)."""
+    picked = [(images.label_N == j).nonzero()[:n, 0] for j in range(CLASSES)]
+    return images.x_NP[torch.cat(picked)].cpu()
+
+
+def sheet(x_NP, columns):
+    """Lay images out in rows, with a white line between two: one large image."""
+    missing = -len(x_NP) % columns
+    padded = F.pad(x_NP, (0, 0, 0, missing)).view(-1, columns, SIDE, SIDE)
+    padded = F.pad(padded, (1, 1, 1, 1))
+    return padded.transpose(1, 2).flatten(0, 1).flatten(1).numpy()
+
+
+@torch.no_grad()
+def reading_vectors(m, net, images):
+    """What do first-layer components read? (n, 784) between -1 and 1, the most important first.
+
+    V[:, c] times the spread of each pixel, or pixels that never change would be seen most. V and U
+    may both change signs: a component is drawn such that it is positive where it is on."""
+    x = images.x_NP.to(m.bs[0].device)
+    g_NC = importances(m, net, x)[0]
+    first = g_NC.mean(0).argsort(descending=True)[:SHOWN]
+    first = first[(g_NC > spd.ON_ABOVE).sum(0)[first] >= evals.ALIVE]
+    read = (m.V[0].T * x.std(0))[first]
+    on = (x - x.mean(0)) @ m.V[0][:, first]
+    sign = (g_NC[:, first] * on).sum(0).sign().unsqueeze(1)
+    return (read * sign / read.abs().amax(1, keepdim=True)).cpu()
+
+
+@torch.no_grad()
+def class_shares(m, net, i, images):
+    """On which share of each class's images is each alive component of matrix i on? (alive, J),
+    sorted by the class where it is on most."""
+    device = m.bs[0].device
+    g_NC = importances(m, net, images.x_NP.to(device))[i]
+    on, both, label = class_counts(g_NC, images.label_N.to(device))
+    shares = (both / label)[on.squeeze(1) >= evals.ALIVE].cpu()
+    order = sorted(range(len(shares)), key=lambda c: (shares[c].argmax().item(),
+                                                      -shares[c].amax().item()))
+    return shares[order].numpy()
+
+
+def main(cfg):
+    if cfg.study:
+        return study(cfg)
+    return train(cfg)
+
+
+if __name__ == "__main__":
+    main(common.cli(Config))
