@@ -71,15 +71,15 @@ class Config:
     images: int = 16_000            # [100, 1e6] training images
     memorised: int = 2000           # [100, 1e6] training images in the study of label noise
     noise: float = 0.               # [0, 1] share of training labels that are drawn at random
-    net_steps: int = 4000           # [1, 1e8] training steps of the network
+    net_steps: int = 3000           # [1, 1e8] training steps of the network
     # its decomposition
-    parts: Literal["learned", "rows", "neurons", "svd"] = "learned"  # components: SPD's, or held
-    C: int = 192                    # [1, 1e6] components per matrix; V U = W takes 128
+    parts: Literal["learned", "started", "rows", "neurons", "svd"] = "learned"  # of the matrices
+    C: int = 160                    # [1, 1e6] components per matrix; V U = W takes 128
     ci_hidden: int = 128            # [1, 1e6] hidden width of the importance net
-    steps: int = 1500               # [1, 1e8] training steps
-    B: int = 256                    # [1, 1e6] images per step
+    steps: int = 1000               # [1, 1e8] training steps
+    B: int = 128                    # [1, 1e6] images per step
     lr: float = 0.03                # (0, 100] of V and U, by Muon
-    c_imp: float = 1e-3             # [0, 1e9] importance: THE knob
+    c_imp: float = 2e-3             # [0, 1e9] importance: THE knob
     # looking and saving
     log_every: int = 50             # [1, 1e9] steps between lines of log.jsonl
     save_every: int = 500           # [1, 1e9] steps between checkpoints
@@ -90,6 +90,7 @@ MAY_CHANGE_ON_RESUME = {"study", "data", "out", "results", "networks", "resume",
                         "memorised", "log_every", "save_every"}
 SIDE = 28                           # pixels of an image's side
 CLASSES = 10
+HELD = ("rows", "neurons", "svd")    # --parts whose V and U do not learn
 WIDTH = 128                         # neurons of a hidden layer
 TEST = 4000                         # drawn test images
 PER_WRITER = 8                      # images of one writer
@@ -401,7 +402,7 @@ def spd_config(cfg):
 
     V and U that are held have a learning rate of 0: their importances are trained as others are."""
     return spd.Config(C=cfg.C, ci_hidden=cfg.ci_hidden, steps=cfg.steps, B=cfg.B, T=1,
-                      lr=cfg.lr if cfg.parts == "learned" else 0., c_imp=cfg.c_imp)
+                      lr=0. if cfg.parts in HELD else cfg.lr, c_imp=cfg.c_imp)
 
 
 def split(W, parts, is_first):
@@ -411,23 +412,30 @@ def split(W, parts, is_first):
         return left * sizes, right
     # what a neuron reads by is a row of the first matrix, what it writes by a column of others
     if parts == "rows" or is_first:
-        return W, torch.eye(W.shape[1])
-    return torch.eye(len(W)), W
+        return W, torch.eye(W.shape[1], device=W.device)
+    return torch.eye(len(W), device=W.device), W
 
 
 @torch.no_grad()
 def begin(m, cfg):
-    """Put V and U where training starts, with W as their product: at random, or at a split."""
+    """Put V and U where training starts, with W as their product: at random, or at a split.
+
+    Components are scaled so that |V[:, c]| = |U[c]|. Those that a split has no use for are 0, but
+    small and random where V and U learn."""
     if cfg.parts == "learned":
         spd.project(m)
         return
+    is_started = cfg.parts == "started"
     for i, W in enumerate(m.Ws):
-        V, U = split(W.cpu(), cfg.parts, i == 0)
+        V, U = split(W, "neurons" if is_started else cfg.parts, i == 0)
         n = len(U)
-        m.V[i].zero_()
-        m.U[i].zero_()
-        m.V[i][:, :n] = V
-        m.U[i][:n] = U
+        scale = (U.norm(dim=1) / V.norm(dim=0).clamp(min=1e-9)).sqrt().clamp(min=1e-9)
+        m.V[i].mul_(spd.SMALL if is_started else 0)
+        m.U[i].mul_(spd.SMALL if is_started else 0)
+        m.V[i][:, :n] = V * scale
+        m.U[i][:n] = U / scale.unsqueeze(1)
+    if is_started:
+        spd.project(m)
 
 
 def build(cfg, net):
@@ -467,7 +475,7 @@ def train(cfg):
                   for i, g in enumerate(importance)}
             run.record(terms, norm, **l0)
         # before run.steps() saves the last checkpoint
-        if run.is_last and cfg.parts == "learned":
+        if run.is_last and cfg.parts not in HELD:
             spd.project(m)
     common.let_go(cfg.out)
     return m, summarise(cfg, net, m, fit, test, run.seconds), net
@@ -614,7 +622,6 @@ class Job(NamedTuple):
                        resume=cfg.resume and is_begun)
 
 
-HELD = ("rows", "neurons", "svd")
 DEPTHS = ("shallow", "deep")
 NOISES = (0., 0.2, 1.)
 NOISY_SEEDS = 2                     # decompositions of each network in the study of noise, at most
@@ -626,7 +633,7 @@ def jobs(cfg):
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     for depth in DEPTHS:
         todo += [Job(depth, 0., "learned", seed, cfg.images) for seed in seeds]
-        todo += [Job(depth, 0., parts, cfg.seed, cfg.images) for parts in HELD]
+        todo += [Job(depth, 0., parts, cfg.seed, cfg.images) for parts in ("started", *HELD)]
     for share in NOISES:
         todo += [Job("deep", share, "learned", seed, cfg.memorised)
                  for seed in seeds[:NOISY_SEEDS]]
@@ -678,7 +685,7 @@ def report(cfg, found):
                             tau=spd.ON_ABOVE, least=evals.ALIVE), ""]
     for depth in DEPTHS:
         its = {parts: select(found, depth=depth, noise=0., images=cfg.images, parts=parts)
-               for parts in ("learned", *HELD)}
+               for parts in ("learned", "started", *HELD)}
         lines += [f"## The {depth} network", "", *mask_table(its), "", *part_table(its), ""]
     by_share = {f"{share:.0%}": select(found, depth="deep", noise=share, images=cfg.memorised)
                 for share in NOISES}

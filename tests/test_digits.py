@@ -98,7 +98,7 @@ def test_label_noise_is_the_share_that_was_asked_for():
 
 # ------------------------------------------------------------------------------------------------------- masks
 @pytest.mark.parametrize("depth", digits.DEPTHS)
-@pytest.mark.parametrize("parts", ["learned", *digits.HELD])
+@pytest.mark.parametrize("parts", ["learned", "started", *digits.HELD])
 def test_components_add_up_to_the_network(depth, parts, drawn):
     net, x = some_net(depth), drawn[1].x_NP[:50]
     cfg = Config(depth=depth, parts=parts, C=160)
@@ -259,10 +259,10 @@ def test_the_study_writes_its_tables_and_pictures(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "summarise", quick)
     monkeypatch.setattr(digits, "NOISES", (0., 1.))
     cfg = dataclasses.replace(tiny, study=True, seeds=2, images=120, memorised=100, steps=1, net_steps=1)
-    assert len(digits.jobs(cfg)) == 2 * (2 + 3) + 2 * 2
+    assert len(digits.jobs(cfg)) == 2 * (2 + 4) + 2 * 2
     cfg.seeds = 1
     models, found = digits.main(cfg)
-    assert len(models) == len(found) == 2 * (1 + 3) + 2
+    assert len(models) == len(found) == 2 * (1 + 4) + 2
     text = (tmp_path / "results/digits.md").read_text()
     assert (tmp_path / "results/digits.png").stat().st_size > 10_000
     for head in ("## The shallow network", "## The deep network", "## Label noise", "| 100% |", "| W_3 | svd |"):
