@@ -17,8 +17,9 @@ matrices that nobody has to learn: their rows, their singular vectors and the ne
     neurons     hidden neuron k's own weights: the row that it reads by in the first matrix, W[k]
                 that it writes by in the others
     svd         the singular vectors
-    V and U of these are held, and importances are trained as SPD's are: same loss, same steps.
-    Hence the test is the matrix between two hidden layers, which has no classes on either side.
+    V and U of these are held. Their importances are trained as SPD's are: same loss, same steps.
+    The test is the matrix between two hidden layers, which has no classes on either side.
+    started     V and U learn, but from the neurons: what loss is reachable
 
 SPD on digits: Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790) is the method; APD's authors,
 Braun et al. 2025 (arXiv:2501.14926), ask for mechanisms of such networks.
@@ -94,6 +95,7 @@ HELD = ("rows", "neurons", "svd")    # --parts whose V and U do not learn
 WIDTH = 128                         # neurons of a hidden layer
 TEST = 4000                         # drawn test images
 PER_WRITER = 8                      # images of one writer
+FEW = 1000                          # images on which the attack looks for its sources
 
 
 # ----------------------------------------------------------------------------------- the digits
@@ -482,6 +484,15 @@ def train(cfg):
 
 
 # ---------------------------------------------------------------------------------------- summary
+COLUMNS = {                         # numbers of one matrix: (head, decimals)
+    "alive": ("alive", 0),
+    "l0": ("L0", 1),
+    "f1": ("F1", 2),
+    "classes": ("by class", 2),
+    "one_output": ("one output", 2),
+}
+
+
 @torch.no_grad()
 def importances(m, net, x_NP):
     """How important is each component at each image? (N, C) for each matrix, between 0 and 1."""
@@ -523,7 +534,9 @@ def under_masks(m, net, images, gen):
     clean = Clean(net, images.x_NP)
     importance = importances(m, net, images.x_NP)
     table = choices(importance, gen)
-    table["attack"] = masks.masks_from(importance, attack(m, clean, importance, gen))
+    few = Clean(net, images.x_NP[:FEW])
+    worst = attack(m, few, [g[:FEW] for g in importance], gen)
+    table["attack"] = masks.masks_from(importance, worst)
     found = {"clean": (accuracy(clean.logits, images), 0.)}
     with torch.no_grad():
         for name, chosen in table.items():
@@ -536,6 +549,14 @@ def under_masks(m, net, images, gen):
 def accuracy(logits, images):
     """On what share of images is the label's logit the largest?"""
     return (logits.argmax(-1) == images.label_N).float().mean().item()
+
+
+def loss_on(cfg, net, m, images, gen):
+    """How large is SPD's loss at the end of its schedules, on images? Without faithfulness, which
+    the last projection makes exact. Lower is better; it is the one number that all splits share."""
+    how = replace(spd_config(cfg), c_faith=0.)
+    loss, _, _ = spd.loss_fn(m, Clean(net, images.x_NP[:FEW]), how, 1., gen)
+    return loss.item()
 
 
 def class_counts(g_NC, label_N):
@@ -552,24 +573,23 @@ def class_f1(g_NC, label_N):
     return evals.f1_scores(on, label, both)
 
 
-def named(fit, test):
-    """How well does a component tell the class that it tells best? F1 (C) on test, the class chosen
-    on fit: both (C, J)."""
-    return test.gather(1, fit.argmax(1, keepdim=True)).squeeze(1)
-
-
 def of_one_matrix(m, i, g_fit, g_test, fit, test):
-    """What are one matrix's components? Numbers over those that are alive on test."""
+    """What are one matrix's components? Numbers over those that are alive on test.
+
+    each: (class, F1 on test) of these, where the class is the one that a component tells best on
+    fit."""
     f1 = class_f1(g_test, test.label_N)
-    f1_C = named(class_f1(g_fit, fit.label_N), f1)
+    class_C = class_f1(g_fit, fit.label_N).argmax(1)
+    f1_C = f1.gather(1, class_C.unsqueeze(1)).squeeze(1)
     on_NC = g_test > spd.ON_ABOVE
     is_alive = on_NC.sum(0) >= evals.ALIVE
     # share of what a component writes that goes to its largest output: 1 in rows
     U2 = m.U[i].detach().square()
     share_C = U2.amax(1) / U2.sum(1).clamp(min=1e-30)
-    found = dict(alive=is_alive.sum().item(), l0=on_NC.sum(1).float().mean().item(),
-                 f1=0., one_output=0.)
-    if is_alive.any():
+    each = sorted(zip(class_C[is_alive].tolist(), f1_C[is_alive].tolist()))
+    found = dict(alive=len(each), l0=on_NC.sum(1).float().mean().item(), f1=0., one_output=0.,
+                 each=each)
+    if each:
         found["f1"] = f1_C[is_alive].mean().item()
         found["one_output"] = share_C[is_alive].mean().item()
     # each class by the component that tells it best
@@ -585,7 +605,8 @@ def summarise(cfg, net, m, fit, test, seconds):
     few = Images(*(tensor[:TEST] for tensor in fit))
     judged = few if cfg.noise else test
     gen = common.generator(cfg.seed, "summary", fit.x_NP.device)
-    found = dict(masks=under_masks(m, net, judged, gen), seconds=seconds)
+    found = dict(masks=under_masks(m, net, judged, gen), seconds=seconds,
+                 loss=loss_on(cfg, net, m, judged, gen))
     found["fit_accuracy"] = accuracy(Clean(net, fit.x_NP).logits, fit)
     g_fit = importances(m, net, few.x_NP)
     g_judged = importances(m, net, judged.x_NP)
@@ -593,12 +614,13 @@ def summarise(cfg, net, m, fit, test, seconds):
                          for i, pair in enumerate(zip(g_fit, g_judged))]
 
     print(f"\n{cfg.depth} network, noise {cfg.noise:g}, {cfg.parts} components, seed {cfg.seed}, "
-          f"{seconds:.0f} s; right on training images: {found['fit_accuracy']:.1%}")
+          f"{seconds:.0f} s; right on training images: {found['fit_accuracy']:.1%}; "
+          f"loss {found['loss']:.4f}")
     for name, (right, kl) in found["masks"].items():
         print(f"  {name:<12} accuracy {right:.1%}, KL {kl:.4f}")
     for i, row in enumerate(found["matrices"]):
         shape = " x ".join(map(str, m.Ws[i].shape))
-        print(f"  {shape:<12}", *(f"{key} {value:.3g}" for key, value in row.items()))
+        print(f"  {shape:<12}", *(f"{key} {row[key]:.3g}" for key in COLUMNS))
     saved = found | common.provenance(cfg, net)
     common.write(Path(cfg.out) / "summary.json", json.dumps(saved, indent=1).encode())
     return found
@@ -624,6 +646,7 @@ class Job(NamedTuple):
 
 DEPTHS = ("shallow", "deep")
 NOISES = (0., 0.2, 1.)
+LISTED = 6                          # components of a class in the table of F1s
 NOISY_SEEDS = 2                     # decompositions of each network in the study of noise, at most
 
 
@@ -686,7 +709,9 @@ def report(cfg, found):
     for depth in DEPTHS:
         its = {parts: select(found, depth=depth, noise=0., images=cfg.images, parts=parts)
                for parts in ("learned", "started", *HELD)}
-        lines += [f"## The {depth} network", "", *mask_table(its), "", *part_table(its), ""]
+        lines += [f"## The {depth} network", "", *mask_table(its), "", *part_table(its), "",
+                  "F1 of each component of the last matrix, by the class that it tells best:", "",
+                  *class_table(its), ""]
     by_share = {f"{share:.0%}": select(found, depth="deep", noise=share, images=cfg.memorised)
                 for share in NOISES}
     lines += ["## Label noise", "", NOISE_TEXT.format(images=cfg.memorised), "",
@@ -697,15 +722,21 @@ def report(cfg, found):
 PREFACE = """# Digits taken apart
 `{command}` wrote this, and digits.png.
 Images: {data}, {images:,} to learn from; writers of the test images wrote none of those. Means over
-seeds, ± half of the 95 % interval. *learned* are SPD's components; *rows*, *neurons* and *svd*
-(`digits.py`) are held and only their importances trained, in as many steps: what has to be beaten.
+seeds, ± half of the 95 % interval; one seed where there is none.
 
-Accuracy / KL from the clean predictions in nats, on test images: *unmasked* all components on;
-*soft* importances as masks; *rounded* at {tau}; *stochastic* what is unimportant ablated at random;
-*random* any mask, the floor; *attack* ablated by 20 sign steps of 0.1. Then each matrix: *alive*,
-components on at {least} test images or more; *L0*, on at an image; *F1*, how well "on" tells the
-class that it tells best, mean over alive ones (always on: 0.18); *by class*, F1 of each class's
-best component; *one output*, share of a component's writing that goes to one output: 1 for rows."""
+*learned*: SPD's components from random starts. *started*: learned too, but from the neurons: what
+a good start reaches. *rows*, *neurons*, *svd*: splits that nobody learns, whose importances alone
+are trained, in as many steps: what has to be beaten.
+
+Of each: *loss*, SPD's own, without faithfulness. Accuracy / KL from the clean predictions in nats:
+*unmasked* all components on; *soft* importances as masks; *rounded* at {tau}; *stochastic* what is
+unimportant ablated at random; *random* any mask, the floor; *attack* ablated by 20 sign steps of
+0.1. All on test images.
+
+Of each matrix: *alive*, components on at {least} test images or more; *L0*, on at an image; *F1*,
+how well "on" tells the class that it tells best, mean over alive ones (always on: 0.18); *by
+class*, F1 of each class's best component; *one output*, share of a component's writing that goes to
+one output: 1 for rows."""
 NOISE_TEXT = """The deep network on {images:,} images, a share of whose labels is random, judged on
 these images: what it memorised is there alone. Does it need more components?"""
 
@@ -715,16 +746,12 @@ def mask_table(its):
     names = [*its["learned"][0]["masks"]]
     lines = []
     for parts, results in its.items():
-        cells = [parts]
+        cells = [parts, of_seeds([result["loss"] for result in results], 3)]
         for name in names:
             right, kl = zip(*(result["masks"][name] for result in results))
             cells.append(f"{100 * statistics.mean(right):.1f} % / {statistics.mean(kl):.4f}")
         lines.append(cells)
-    return markdown_table(["", *names], lines)
-
-
-COLUMNS = {"alive": ("alive", 0), "l0": ("L0", 1), "f1": ("F1", 2), "classes": ("by class", 2),
-           "one_output": ("one output", 2)}
+    return markdown_table(["", "loss", *names], lines)
 
 
 def part_table(its):
@@ -740,6 +767,20 @@ def part_table(its):
     return markdown_table(["", "", *(head for head, _ in COLUMNS.values())], lines)
 
 
+def class_table(its):
+    """The F1 of each component of the last matrix with its class, a line for each kind. Of several
+    seeds, the first."""
+    lines = []
+    for parts, results in its.items():
+        cells = [parts]
+        for j in range(CLASSES):
+            f1s = [f1 for best, f1 in results[0]["matrices"][-1]["each"] if best == j]
+            shown = [f"{100 * f1:.0f}" for f1 in sorted(f1s, reverse=True)[:LISTED]]
+            cells.append(" ".join(shown) + (" .." if len(f1s) > LISTED else ""))
+        lines.append(cells)
+    return markdown_table(["F1, %", *map(str, range(CLASSES))], lines)
+
+
 def noise_table(by_share):
     """Components alive, on and missing at each share of random labels."""
     lines = []
@@ -752,9 +793,10 @@ def noise_table(by_share):
                 cells.append(of_seeds(values, digits))
         for name in ("rounded", "stochastic", "random"):
             cells.append(of_seeds([result["masks"][name][1] for result in results], 3))
+        cells.append(of_seeds([result["loss"] for result in results], 3))
         lines.append(cells)
     heads = ["random labels", "learned", "alive in W_1", "W_2", "W_3", "L0 in W_1", "W_2", "W_3",
-             "KL rounded", "stochastic", "random masks"]
+             "KL rounded", "stochastic", "random masks", "loss"]
     return markdown_table(heads, lines)
 
 
