@@ -21,8 +21,8 @@ matrices that nobody has to learn: their rows, their singular vectors and the ne
     The test is the matrix between two hidden layers, which has no classes on either side.
     started     V and U learn, but from the neurons: what loss is reachable
 
-SPD on digits: Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790) is the method; APD's authors,
-Braun et al. 2025 (arXiv:2501.14926), ask for mechanisms of such networks.
+The method: SPD, Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790). The splines of the pen: Catmull,
+Rom 1974. MNIST, whose files --data reads: LeCun, Bottou, Bengio, Haffner 1998.
 
 Differs from spd.py: every matrix of the network is taken apart, not those of one MLP; drawn images
 instead of text; one position a row.
@@ -82,13 +82,14 @@ class Config:
     lr: float = 0.03                # (0, 100] of V and U, by Muon
     c_imp: float = 2e-3             # [0, 1e9] importance: THE knob
     # looking and saving
+    judge: Literal["test", "fit"] = "test"  # test images, or training images, make up the summary
     log_every: int = 50             # [1, 1e9] steps between lines of log.jsonl
     save_every: int = 500           # [1, 1e9] steps between checkpoints
 
 
 # flags that a resumed run may give other values (common.Run)
 MAY_CHANGE_ON_RESUME = {"study", "data", "out", "results", "networks", "resume", "device", "seeds",
-                        "memorised", "log_every", "save_every"}
+                        "memorised", "judge", "log_every", "save_every"}
 SIDE = 28                           # pixels of an image's side
 CLASSES = 10
 HELD = ("rows", "neurons", "svd")    # --parts whose V and U do not learn
@@ -600,10 +601,10 @@ def of_one_matrix(m, i, g_fit, g_test, fit, test):
 def summarise(cfg, net, m, fit, test, seconds):
     """Print what was found, write summary.json.
 
-    A network that had to learn noise is judged where it learned it, on training images; others on
-    test images. The class of a component is chosen on other training images."""
+    Memorised labels are known on training images alone: there --judge is fit. The class of a
+    component is always chosen on training images."""
     few = Images(*(tensor[:TEST] for tensor in fit))
-    judged = few if cfg.noise else test
+    judged = few if cfg.judge == "fit" else test
     gen = common.generator(cfg.seed, "summary", fit.x_NP.device)
     found = dict(masks=under_masks(m, net, judged, gen), seconds=seconds,
                  loss=loss_on(cfg, net, m, judged, gen))
@@ -634,6 +635,7 @@ class Job(NamedTuple):
     parts: str
     seed: int
     images: int
+    judge: str = "test"
 
     def configured(self, cfg):
         """Its own configuration, in a folder of its own; resumed where it has begun."""
@@ -658,10 +660,9 @@ def jobs(cfg):
         todo += [Job(depth, 0., "learned", seed, cfg.images) for seed in seeds]
         todo += [Job(depth, 0., parts, cfg.seed, cfg.images) for parts in ("started", *HELD)]
     for share in NOISES:
-        todo += [Job("deep", share, "learned", seed, cfg.memorised)
+        todo += [Job("deep", share, "learned", seed, cfg.memorised, "fit")
                  for seed in seeds[:NOISY_SEEDS]]
-    # both parts of the study ask for one network where they have as many images
-    return list(dict.fromkeys(todo))
+    return todo
 
 
 def study(cfg):
@@ -707,12 +708,12 @@ def report(cfg, found):
     lines = [PREFACE.format(command=common.command(cfg), data=cfg.data, images=cfg.images,
                             tau=spd.ON_ABOVE, least=evals.ALIVE), ""]
     for depth in DEPTHS:
-        its = {parts: select(found, depth=depth, noise=0., images=cfg.images, parts=parts)
+        its = {parts: select(found, depth=depth, judge="test", parts=parts)
                for parts in ("learned", "started", *HELD)}
         lines += [f"## The {depth} network", "", *mask_table(its), "", *part_table(its), "",
                   "F1 of each component of the last matrix, by the class that it tells best:", "",
                   *class_table(its), ""]
-    by_share = {f"{share:.0%}": select(found, depth="deep", noise=share, images=cfg.memorised)
+    by_share = {f"{share:.0%}": select(found, judge="fit", noise=share)
                 for share in NOISES}
     lines += ["## Label noise", "", NOISE_TEXT.format(images=cfg.memorised), "",
               *noise_table(by_share), ""]
@@ -738,7 +739,9 @@ how well "on" tells the class that it tells best, mean over alive ones (always o
 class*, F1 of each class's best component; *one output*, share of a component's writing that goes to
 one output: 1 for rows."""
 NOISE_TEXT = """The deep network on {images:,} images, a share of whose labels is random, judged on
-these images: what it memorised is there alone. Does it need more components?"""
+these images, where it memorised them. Does it need more components? Read the counts beside the KL:
+components that leave much of the predictions out are fewer. The importance net reads the last
+hidden layer too, where labels lie apart, so it can tell memorised classes as well as true ones."""
 
 
 def mask_table(its):
@@ -795,8 +798,8 @@ def noise_table(by_share):
             cells.append(of_seeds([result["masks"][name][1] for result in results], 3))
         cells.append(of_seeds([result["loss"] for result in results], 3))
         lines.append(cells)
-    heads = ["random labels", "learned", "alive in W_1", "W_2", "W_3", "L0 in W_1", "W_2", "W_3",
-             "KL rounded", "stochastic", "random masks", "loss"]
+    heads = ["random labels", "labels learned", "alive in W_1", "W_2", "W_3", "L0 in W_1", "W_2",
+             "W_3", "KL rounded", "stochastic", "random masks", "loss"]
     return markdown_table(heads, lines)
 
 
@@ -809,18 +812,18 @@ def picture(cfg, models):
     classes the components of the later matrices are on."""
     from matplotlib.figure import Figure
     _, test = load_images(cfg.data, cfg.images)
-    figure = Figure((16, 11), layout="constrained")
+    figure = Figure((14, 9.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
 
     # images, and what reads them
-    panels = above.subplots(1, 3)
+    panels = above.subplots(1, 3, width_ratios=(1, 1.4, 1.4))
     panels[0].imshow(sheet(samples(test), 10), cmap="gray_r")
     panels[0].set_title("test images")
     for ax, parts in zip(panels[1:], ("learned", "neurons")):
         m, net = models[Job("shallow", 0., parts, cfg.seed, cfg.images)]
         read = reading_vectors(m, net, test)
         ax.imshow(sheet(read, 8), cmap="RdBu_r", vmin=-1, vmax=1)
-        ax.set_title(f"shallow, W_1, what {len(read)} {parts} components read")
+        ax.set_title(f"shallow, W_1, {parts}: what {len(read)} components read")
     for ax in panels:
         ax.axis("off")
 

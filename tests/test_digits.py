@@ -291,7 +291,7 @@ def quick(cfg, net, m, fit, test, seconds):
 
 
 def test_summary_is_written_and_judges_noise_where_it_was_learned(tiny, capsys):
-    _, found, net = digits.train(dataclasses.replace(tiny, noise=1., images=110))
+    _, found, net = digits.train(dataclasses.replace(tiny, noise=1., judge="fit", images=110))
     saved = json.loads((digits.Path(tiny.out) / "summary.json").read_text())
     assert saved["target"] == net.hash and saved["matrices"] == json.loads(json.dumps(found["matrices"]))
     assert saved["masks"]["clean"][0] == pytest.approx(found["fit_accuracy"])       # so few that all are judged
