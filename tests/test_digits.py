@@ -266,19 +266,27 @@ def given(cfg):
 def test_the_study_writes_its_tables_and_pictures(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "summarise", quick)
     monkeypatch.setattr(digits, "NOISES", (0., 1.))
+    monkeypatch.setattr(digits, "TIMES_C_IMP", (0.5, 1.))
     cfg = dataclasses.replace(tiny, study=True, seeds=2, images=120, memorised=100, steps=1, net_steps=1)
-    assert len(digits.jobs(cfg)) == 2 * (2 + 4) + 2 * 2
+    assert len(digits.jobs(cfg)) == 2 * (2 + 4) + 2 * 2 * 2
     cfg.seeds = 1
     models, found = digits.main(cfg)
-    assert len(models) == len(found) == 2 * (1 + 4) + 2
+    assert len(models) == len(found) == 2 * (1 + 4) + 2 * 2
     text = (tmp_path / "results/digits.md").read_text()
     assert (tmp_path / "results/digits.png").stat().st_size > 10_000
-    for head in ("## The shallow network", "## The deep network", "## Label noise", "| 100% |", "| W_3 | svd |"):
+    for head in ("## The shallow network", "## The deep network", "## Label noise", "| 100% |", "| **100%** |", "| W_3 | svd |"):
         assert head in text
     # with --resume nothing is trained anew
     began = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     digits.main(dataclasses.replace(cfg, resume=True))
     assert began == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+
+def test_counts_are_read_off_at_one_kl():
+    """Of a power law they are exact: alive = 2 KL^-1, L0 = KL^-0.5."""
+    law = {kl: (2 / kl, kl**-0.5) for kl in (1e-3, 1e-2, 1.)}
+    assert digits.at_kl(law, 0.04) == ("**50**", "**5.0**")
+    assert digits.at_kl(law, 2.) == digits.at_kl(law, 1e-4) == ("n/a", "n/a")
 
 
 def quick(cfg, net, m, fit, test, seconds):
