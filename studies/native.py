@@ -1,0 +1,217 @@
+"""Are the components that an MLP was trained as those that a decomposition finds in it afterwards?
+
+scratch.py trains an MLP that is made of components from its first step, its native components, and
+writes the model that they add up to. Here spd.py takes that model apart as if nothing were known
+about it, from several seeds. Native and post-hoc components are then two decompositions of the
+same weights, and all that is asked of one is asked of the other:
+
+    each alone          the metrics of compare.py, and SPD's own loss at the end of its schedules
+                        (studies/length.py). Native components were trained on cross-entropy under
+                        masks, so it is the stochastic and the adversarial masks that compare
+    in pairs            what is shared by native and post-hoc components (metrics/stability.py), and
+                        how well units of the one are rebuilt from those of the other
+                        (metrics/mapping.py), beside the same of two post-hoc seeds: the ceiling
+
+If native components are lower in SPD's loss than post-hoc ones, then these have not found the best
+parts there are. If two post-hoc seeds share more with each other than with the native components,
+then what they find is not what the MLP was made of.
+
+    python -m studies.native    # MINUTES
+    python -m studies.native --steps 100 --seeds 2 --out results-quick      # a look
+"""
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import common
+import compare
+import data
+import scratch
+import spd
+from metrics import mapping, recording
+from model import GPT
+from report import noise
+from report.table import markdown_table
+from studies import length
+from studies.kept import Found
+
+
+@dataclass
+class Config:
+    run: str = "runs/scratch"       # folder of a run of scratch.py
+    seeds: int = 3                  # [2, 10] post-hoc decompositions of what it made
+    steps: int = 1000               # [1, 1e8] of each of them
+    c_imp: float = 0.               # [0, 1e9] importance in them; 0: as in the run of scratch.py
+    eval_tokens: int = 50_000       # [1, 1e9] of fit (means, choices) and of test (scores)
+    out: str = "results"            # folder for native.json and .md
+    runs: str = "runs/native"       # folder for the models
+    device: str = "auto"            # auto, cpu, cuda
+
+
+NATIVE = "native"
+# of metrics/mapping.py: {key: head}; each is the mean of what is said of the two sides
+MAPPED = {"best": "best r", "explained": "explained", "r2_1": "R² of 1", "r2_5": "R² of 5"}
+
+
+# ---------------------------------------------------------------------------------- the models
+def native_run(cfg):
+    """The Config of the run of scratch.py, and what its summary says. Fails unless it has ended."""
+    meta = common.read_meta(Path(cfg.run) / "scratch.safetensors")
+    if not meta.get("step"):
+        common.fail(f"--run {cfg.run}: holds no run of scratch.py: python scratch.py --out "
+                    f"{cfg.run}")
+    run = scratch.Config(**meta["config"])
+    summary = common.read_json(Path(cfg.run) / "summary.json", {})
+    if meta["step"] < run.steps or "ce_made" not in summary:
+        common.fail(f"--run {cfg.run}: has not ended: python scratch.py --resume --out {cfg.run} "
+                    "and its other flags go on with it")
+    return run, summary
+
+
+def configured(cfg, native, gpt, seed):
+    """The spd.Config of one post-hoc decomposition: sizes are those of the native one."""
+    sizes = {name: getattr(native, name) for name in ("C", "ci_fn", "ci_hidden", "B", "T")}
+    run = spd.Config(
+        **sizes, c_imp=cfg.c_imp or native.c_imp, model=str(gpt.folder), data=native.data,
+        layer=native.layer, device=cfg.device, seed=seed, steps=cfg.steps, eval_every=0)
+    run.eval_tokens = min(cfg.eval_tokens, 6_400)
+    run.out = str(Path(cfg.runs) / f"{gpt.hash}-{run.c_imp:g}-{cfg.steps}-seed{seed}")
+    return run
+
+
+def post_hoc(run, gpt):
+    """One post-hoc decomposition. Trains it, or goes on training it, if it is not there yet."""
+    job = compare.Job("spd", "c_imp", run.c_imp, run.seed, True, compare.METHODS["spd"])
+    return compare.trained(job, run, gpt)[0]
+
+
+# ------------------------------------------------------------------------- what is asked of pairs
+def pair_numbers(ms, arena):
+    """What do two decompositions of the same weights share? A flat dict: of metrics/stability.py
+    what studies/length.py shows, and MAPPED, each with its null."""
+    numbers = length.together(ms, arena)
+    recorded = [recording.record_by_sign(m, arena.gpt, arena.fit, arena.test) for m in ms]
+    kept = []
+    for fit, test in recorded:
+        often = mapping.frequent(fit)
+        kept.append([mapping.select(a, often) for a in (fit, test)])
+    row = arena.test[0].shape[1] - 1
+    if min(fit.F for fit, _ in kept):
+        gen = common.generator(0, "mapping")
+        found = mapping.mapping(*zip(*kept), row, gen)
+        for key, prefix in itertools.product(MAPPED, ("", "null_")):
+            sides = [found[f"{prefix}{key}_{side}"] for side in ("a", "b")]
+            numbers[f"{prefix}{key}"] = None if None in sides else sum(sides) / 2
+    return numbers
+
+
+# ---------------------------------------------------------------------------------- what it shows
+def averaged(rows, key):
+    """The mean over rows and half of its 95 % interval, as text; n/a without a number."""
+    metric = noise.over_seeds([row.get(key) for row in rows])
+    return metric and metric["mean"], metric and metric["half"]
+
+
+def cell(rows, key, digits):
+    """A number of some rows as text: its mean, and the interval where there are several."""
+    mean, half = averaged(rows, key)
+    if mean is None:
+        return "n/a"
+    return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def attacks(rows):
+    """How far off do attacks of more and more steps put the predictions? Lines of Markdown."""
+    budgets = [*rows[0]["attack"]]
+    lines = []
+    for kind in (NATIVE, "post-hoc"):
+        ladders = [row["attack"] for row in rows if row["kind"] == kind]
+        lines.append([kind, *(cell(ladders, budget, 4) for budget in budgets)])
+    return markdown_table(["KL under attack of so many steps", *budgets], lines)
+
+
+def render(found):
+    """The cross-entropies, each decomposition alone, and what they share, as Markdown."""
+    ce = found["ce"]
+    lines = [f"Validation cross-entropy: {ce['ce_given']:.4f} of the target that it began as, "
+             f"{ce['ce_made']:.4f} of what was made.", ""]
+
+    # each alone: the native one, and the mean over post-hoc seeds
+    alone = []
+    for kind in (NATIVE, "post-hoc"):
+        rows = [row for row in found["rows"] if row["kind"] == kind]
+        cells = [cell(rows, key, digits) for key, (_, digits) in length.ROWS.items()]
+        alone.append([f"{kind} ({len(rows)})", *cells])
+    heads = ["components", *(head for head, _ in length.ROWS.values())]
+    lines += [*markdown_table(heads, alone), ""]
+    lines += [*attacks(found["rows"]), ""]
+
+    # in pairs, and by chance
+    keys = length.PAIRS | MAPPED
+    shared = []
+    for kind in (NATIVE, "post-hoc"):
+        rows = [row for row in found["pairs"] if row["kind"] == kind]
+        name = "native and post-hoc" if kind == NATIVE else "two post-hoc seeds"
+        for prefix, text in (("", f"{name} ({len(rows)})"), ("null_", "by chance")):
+            cells = [cell(rows, f"{prefix}{key}", 3) for key in keys]
+            shared.append([text, *cells])
+    lines += markdown_table(["pairs", *keys.values()], shared)
+    return "\n".join([*lines, "", "± is half of the 95 % interval over rows; pairs with a seed in "
+                      "common are not independent.", ""])
+
+
+# ------------------------------------------------------------------------------------------- main
+def in_order(row):
+    """What rows are sorted by."""
+    return row["kind"] != NATIVE, row["seeds"]
+
+
+def main(cfg):
+    # what was made, and its native components
+    native, summary = native_run(cfg)
+    dev = common.device(cfg.device)
+    gpt = GPT.load(Path(cfg.run) / "target", dev)
+    base = compare.Config(str(gpt.folder), native.data, native.layer, "spd",
+                          eval_tokens=cfg.eval_tokens, device=cfg.device)
+    layer, _ = compare.check(base, gpt)
+    models = {NATIVE: scratch.load(Path(cfg.run) / "scratch.safetensors", gpt)}
+    arena = compare.prepared(base, gpt, layer, dev)
+    corpus = data.load_for(gpt, native.data, native.T)["fit"]
+    known = Found(Path(cfg.out) / "native.json", ("rows", "pairs"), in_order)
+    common.must_be_writable(cfg.out, cfg.runs)
+    depends_on = [gpt.hash, data.fingerprint(native.data), cfg.eval_tokens]
+
+    # each alone
+    runs = {NATIVE: configured(cfg, native, gpt, native.seed)}
+    runs |= {seed: configured(cfg, native, gpt, seed) for seed in range(cfg.seeds)}
+    found = dict(ce=summary, rows=[], pairs=[])
+    for which, run in runs.items():
+        print(f"{which if which == NATIVE else f'post-hoc, seed {which}'}", flush=True)
+        if which != NATIVE:
+            models[which] = post_hoc(run, gpt)
+        kind = NATIVE if which == NATIVE else "post-hoc"
+        names = dict(kind=kind, seeds=[run.seed])
+        how = {k: v for k, v in vars(run).items() if k not in spd.MAY_CHANGE_ON_RESUME}
+        find = partial(length.measured, models[which], run, arena, corpus)
+        found["rows"].append(known.row("rows", [*depends_on, kind, how], names, find))
+
+    # in pairs
+    for one, other in itertools.combinations(models, 2):
+        print(f"{one} and {other}", flush=True)
+        kind = NATIVE if one == NATIVE else "post-hoc"
+        seeds = [other] if kind == NATIVE else [one, other]
+        how = vars(runs[other]) | dict(out="", device="")
+        find = partial(pair_numbers, [models[one], models[other]], arena)
+        names = dict(kind=kind, seeds=seeds)
+        found["pairs"].append(known.row("pairs", [*depends_on, how, kind, seeds], names, find))
+
+    ce = {key: summary[key] for key in ("ce_given", "ce_made")}
+    known.write(ce=ce, provenance=common.provenance(cfg, gpt))
+    text = render(found)
+    common.write(Path(cfg.out) / "native.md", text.encode())
+    print("", text, f"-> {cfg.out}/native.json, .md", sep="\n")
+
+
+if __name__ == "__main__":
+    main(common.cli(Config))
