@@ -205,8 +205,11 @@ def optimizers(m, gpt, cfg):
     if cfg.all:
         gpt.mlp(m.layers[0]).requires_grad_(False)          # V U stands in for it
         others = [p for p in gpt.parameters() if p.requires_grad]
-        opts["opt_all"] = torch.optim.AdamW(others, cfg.lr_all, fused=True)
-        opts["opt_all"].param_groups[0]["initial_lr"] = cfg.lr_all
+        groups = [dict(params=[p for p in others if p.ndim == 2], weight_decay=0.1),
+                  dict(params=[p for p in others if p.ndim < 2], weight_decay=0)]
+        opts["opt_all"] = torch.optim.AdamW(groups, cfg.lr_all, betas=(0.9, 0.99), fused=True)
+        for group in opts["opt_all"].param_groups:
+            group["initial_lr"] = cfg.lr_all
     return opts
 
 

@@ -30,6 +30,7 @@ NODES = {
     "molt.py": 3690,
     "pretrain.py": 2400,
     "sae.py": 4290,
+    "scratch.py": 2400,
     "spd.py": 5770,
     "stochastic.py": 1980,
     "transcoder.py": 3990,
@@ -62,6 +63,7 @@ NODES = {
     "studies/kept.py": 270,
     "studies/length.py": 3090,
     "studies/map.py": 5460,
+    "studies/native.py": 1900,
     "studies/sizes.py": 8760,
     "studies/tune.py": 2070,
     "tinytales/cache.py": 1050,
@@ -84,6 +86,7 @@ PLAIN = {           # files that tests/density.py finds nothing wrong with, and 
     "molt.py",
     "pretrain.py",
     "sae.py",
+    "scratch.py",
     "spd.py",
     "stochastic.py",
     "transcoder.py",
@@ -116,6 +119,7 @@ PLAIN = {           # files that tests/density.py finds nothing wrong with, and 
     "studies/kept.py",
     "studies/length.py",
     "studies/map.py",
+    "studies/native.py",
     "studies/sizes.py",
     "studies/tune.py",
     "tinytales/cache.py",
@@ -188,7 +192,7 @@ def configs():
                 yield pytest.param(path, value, id=name(path))
 
 
-SHARED = {"transcoder.py": "sae.py"}         # whose functions it gives its configuration to
+SHARED = {"transcoder.py": "sae.py", "scratch.py": "spd.py"}     # whose functions it gives its configuration to
 
 
 @pytest.mark.parametrize("path, Config", list(configs()))
