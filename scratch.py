@@ -247,9 +247,9 @@ def train(cfg):
     m = build(cfg, gpt)
     corpus = data.load_for(given, cfg.data, cfg.T, ("train", "fit", "dev", "test"))
     gen = common.generator(cfg.seed, "masks", device)
-    parts = optimizers(m, gpt, cfg) | (dict(gpt=gpt) if cfg.all else {})
-    opts = {name: part for name, part in parts.items() if name != "gpt"}
-    run = common.Run(cfg, given, data.fingerprint(cfg.data), spd=m, gen=gen, **parts)
+    opts = optimizers(m, gpt, cfg)
+    others = dict(others=gpt) if cfg.all else {}
+    run = common.Run(cfg, given, data.fingerprint(cfg.data), spd=m, gen=gen, **opts, **others)
     if run.is_fresh:
         begin(m, cfg, gpt)
 
