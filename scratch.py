@@ -71,7 +71,8 @@ class Config:
     steps: int = 1000               # [1, 1e8] training steps
     B: int = 16                     # [1, 1e6] sequences per step
     T: int = 128                    # [3, 1e6] positions per sequence
-    start: Literal["random", "target", "neurons"] = "random"  # or the target's MLP, by neurons
+    # V and U: random, or the target's own MLP: in random components, or in its neurons
+    start: Literal["random", "target", "neurons"] = "random"  # where V, U and the biases begin
     optimizer: Literal["muon", "adam"] = "muon"     # of V, U and the importance net's matrices
     lr: float = 0.03                # (0, 100] of V and U, falling along a cosine
     lr_ci: float = 0.02             # (0, 100] of the importance net's matrices

@@ -169,6 +169,7 @@ def in_order(row):
 
 def main(cfg):
     # what was made, and its native components
+    common.check(cfg)
     native, summary = native_run(cfg)
     dev = common.device(cfg.device)
     gpt = GPT.load(Path(cfg.run) / "target", dev)
@@ -187,10 +188,10 @@ def main(cfg):
     runs |= {seed: configured(cfg, native, gpt, seed) for seed in range(cfg.seeds)}
     found = dict(ce=summary, rows=[], pairs=[])
     for which, run in runs.items():
-        print(f"{which if which == NATIVE else f'post-hoc, seed {which}'}", flush=True)
-        if which != NATIVE:
-            models[which] = post_hoc(run, gpt)
         kind = NATIVE if which == NATIVE else "post-hoc"
+        print(f"{kind} components, seed {run.seed}", flush=True)
+        if kind != NATIVE:
+            models[which] = post_hoc(run, gpt)
         names = dict(kind=kind, seeds=[run.seed])
         how = {k: v for k, v in vars(run).items() if k not in spd.MAY_CHANGE_ON_RESUME}
         find = partial(length.measured, models[which], run, arena, corpus)
@@ -198,9 +199,9 @@ def main(cfg):
 
     # in pairs
     for one, other in itertools.combinations(models, 2):
-        print(f"{one} and {other}", flush=True)
         kind = NATIVE if one == NATIVE else "post-hoc"
         seeds = [other] if kind == NATIVE else [one, other]
+        print(f"{kind} and post-hoc components, seeds {seeds}", flush=True)
         how = vars(runs[other]) | dict(out="", device="")
         find = partial(pair_numbers, [models[one], models[other]], arena)
         names = dict(kind=kind, seeds=seeds)
