@@ -28,8 +28,8 @@ begin as pretrain.py's and are trained too.
 
 B sequences, T positions, N = B T, D residual width, M MLP hidden width, C components of a matrix
 
-    python scratch.py           # MINUTES
-    python spd.py --model runs/scratch/target       # what it made, taken apart
+    python scratch.py           # 1 s a step on one core: 17 minutes
+    python spd.py --C 512 --model runs/scratch/target       # what it made, taken apart
 """
 import copy
 import json

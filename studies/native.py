@@ -16,7 +16,7 @@ If native components are lower in SPD's loss than post-hoc ones, then these have
 parts there are. If two post-hoc seeds share more with each other than with the native components,
 then what they find is not what the MLP was made of.
 
-    python -m studies.native    # MINUTES
+    python -m studies.native    # about an hour on one core; goes on after a kill
     python -m studies.native --steps 100 --seeds 2 --out results-quick      # a look
 """
 import itertools
