@@ -2,8 +2,9 @@
 
 scratch.py trains an MLP that is made of components from its first step, its native components, and
 writes the model that they add up to. Here spd.py takes that model apart as if nothing were known
-about it, from several seeds. Native and post-hoc components are then two decompositions of the
-same weights, and all that is asked of one is asked of the other:
+about it, from several seeds, none of them the native one's: with one seed both would start at the
+same random components. Native and post-hoc components are two decompositions of the same weights,
+and all that is asked of one is asked of the other:
 
     each alone          the metrics of compare.py, and SPD's own loss at the end of its schedules
                         (studies/length.py). Native components were trained on cross-entropy under
@@ -185,7 +186,9 @@ def main(cfg):
 
     # each alone
     runs = {NATIVE: configured(cfg, native, gpt, native.seed)}
-    runs |= {seed: configured(cfg, native, gpt, seed) for seed in range(cfg.seeds)}
+    # from no random start that the native components had
+    for seed in range(native.seed + 1, native.seed + 1 + cfg.seeds):
+        runs[seed] = configured(cfg, native, gpt, seed)
     found = dict(ce=summary, rows=[], pairs=[])
     for which, run in runs.items():
         kind = NATIVE if which == NATIVE else "post-hoc"
@@ -193,7 +196,7 @@ def main(cfg):
         if kind != NATIVE:
             models[which] = post_hoc(run, gpt)
         names = dict(kind=kind, seeds=[run.seed])
-        how = {k: v for k, v in vars(run).items() if k not in spd.MAY_CHANGE_ON_RESUME}
+        how = compare.changed_flags(run, spd)
         find = partial(length.measured, models[which], run, arena, corpus)
         found["rows"].append(known.row("rows", [*depends_on, kind, how], names, find))
 
@@ -202,7 +205,7 @@ def main(cfg):
         kind = NATIVE if one == NATIVE else "post-hoc"
         seeds = [other] if kind == NATIVE else [one, other]
         print(f"{kind} and post-hoc components, seeds {seeds}", flush=True)
-        how = vars(runs[other]) | dict(out="", device="")
+        how = compare.changed_flags(runs[other], spd)
         find = partial(pair_numbers, [models[one], models[other]], arena)
         names = dict(kind=kind, seeds=seeds)
         found["pairs"].append(known.row("pairs", [*depends_on, how, kind, seeds], names, find))
