@@ -6,9 +6,10 @@ about it, from several seeds, none of them the native one's: with one seed both 
 same random components. Native and post-hoc components are two decompositions of the same weights,
 and all that is asked of one is asked of the other:
 
-    each alone          the metrics of compare.py, and SPD's own loss at the end of its schedules
-                        (studies/length.py). Native components were trained on cross-entropy under
-                        masks, so it is the stochastic and the adversarial masks that compare
+    each alone          what compare.py's tables show of it, and SPD's own loss at the end of its
+                        schedules (studies/length.py). Native components were trained on
+                        cross-entropy under masks, so it is the stochastic and the adversarial
+                        masks that compare
     in pairs            what is shared by native and post-hoc components (metrics/stability.py), and
                         how well units of the one are rebuilt from those of the other
                         (metrics/mapping.py), beside the same of two post-hoc seeds: the ceiling
@@ -30,10 +31,10 @@ import compare
 import data
 import scratch
 import spd
-from metrics import mapping, recording
+from metrics import groups, mapping, recording
 from model import GPT
-from report import noise
-from report.table import markdown_table
+from report import noise, table
+from report.table import COLUMNS, markdown_table
 from studies import length
 from studies.kept import Found
 
@@ -51,6 +52,8 @@ class Config:
 
 
 NATIVE = "native"
+# groups of metrics whose headlines are asked too
+GROUPS = ("completeness", "parts", "words", "effects")
 # of metrics/mapping.py: {key: head}; each is the mean of what is said of the two sides
 MAPPED = {"best": "best r", "explained": "explained", "r2_1": "R² of 1", "r2_5": "R² of 5"}
 
@@ -87,7 +90,24 @@ def post_hoc(run, gpt):
     return compare.trained(job, run, gpt)[0]
 
 
-# ------------------------------------------------------------------------- what is asked of pairs
+# ------------------------------------------------------------------ what is asked of one, of pairs
+def own_numbers(m, run, arena, corpus):
+    """What is known of one decomposition? A flat dict: what studies/length.py says of it, and the
+    headlines that GROUPS say."""
+    numbers = length.measured(m, run, arena, corpus)
+    for group in GROUPS:
+        gen = common.generator(run.seed, group)
+        found, _ = groups.GROUPS[group].measure(m, arena, gen)
+        numbers |= {key: found[key] for key in headlines(group)}
+    return numbers
+
+
+def headlines(group):
+    """The keys of a group of metrics that are headlines of compare.py's tables."""
+    shown = sum(table.HEADLINES, ())
+    return [key for key in groups.GROUPS[group].COLUMNS if key in shown]
+
+
 def pair_numbers(ms, arena):
     """What do two decompositions of the same weights share? A flat dict: of metrics/stability.py
     what studies/length.py shows, and MAPPED, each with its null."""
@@ -122,6 +142,17 @@ def cell(rows, key, digits):
     return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
+def alone(rows, shown):
+    """Some numbers of the native decomposition, and their means over the post-hoc ones. shown:
+    {key: (head, digits)}. Lines of Markdown."""
+    lines = []
+    for kind in (NATIVE, "post-hoc"):
+        its = [row for row in rows if row["kind"] == kind]
+        cells = [cell(its, key, digits) for key, (_, digits) in shown.items()]
+        lines.append([f"{kind} ({len(its)})", *cells])
+    return markdown_table(["components", *(head for head, _ in shown.values())], lines)
+
+
 def attacks(rows):
     """How far off do attacks of more and more steps put the predictions? Lines of Markdown."""
     budgets = [*rows[0]["attack"]]
@@ -139,13 +170,10 @@ def render(found):
              f"{ce['ce_made']:.4f} of what was made.", ""]
 
     # each alone: the native one, and the mean over post-hoc seeds
-    alone = []
-    for kind in (NATIVE, "post-hoc"):
-        rows = [row for row in found["rows"] if row["kind"] == kind]
-        cells = [cell(rows, key, digits) for key, (_, digits) in length.ROWS.items()]
-        alone.append([f"{kind} ({len(rows)})", *cells])
-    heads = ["components", *(head for head, _ in length.ROWS.values())]
-    lines += [*markdown_table(heads, alone), ""]
+    lines += [*alone(found["rows"], length.ROWS), ""]
+    keys = itertools.chain.from_iterable(map(headlines, GROUPS))
+    heads = {key: (f"{COLUMNS[key].head} {table.ARROWS[COLUMNS[key].better]}", 3) for key in keys}
+    lines += [*alone(found["rows"], heads), ""]
     lines += [*attacks(found["rows"]), ""]
 
     # in pairs, and by chance
@@ -197,7 +225,7 @@ def main(cfg):
             models[which] = post_hoc(run, gpt)
         names = dict(kind=kind, seeds=[run.seed])
         how = compare.changed_flags(run, spd)
-        find = partial(length.measured, models[which], run, arena, corpus)
+        find = partial(own_numbers, models[which], run, arena, corpus)
         found["rows"].append(known.row("rows", [*depends_on, kind, how], names, find))
 
     # in pairs

@@ -45,6 +45,7 @@ def test_native_and_post_hoc_components_of_the_same_weights(cfg, run, capsys, mo
     summary = json.loads((Path(run.out) / "summary.json").read_text())
     assert found["ce"]["ce_made"] == summary["ce_made"]
     assert all(row["loss"] > 0 and row["attack"]["20"] == row["kl_attack"] for row in found["rows"])
+    assert all(row.keys() >= {"completeness", "coverage", "steering", "units_atomic"} for row in found["rows"])
     assert all(pair["activations_shared_0.7"] is not None for pair in found["pairs"])
     assert (Path(cfg.out) / "native.md").read_text() in out and "two post-hoc seeds (1)" in out
 
