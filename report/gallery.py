@@ -13,7 +13,7 @@ alive, each unit's concept, each concept's units, rules. What is shown is of tes
 everywhere (SPD: importance above 0.1). The cards of all units may take CARDS bytes; where that is
 too little for all, a part is shown, and the page says which.
 
-The README's picture is of this page, made of a run of spd, transcoder, sae, molt and clt:
+The README's picture is of this page, of full runs of spd, transcoder, sae and molt:
 
     chromium --headless --hide-scrollbars --window-size=1100,640 --screenshot=report/gallery.png \\
         "file://$PWD/units.html#spd/119?q=nonsense"
