@@ -17,6 +17,7 @@ import density
 ROOT = Path(__file__).parent.parent
 # Nodes of each file's syntax tree when the packages were made; a file may grow by SLACK, or a new figure is argued for.
 NODES = {
+    "apd.py": 3550,
     "baselines.py": 1780,
     "clt.py": 3890,
     "common.py": 5350,
@@ -33,6 +34,7 @@ NODES = {
     "scratch.py": 2400,
     "spd.py": 5770,
     "stochastic.py": 1980,
+    "toys.py": 2460,
     "transcoder.py": 3990,
     "metrics/atoms.py": 1580,
     "metrics/attribution.py": 6140,
@@ -73,6 +75,7 @@ NODES = {
 }
 SLACK = 1.15
 PLAIN = {           # files that tests/density.py finds nothing wrong with, and that have to stay so
+    "apd.py",
     "baselines.py",
     "clt.py",
     "common.py",
@@ -89,6 +92,7 @@ PLAIN = {           # files that tests/density.py finds nothing wrong with, and 
     "scratch.py",
     "spd.py",
     "stochastic.py",
+    "toys.py",
     "transcoder.py",
     "metrics/atoms.py",
     "metrics/attribution.py",
