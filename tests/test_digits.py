@@ -284,9 +284,14 @@ def test_the_study_writes_its_tables_and_pictures(tiny, tmp_path, monkeypatch):
 
 def test_counts_are_read_off_at_one_kl():
     """Of a power law they are exact: alive = 2 KL^-1, L0 = KL^-0.5."""
-    law = {kl: (2 / kl, kl**-0.5) for kl in (1e-3, 1e-2, 1.)}
+    law = [(kl, 2 / kl, kl**-0.5) for kl in (1e-3, 1e-2, 1.)]
     assert digits.at_kl(law, 0.04) == ("**50**", "**5.0**")
     assert digits.at_kl(law, 2.) == digits.at_kl(law, 1e-4) == ("n/a", "n/a")
+    # a weaker penalty with more components at a larger KL does not stand in for a stronger one that costs less
+    assert digits.at_kl([(5e-3, 364, 97), *law], 0.04) == ("**50**", "**5.0**")
+    # without a component there is no logarithm; a KL of 0 may be rounded below it
+    assert digits.at_kl([*law[:2], (1., 0, 0.)], 0.04) == ("n/a", "n/a")
+    assert digits.at_kl([(-1e-8, 50, 5.), (1., 50, 5.)], 0.04) == ("**50**", "**5.0**")
 
 
 def quick(cfg, net, m, fit, test, seconds):
