@@ -56,6 +56,7 @@ import itertools
 import json
 import math
 import statistics
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -285,7 +286,7 @@ def read_idx(folder, name, ndim):
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, ValueError, ArithmeticError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         common.fail(f"{path}: cannot read: {e}")
     # 0, 0, 8 for bytes, number of dimensions; their sizes in 4 bytes each; the bytes
     head = 4 + 4 * ndim

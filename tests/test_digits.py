@@ -196,10 +196,19 @@ def test_mnist_is_read_plain_and_gzipped(tmp_path):
         assert torch.equal(got.x_NP.view(-1, 28, 28) * 255, x[:n].float()) and torch.equal(got.label_N, label[:n].long())
 
 
+def garble(path, where):
+    """Change some bytes of a file."""
+    raw = bytearray(path.read_bytes())
+    raw[where] = bytes(byte ^ 255 for byte in raw[where])
+    path.write_bytes(raw)
+
+
 @pytest.mark.parametrize("damage, says", [
     (lambda f: (f / "train-images-idx3-ubyte").unlink(), "has no train-images-idx3-ubyte"),
     (lambda f: (f / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03"), "damaged"),
     (lambda f: (f / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no gzip"), "cannot read"),
+    (lambda f: garble(f / "t10k-labels-idx1-ubyte.gz", slice(10, 14)), "cannot read"),
+    (lambda f: garble(f / "t10k-labels-idx1-ubyte.gz", slice(-6, -5)), "cannot read"),
     (lambda f: (f / "train-labels-idx1-ubyte").write_bytes(idx(torch.full((150,), 10).byte())), "label from 0 to 9"),
     (lambda f: (f / "train-labels-idx1-ubyte").write_bytes(idx(torch.zeros(149).byte())), "28 x 28 images"),
     (lambda f: (f / "train-images-idx3-ubyte").write_bytes(idx(torch.zeros(150, 28, 27).byte())), "28 x 28 images"),
