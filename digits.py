@@ -12,9 +12,10 @@ matrices that nobody has to learn: their rows, their singular vectors and the ne
                                         the predictions from the clean ones
 
     rows        component j is all that output j of a matrix reads: W[:, j] times the j-th unit
-                vector. The last matrix has ten, one for each class, and any 10 rows are such a
-                split, of random weights too: that a matrix falls into them says nothing
-    neurons     hidden neuron k's own weights: the row that it reads by in the first matrix, W[k]
+                vector, a row where matrices are (d_out, d_in). The last matrix has ten, one for
+                each class, and any 10 rows are such a split, of random weights too: that a matrix
+                falls into them says nothing
+    neurons     hidden neuron k's own weights: W[:, k] that it reads by in the first matrix, W[k]
                 that it writes by in the others
     svd         the singular vectors
     V and U of these are held. Their importances are trained as SPD's are: same loss, same steps.
@@ -38,7 +39,7 @@ What the defaults are from (deep network, 8,000 images, seed 0; loss at the end 
     c_imp   4e-3: L0 4.4 + 3.4 + 3.1 for 9.5 + 10.1 + 6.0 with 1e-3, rounded KL .049 for .043; under
             attack 2.2 for 1.1
 With 1,000 steps and 2e-3 random starts end at .118 (shallow) and .221 (deep), a start at the
-neurons at .082 and .154: they are not settled, and their counts are upper bounds.
+neurons at .082 and .154: they are not settled, and more steps change their counts.
 
 Found: the hidden matrix of the deep network falls into 41 components, 4.5 on at an image. Most are
 on for one class each, a few for two (F1 .95 on average); a class has 2 to 8. The matrix's rows need
@@ -314,7 +315,8 @@ def load_images(data, n):
         return train, draw(TEST, common.generator(0, "test writers"))
     train = read_mnist(data, "train")
     if n > len(train.x_NP):
-        common.fail(f"--images {n}: {data} has {len(train.x_NP)} training images")
+        common.fail(f"--data {data}: has {len(train.x_NP)} training images, not {n}, which "
+                    "--images or --memorised asks for")
     return Images(train.x_NP[:n], train.label_N[:n]), read_mnist(data, "t10k")
 
 
@@ -432,7 +434,8 @@ def split(W, parts, is_first):
     if parts == "svd":
         left, sizes, right = torch.linalg.svd(W, full_matrices=False)
         return left * sizes, right
-    # what a neuron reads by is a row of the first matrix, what it writes by a column of others
+    # what a neuron reads by is a column of the first matrix, which the split "rows" has too; what
+    # it writes by is a row of the others
     if parts == "rows" or is_first:
         return W, torch.eye(W.shape[1], device=W.device)
     return torch.eye(len(W), device=W.device), W
@@ -668,6 +671,7 @@ class Job(NamedTuple):
                        resume=cfg.resume and is_begun)
 
 
+CHOSEN_BY_JOBS = ("depth", "noise", "parts", "judge")   # flags that mean nothing to the study
 DEPTHS = ("shallow", "deep")
 NOISES = (0., 0.2, 1.)
 LISTED = 6                          # components of a class in the table of F1s
@@ -693,7 +697,7 @@ def jobs(cfg):
 
 def study(cfg):
     """Run all jobs; write the tables and the pictures."""
-    # a missing library is to be known before the work
+    # what is missing or makes no sense is to be known before the work
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -703,6 +707,11 @@ def study(cfg):
     common.must_be_writable(cfg.out, cfg.results)
     for name in ("digits.md", "digits.png"):
         common.must_be_file(Path(cfg.results) / name)
+    for name in CHOSEN_BY_JOBS:
+        if getattr(cfg, name) != getattr(Config, name):
+            common.fail(f"--{name}: goes with --no-study alone, the study chooses for itself")
+    for n in (cfg.images, cfg.memorised):
+        load_images(cfg.data, n)
     models = {}
     found = {}
     for job in jobs(cfg):

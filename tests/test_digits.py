@@ -236,7 +236,20 @@ def test_fewer_images_than_asked_for(tmp_path, capsys):
     mnist(tmp_path / "mnist")
     with pytest.raises(SystemExit):
         digits.load_images(str(tmp_path / "mnist"), 151)
-    assert "has 150 training images" in capsys.readouterr().err
+    assert "has 150 training images, not 151" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(memorised=151), "has 150 training images, not 151"), (dict(depth="shallow"), "--depth: goes with --no-study"),
+    (dict(parts="rows"), "--parts"), (dict(noise=0.5), "--noise"), (dict(judge="fit"), "--judge")])
+def test_the_study_refuses_what_it_cannot_use_before_it_trains(tiny, tmp_path, capsys, change, says):
+    mnist(tmp_path / "mnist")
+    cfg = dataclasses.replace(tiny, study=True, data=str(tmp_path / "mnist"), images=100, memorised=100)
+    with pytest.raises(SystemExit) as e:
+        digits.main(dataclasses.replace(cfg, **change))
+    error = capsys.readouterr().err
+    assert e.value.code == 2 and says in error and error.count("\n") == 1
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 # --------------------------------------------------------------------------------------------------------- runs
