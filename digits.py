@@ -765,8 +765,9 @@ are trained, in as many steps: what has to be beaten.
 
 Of each: *loss*, SPD's own, without faithfulness. Accuracy / KL from the clean predictions in nats:
 *unmasked* all components on; *soft* importances as masks; *rounded* at {tau}; *stochastic* what is
-unimportant ablated at random; *random* any mask, the floor; *attack* ablated by 20 sign steps of
-0.1. All on test images.
+unimportant ablated at random; *random* any mask, the floor; *attack* what is unimportant ablated
+by the amounts, one for all images, that 20 sign steps of 0.1 find the most harmful. All on test
+images.
 
 Of each matrix: *alive*, components on at {least} test images or more; *L0*, on at an image; *F1*,
 how well "on" tells the class that it tells best, mean over alive ones (always on: 0.18); *by
@@ -789,7 +790,9 @@ def mask_table(its):
         cells = [parts, of_seeds([result["loss"] for result in results], 3)]
         for name in names:
             right, kl = zip(*(result["masks"][name] for result in results))
-            cells.append(f"{100 * statistics.mean(right):.1f} % / {statistics.mean(kl):.4f}")
+            # rounding may bring a KL of 0 below it
+            nats = max(0., statistics.mean(kl))
+            cells.append(f"{100 * statistics.mean(right):.1f} % / {nats:.4f}")
         lines.append(cells)
     return markdown_table(["", "loss", *names], lines)
 

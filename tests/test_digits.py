@@ -298,6 +298,7 @@ def test_the_study_writes_its_tables_and_pictures(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "results/digits.png").stat().st_size > 10_000
     for head in ("## The shallow network", "## The deep network", "## Label noise", "| 100% |", "| **100%** |", "| W_3 | svd |"):
         assert head in text
+    assert "/ -0.0000" not in text
     # with --resume nothing is trained anew
     began = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     digits.main(dataclasses.replace(cfg, resume=True))
