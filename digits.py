@@ -779,7 +779,8 @@ and more of the predictions out, so the penalty is varied. The last line of each
 the KL of rounded masks is {kl}: between the strongest penalty that costs no more and the next one
 (linear in the logarithms; n/a: not reached).
 The importance net reads the last hidden layer too, where labels lie apart, so it can tell
-memorised classes as well as true ones."""
+memorised classes as well as true ones. A second difference: only the network without random labels
+was trained with weight decay, which keeps others from memorising."""
 
 
 def mask_table(its):
