@@ -65,8 +65,8 @@ class Config:
     around: int = 3                 # [0, 1e6] of them at half and twice k, alpha, SPD's c_imp
     model: str = "target"           # folder of the GPT-2 for which a step's cost is measured
     out: str = "results"            # folder for apd.json and apd.md
-    # components. -1 here and below: the toy's own, SETTINGS
-    C: int = -1                     # [-1, 1e6] components
+    # APD's components; no flag from here on changes SPD's runs
+    C: int = -1                     # [-1, 1e6] APD's components. -1, here and below: the toy's own
     R: int = -1                     # [-1, 1e6] rank of a component
     # loss
     k: float = -1.                  # [-1, 1e6] components on for an input, on average
@@ -500,7 +500,7 @@ def robustness(rows):
 
 
 TEXT = """# APD beside SPD, on toys
-`python apd.py` makes this page. A run finds a toy's features where exactly one component is on when
+`{command}` makes this page. A run finds a toy's features where exactly one component is on when
 one feature is, as many components are alive as there are features, and each holds what the matrix
 writes for its feature (MMCS of at least 0.99; ResidMLP, W_in alone, 0.98); .. *and its norm*: ML2R
 within 0.03 of 1 (ResidMLP 0.05). MMCS: mean cosine of the best alive component with a feature's own
@@ -508,13 +508,16 @@ row of the weights, ML2R: the ratio of their norms; *errors*: components wrongly
 feature is on; *untrained*: the start of training, the null. Means over seeds ± half of their 95 %
 interval; SPD's over both matrices.
 
-APD is told k, how many components are on, and on TMS C, the true number of features; SPD is not."""
+APD is told k, how many components are on, and on TMS C, the true number of features; SPD is not.
+*its own* setting: of APD what SETTINGS in apd.py has, unless a flag above replaces it; of SPD what
+toys.py has, always."""
 
 
-def render(rows, cost):
+def render(cfg, rows, cost):
     """The page, as Markdown."""
     rows = sorted(rows, key=in_order)
-    parts = [TEXT, "", *markdown_table(HEADS, table(rows)), "", *robustness(rows), ""]
+    text = TEXT.format(command=common.command(cfg))
+    parts = [text, "", *markdown_table(HEADS, table(rows)), "", *robustness(rows), ""]
     return "\n".join([*parts, cost_line(cost), ""])
 
 
@@ -534,7 +537,7 @@ def main(cfg):
         rows.append(row)
         print(f"[{i + 1}/{len(todo)}] {', '.join(map(str, job))}: {said(row)}", flush=True)
         # the page so far, for hours may be left
-        page = render(rows, cost)
+        page = render(cfg, rows, cost)
         common.write(Path(cfg.out) / "apd.md", page.encode())
     print("", page, f"-> {cfg.out}/apd.json, apd.md", sep="\n")
 

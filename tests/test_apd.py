@@ -252,6 +252,7 @@ def test_the_table_and_that_a_second_run_finds_all(run, capsys, monkeypatch):
     apd.main(run)
     page = Path(run.out, "apd.md").read_text()
     assert page in capsys.readouterr().out
+    assert f"`{common.command(run)}` makes this page" in page and "--steps 3 --B 16" in page
     for text in ("| 5-2 | APD | its own |", "| 5-2 | APD | the paper's |  |  | 0.998 | 0.893 |", "k x 0.5", "| 5-2 | SPD |",
                  "c_imp x 2", "0 of 2", "4.00 s for 3 tokens"):
         assert text in page, text
