@@ -464,9 +464,16 @@ def begin(m, cfg):
 
 
 def build(cfg, net):
-    """A fresh decomposition of the network, after checking that its components are enough."""
+    """A fresh decomposition of the network, after checking that its components are enough and that
+    there is memory for them."""
     if cfg.C < WIDTH:
         common.fail(f"--C {cfg.C}: must be at least {WIDTH}, the ranks of the matrices")
+    # V and U; the importance net; per image as many activations as spd.check_memory counts
+    n_sizes = sum(sum(W.shape) for W in net.Ws)
+    n_weights = cfg.C * n_sizes + cfg.ci_hidden * (n_sizes + len(net.Ws) * cfg.C)
+    common.need_for_training(n_weights, cfg.B * 20 * len(net.Ws) * cfg.C,
+                             f"--C {cfg.C} --ci_hidden {cfg.ci_hidden} --B {cfg.B}",
+                             net.Ws[0].device)
     gen = common.generator(cfg.seed, "init")
     return spd.SPD([*net.Ws], [*net.bs], spd_config(cfg), gen)
 

@@ -224,6 +224,7 @@ def test_bad_mnist_ends_in_one_line(tmp_path, capsys, damage, says):
 
 @pytest.mark.parametrize("change, says", [
     (dict(data="nowhere"), "--data nowhere"), (dict(C=127), "--C 127: must be at least 128"),
+    (dict(C=10**6, B=10**6), "--C 1000000"),
     (dict(resume=True), "to --resume")])
 def test_bad_flags_end_in_one_line(tiny, capsys, change, says):
     with pytest.raises(SystemExit) as e:
