@@ -240,6 +240,11 @@ class Job:
     def floor(self):
         return not self.method or ":" in self.name
 
+    @property
+    def has_own_target(self):
+        """Does it take apart a target of random weights?"""
+        return self.name.endswith(":untrained")
+
     def __str__(self):
         who = "all seeds" if self.seed is None else f"seed {self.seed}"
         return f"{self.name} {self.knob}={self.value:g} {who}"
@@ -437,7 +442,7 @@ def make_floor(job, cfg, arena):
 
 def target_of(job, cfg, arena):
     """The arena of a job: with a target of random weights for the control of that name."""
-    if not job.name.endswith(":untrained"):
+    if not job.has_own_target:
         return arena
     if "untrained" not in arena.once:
         folder = Path(cfg.runs) / f"untrained-{arena.gpt.hash}"
@@ -593,6 +598,14 @@ def left(seconds, todo, n_processes=1):
     return f"about {total / 3600:.1f} h left"
 
 
+def note_time(seconds, task, began):
+    """Note how long a task took; what was there already says nothing about how long the rest
+    takes."""
+    spent = time.time() - began
+    if spent > 1:
+        seconds.setdefault(task.name, []).append(spent)
+
+
 def in_turn(todo, what=""):
     """Yield one task after another, and print each with the time that is left, by how long tasks of
     its name took. what: the word before it."""
@@ -601,10 +614,7 @@ def in_turn(todo, what=""):
         print(f"[{i + 1}/{len(todo)}] {what}{task}; {left(seconds, todo[i:])}", flush=True)
         began = time.time()
         yield task
-        # what was there already says nothing about how long the rest takes
-        spent = time.time() - began
-        if spent > 1:
-            seconds.setdefault(task.name, []).append(spent)
+        note_time(seconds, task, began)
 
 
 def by_model(cfg, arena, todo, some):
@@ -640,10 +650,7 @@ def collect(cfg, arena, groups, todo, team):
                 failed = error_text(e)
             if failed:
                 print(f"FAILED {job}: {failed}", flush=True)
-            # what was there already says nothing about how long the rest takes
-            spent = time.time() - began
-            if spent > 1:
-                seconds.setdefault(job.name, []).append(spent)
+            note_time(seconds, job, began)
             done[i] = answers, failed
         done = team.gather(done)
     return [(job, *done[i]) for i, job in enumerate(todo)]
@@ -652,17 +659,15 @@ def collect(cfg, arena, groups, todo, team):
 def write_page(cfg, arena, found):
     """Write a page to browse the units of the first seed of each row, at its middle sparsity.
     Returns a line that says so. A page of the same models is kept."""
-    named = []
+    shown = []
     depends_on = [code_of(gallery), gallery.TEMPLATE.read_text(encoding="utf-8")]
     for job, numbers, failed in found:
         # units of another target say nothing of this one
-        is_of_target = target_of(job, cfg, arena) is arena
-        if job.seed == 0 and job.middle and is_of_target and not failed:
+        if job.seed == 0 and job.middle and not job.has_own_target and not failed:
             subject = subject_of(job, cfg, arena)
-            model = subject.model if job.method else make_floor(job, cfg, arena)
-            named.append((job.name, model, numbers.get("ce_recovered")))
+            shown.append((job, subject.model, numbers.get("ce_recovered")))
             depends_on += [job.name, job.value, subject.which]
-    if not named:
+    if not shown:
         return f"no {gallery.PAGE}: every row failed"
 
     n_rows = max(2, gallery.TOKENS // arena.gpt.cfg.n_positions)
@@ -672,6 +677,9 @@ def write_page(cfg, arena, found):
     path = Path(cfg.out) / gallery.PAGE
     if gallery.is_of(path, key):
         return f"-> {path}"
+    named = []
+    for job, model, ce in shown:
+        named.append((job.name, model if job.method else make_floor(job, cfg, arena), ce))
     return gallery.write(path, named, scene, key)
 
 

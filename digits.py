@@ -71,8 +71,8 @@ import common
 import evals
 import spd
 from metrics import masks
-from report import curve, noise
-from report.table import markdown_table
+from report import curve
+from report.table import markdown_table, mean_text
 
 
 @dataclass
@@ -413,6 +413,10 @@ class Clean:
     def kl(self, matrices):
         """KL(clean || matrices) in nats, mean over the images."""
         logits, _ = through(matrices, self.x_BP, self.n)
+        return self.kl_to(logits)
+
+    def kl_to(self, logits):
+        """KL(clean || the predictions of these logits)."""
         return F.kl_div(logits.log_softmax(-1), self.logp_BJ, reduction="batchmean",
                         log_target=True)
 
@@ -570,9 +574,8 @@ def under_masks(m, net, images, gen):
     found = {"clean": (accuracy(clean.logits, images), 0.)}
     with torch.no_grad():
         for name, chosen in table.items():
-            matrices = m.site(*chosen)
-            logits, _ = through(matrices, images.x_NP, clean.n)
-            found[name] = (accuracy(logits, images), clean.kl(matrices).item())
+            logits, _ = through(m.site(*chosen), images.x_NP, clean.n)
+            found[name] = (accuracy(logits, images), clean.kl_to(logits).item())
     return found
 
 
@@ -732,13 +735,6 @@ def study(cfg):
     return models, found
 
 
-def of_seeds(values, digits):
-    """Write the mean of some numbers, ± half of its 95 % interval where there are several."""
-    over = noise.over_seeds(values)
-    half = f" ± {over['half']:.{digits}f}" if over["half"] is not None else ""
-    return f"{over['mean']:.{digits}f}{half}"
-
-
 def select(found, **wanted):
     """The results of the jobs that have these values."""
     return [result for job, result in found.items()
@@ -795,7 +791,7 @@ def mask_table(its):
     names = [*its["learned"][0]["masks"]]
     lines = []
     for parts, results in its.items():
-        cells = [parts, of_seeds([result["loss"] for result in results], 3)]
+        cells = [parts, mean_text([result["loss"] for result in results], 3)]
         for name in names:
             right, kl = zip(*(result["masks"][name] for result in results))
             # rounding may bring a KL of 0 below it
@@ -813,7 +809,7 @@ def part_table(its):
             cells = [f"W_{i + 1}", parts]
             for key, (_, digits) in COLUMNS.items():
                 values = [result["matrices"][i][key] for result in results]
-                cells.append(of_seeds(values, digits))
+                cells.append(mean_text(values, digits))
             lines.append(cells)
     return markdown_table(["", "", *(head for head, _ in COLUMNS.values())], lines)
 
@@ -845,8 +841,8 @@ def noise_table(noisy):
             l0 = [of_all_matrices(result, "l0") for result in results]
             attack = [result["masks"]["attack"][1] for result in results]
             right = statistics.mean(result["fit_accuracy"] for result in results)
-            lines.append([f"{share:.0%}", f"{right:.1%}", f"{c_imp:g}", of_seeds(kls, 3),
-                          of_seeds(attack, 2), of_seeds(alive, 0), of_seeds(l0, 1)])
+            lines.append([f"{share:.0%}", f"{right:.1%}", f"{c_imp:g}", mean_text(kls, 3),
+                          mean_text(attack, 2), mean_text(alive, 0), mean_text(l0, 1)])
             points.append([statistics.mean(numbers) for numbers in (kls, alive, l0)])
         alive, l0 = at_kl(points, AT_KL)
         lines.append([f"**{share:.0%}**", "", "", f"**{AT_KL}**", "", alive, l0])

@@ -12,7 +12,7 @@ import torch
 
 from metrics import mapping
 from report import noise
-from report.table import markdown_table
+from report.table import markdown_table, mean_text, rounded
 
 DRAWN = 0.3                     # least r that the picture shows
 
@@ -150,19 +150,9 @@ def over_seeds(rows, key):
     return noise.over_seeds([row.get(key) for row in rows])
 
 
-def rounded(value, digits):
-    """A number as text, 0 without a sign."""
-    return f"{round(value, digits) + 0.:.{digits}f}"
-
-
 def number(rows, key, digits=2):
     """The mean of a number over seeds, and half of its 95 % interval."""
-    averaged = over_seeds(rows, key)
-    if averaged is None:
-        return "n/a"
-    text = rounded(averaged["mean"], digits)
-    half = averaged["half"]
-    return text if half is None else f"{text} ± {half:.{digits}f}"
+    return mean_text([row.get(key) for row in rows], digits)
 
 
 def cell(rows, key, digits=2):

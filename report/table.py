@@ -317,6 +317,22 @@ def difference_tables(differences):
     return shown
 
 
+def rounded(value, digits):
+    """A number as text, 0 without a sign."""
+    return f"{round(value, digits) + 0.:.{digits}f}"
+
+
+def mean_text(values, digits):
+    """Write the mean of a number over seeds, ± half of its 95 % interval where there are several;
+    n/a if no seed has it."""
+    metric = noise.over_seeds(values)
+    if metric is None:
+        return "n/a"
+    mean = rounded(metric["mean"], digits)
+    half = metric["half"]
+    return mean if half is None else f"{mean} ± {half:.{digits}f}"
+
+
 def markdown_table(heads, lines):
     """Write cells as the lines of a Markdown table."""
     written = ["| " + " | ".join(line) + " |" for line in (heads, *lines)]

@@ -37,8 +37,8 @@ import scratch
 import spd
 from metrics import groups, mapping, recording
 from model import GPT
-from report import noise, table
-from report.table import COLUMNS, markdown_table
+from report import table
+from report.table import COLUMNS, markdown_table, mean_text
 from studies import length
 from studies.kept import Found
 
@@ -132,18 +132,9 @@ def pair_numbers(ms, arena):
 
 
 # ---------------------------------------------------------------------------------- what it shows
-def averaged(rows, key):
-    """The mean over rows and half of its 95 % interval, as text; n/a without a number."""
-    metric = noise.over_seeds([row.get(key) for row in rows])
-    return metric and metric["mean"], metric and metric["half"]
-
-
 def cell(rows, key, digits):
     """A number of some rows as text: its mean, and the interval where there are several."""
-    mean, half = averaged(rows, key)
-    if mean is None:
-        return "n/a"
-    return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+    return mean_text([row.get(key) for row in rows], digits)
 
 
 def alone(rows, shown):
