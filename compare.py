@@ -59,6 +59,7 @@ import metrics.recording
 import metrics.words
 import molt
 import sae
+import scratch
 import spd
 import stochastic
 import transcoder
@@ -175,7 +176,11 @@ METHODS = {
     "sae-stochastic": Method(
         stochastic, "k", (8, 16, 32), dict(base="sae"), dict(F=SMALL),
         "an SAE with SPD's stochastic masks and penalty instead of TopK"),
-    # controls: a colon stands before what is wrong with them, on purpose
+    # a colon stands before what is different, or wrong on purpose, and not to be compared
+    "spd:scratch": Method(
+        scratch, "c_imp", (1e-4,), {}, dict(C=128),
+        "what an MLP was made of from its first step of training: of the model that it made, not "
+        "of the target"),
     "sae:frozen": Method(
         sae, "k", (16,), dict(frozen=True), dict(F=SMALL),
         "floor: an SAE whose directions that it writes stay random, only what reads is trained"),
@@ -242,8 +247,9 @@ class Job:
 
     @property
     def has_own_target(self):
-        """Does it take apart a target of random weights?"""
-        return self.name.endswith(":untrained")
+        """Does it take apart another target: of random weights, or one that it makes?"""
+        makes_one = self.method and hasattr(self.method.module, "TARGET")
+        return bool(makes_one) or self.name.endswith(":untrained")
 
     def __str__(self):
         who = "all seeds" if self.seed is None else f"seed {self.seed}"
@@ -380,7 +386,17 @@ def is_trained(run, module, retrain, keep) -> bool:
         common.fail(f"{path}: trained by other code than there is now ({', '.join(differs)}): "
                     "remove it to train that model anew, or see compare.py --keep")
     run.resume = path.exists() and not (differs and retrain)
-    return run.resume and common.read_meta(path).get("step") == run.steps
+    is_at_end = run.resume and common.read_meta(path).get("step") == run.steps
+    if is_at_end and hasattr(module, "TARGET"):             # which is written after that
+        return (Path(run.out) / module.TARGET / "model.safetensors").exists()
+    return is_at_end
+
+
+def taken_apart(run, module, gpt):
+    """The model that a run's components are of: its target, or the one that it makes."""
+    if not hasattr(module, "TARGET"):
+        return gpt
+    return GPT.load(Path(run.out) / module.TARGET, gpt.device)
 
 
 def trained(job, run, gpt, retrain=False, keep=False):
@@ -401,7 +417,7 @@ def trained(job, run, gpt, retrain=False, keep=False):
         finally:
             common.let_go(run.out)
 
-    m = module.load(path, gpt)
+    m = module.load(path, taken_apart(run, module, gpt))
     tokens = run.steps * tokens_per_step(run)
     cost = dict(tokens=tokens, steps=run.steps, seconds=common.read_meta(path)["seconds"])
     return m, cost, hashlib.sha256(path.read_bytes()).hexdigest()
@@ -410,6 +426,7 @@ def trained(job, run, gpt, retrain=False, keep=False):
 class Subject(NamedTuple):
     """What a job asks."""
     model: Any                      # a decomposition, a tuple of all seeds', or None: not made yet
+    gpt: GPT                        # what it takes apart
     cost: dict                      # of its training
     which: Any                      # tells it from others of its folder: hashes of checkpoints
     folder: Path                    # for what it answers
@@ -417,16 +434,18 @@ class Subject(NamedTuple):
 
 def subject_of(job, cfg, arena):
     """Have the model of a job, trained or loaded. A floor is made by `make_floor`, once needed."""
-    folder = f"{job.name}-{job.knob}{job.value:g}"
+    folder = f"{cfg.runs}/{job.name}-{job.knob}{job.value:g}-seed"
     if not job.method:
-        return Subject(None, {}, floor_units(cfg), Path(cfg.runs) / f"{folder}-seed{job.seed}")
+        own_folder = Path(f"{folder}{job.seed}")
+        return Subject(None, arena.gpt, {}, floor_units(cfg), own_folder)
     runs = job.trainings(cfg, arena.gpt, arena.layer)
     found = [trained(job, run, arena.gpt, cfg.retrain, cfg.keep) for run in runs]
     if job.seed is None:
         models, _, which = zip(*found)
-        return Subject(models, {}, which, Path(cfg.runs) / f"{folder}-seeds")
+        return Subject(models, arena.gpt, {}, which, Path(f"{folder}s"))
     model, cost, which = found[0]
-    return Subject(model, cost, which, Path(runs[0].out))
+    gpt = taken_apart(runs[0], job.method.module, arena.gpt)
+    return Subject(model, gpt, cost, which, Path(runs[0].out))
 
 
 def floor_units(cfg):
@@ -441,8 +460,8 @@ def make_floor(job, cfg, arena):
 
 
 def target_of(job, cfg, arena):
-    """The arena of a job: with a target of random weights for the control of that name."""
-    if not job.has_own_target:
+    """The arena of a job's training: with random weights for the control of that name."""
+    if not job.name.endswith(":untrained"):
         return arena
     if "untrained" not in arena.once:
         folder = Path(cfg.runs) / f"untrained-{arena.gpt.hash}"
@@ -485,6 +504,7 @@ def evaluate(job, cfg, arena, groups):
     Answers are kept in the folder of the model, by the key of all that they depend on."""
     arena = target_of(job, cfg, arena)
     subject = subject_of(job, cfg, arena)
+    arena = arena._replace(gpt=subject.gpt)
     model = subject.model
     answers = dict(subject.cost)
     failed = []

@@ -110,6 +110,7 @@ class Config:
 # flags that a resumed run may give other values (common.Run)
 MAY_CHANGE_ON_RESUME = {"model", "out", "resume", "page", "device", "log_every", "save_every",
                         "eval_tokens", "pgd_rows"}
+TARGET = "target"       # the folder in --out of the model that is made
 ADDS_UP = 1e-4          # |W - V U| / |W| above which weights are not what components add up to
 
 
@@ -242,7 +243,7 @@ def load(path, gpt):
     for V, U, W in zip(m.V, m.U, m.Ws):
         if not evals.relative_error(V @ U, W) < ADDS_UP:
             common.fail(f"{path}: its components don't add up to the weights of {gpt.folder}: the "
-                        f"model that they make is {Path(path).parent}/target")
+                        f"model that they make is {Path(path).parent}/{TARGET}")
     return spd.Rounded(m, spd.ON_ABOVE)
 
 
@@ -281,7 +282,7 @@ def write_target(cfg, gpt, m):
     for linear, V, U, b in zip((mlp.c_fc, mlp.c_proj), m.V, m.U, m.bs):
         linear.weight.copy_(V @ U)
         linear.bias.copy_(b)
-    folder = Path(cfg.out) / "target"
+    folder = Path(cfg.out) / TARGET
     meta = dict(layer=layer, data=cfg.data, made=common.provenance(cfg, gpt))
     made.save(folder, gpt.vocab, meta)
     return GPT.load(folder, gpt.device)
@@ -303,7 +304,7 @@ def summarise(cfg, given, gpt, m, corpus, seconds):
     out["ce_given"] = cross_entropy(given, idx_NT, fresh_NT)
     out["ce_made"] = cross_entropy(made, idx_NT, fresh_NT)
     out["ce_rounded"] = cross_entropy(made, idx_NT, fresh_NT, rounded)
-    print(f"validation cross-entropy: {cfg.model} {out['ce_given']:.4f}, {cfg.out}/target "
+    print(f"validation cross-entropy: {cfg.model} {out['ce_given']:.4f}, {cfg.out}/{TARGET} "
           f"{out['ce_made']:.4f}, with masks rounded at {spd.ON_ABOVE} {out['ce_rounded']:.4f}")
     found = out | common.provenance(cfg, given)
     common.write(Path(cfg.out) / "summary.json", json.dumps(found, indent=1).encode())
@@ -313,7 +314,7 @@ def summarise(cfg, given, gpt, m, corpus, seconds):
 def main(cfg):
     m, found = train(cfg)
     if cfg.page:
-        gallery.of_run(replace(cfg, model=f"{cfg.out}/target"), m, found)
+        gallery.of_run(replace(cfg, model=f"{cfg.out}/{TARGET}"), m, found)
     return m, found
 
 

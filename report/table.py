@@ -119,7 +119,7 @@ def make_row(jobs, curves, n_seeds):
     """Summarise a method at one sparsity: its metrics over seeds, and what failed."""
     first = jobs[0][0]
     row = dict(name=first.name, knob=first.knob, value=first.value, floor=first.floor,
-               middle=first.middle, seeds=[], failed=[])
+               own_target=first.has_own_target, middle=first.middle, seeds=[], failed=[])
 
     # numbers of single seeds, and those that are found from all seeds at once
     per_seed = []
@@ -179,9 +179,9 @@ def average_over_seeds(per_seed, complete):
 
 def target_of(outcomes):
     """What are the losses of the intact and of the ablated target? As measured by the first job
-    that ran on it; controls on an untrained target are passed over."""
+    that ran on it; rows that take apart another one are passed over."""
     for job, numbers, _ in outcomes:
-        if "ce_original" in numbers and not job.name.endswith(":untrained"):
+        if "ce_original" in numbers and not job.has_own_target:
             return {key: numbers.get(key) for key in OF_TARGET}
     return dict.fromkeys(OF_TARGET)
 
@@ -191,7 +191,8 @@ def null(row, rows, key):
     """What does one number of a row have to be held against? A number, or None for nothing.
 
     The first that there is: the null measured beside it (null_KEY); what its column says has to be
-    beaten: a constant, the target's mean ablation, or a floor at its nearest sparsity."""
+    beaten: a constant, the target's mean ablation, or a floor at its nearest sparsity, which only
+    rows of one target have."""
     measured = row["metrics"].get(f"null_{key}")
     if measured:
         return measured["mean"]
@@ -203,7 +204,7 @@ def null(row, rows, key):
         return ablated["mean"] if ablated else None
 
     floors = [floor for floor in rows if floor["name"] == beat and key in floor["metrics"]]
-    if not floors:
+    if not floors or row["own_target"]:
         return None
     here = log_density(row, key)
     nearest = min(floors, key=lambda floor: abs(log_density(floor, key) - here))
@@ -372,7 +373,7 @@ def preface(results):
         "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than its "
         "interval.",
         "`compare.py --explain` says what it all means.",
-        f"Floors: {', '.join(floors)}.",
+        f"Floors, and other targets': {', '.join(floors)}.",
         "Rows differ in L0, and most numbers move with it: see also those at one L0 and the curves "
         "(curves.png)."]
     if results["differences"]:

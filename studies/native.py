@@ -209,7 +209,7 @@ def main(cfg):
     common.check(cfg)
     native, summary = native_run(cfg)
     dev = common.device(cfg.device)
-    gpt = GPT.load(Path(cfg.run) / "target", dev)
+    gpt = GPT.load(Path(cfg.run) / scratch.TARGET, dev)
     base = compare.Config(str(gpt.folder), native.data, native.layer, "spd",
                           eval_tokens=cfg.eval_tokens, device=cfg.device)
     layer, _ = compare.check(base, gpt)

@@ -156,7 +156,7 @@ def test_all_are_trained_on_the_same_number_of_tokens():
         models = {name: len(m.values) for name, m in compare.METHODS.items() if name != "sae:untrained"}      # as sae
         assert len({(run.model, run.out) for run in runs}) == (len(models) if cfg.quick else 3 * sum(models.values()))
         for run in runs:
-            assert run.steps * (run.B * run.T if isinstance(run, compare.spd.Config) else run.N) == cfg.tokens, run
+            assert run.steps * (run.B * run.T if hasattr(run, "B") else run.N) == cfg.tokens, run
 
 
 def test_spd_is_on_where_its_rounded_mask_is():
@@ -313,6 +313,39 @@ def test_controls_share_the_training_or_the_method(cfg, stub, monkeypatch):
     assert [rows[name]["floor"] for name in ("stub", "stub:other", "stub:untrained")] == [False, True, True]
     assert of("stub:other", "fve") != of("stub", "fve")
     assert of("stub:untrained", "ce_original") != of("stub", "ce_original") == of("pca", "ce_original")
+
+
+def test_a_row_can_take_apart_the_model_that_it_makes(cfg, stub, monkeypatch):
+    """As scratch.py does: its numbers are of that model, there are none of its seeds together, and a kill before it
+    was written is made good."""
+    plain, module = compare.METHODS["stub"]._replace(values=(2,)), types.SimpleNamespace(**vars(stub.module))
+    module.TARGET, module.__name__, killed = "made", "stub", []
+    def train(run):
+        stub.module.train(run)
+        if run.seed == 1 and not killed:
+            killed.append(1)
+            raise KeyboardInterrupt
+        gpt = GPT.load(run.model)
+        gpt.wte.weight.data.mul_(1 + run.seed)
+        gpt.save(Path(run.out) / "made", gpt.vocab, gpt.meta)
+    def load(path, gpt):
+        assert gpt.folder == path.parent / "made"
+        tensors, meta = common.load(path, method="stub")
+        return stub.module.load(path, GPT.load(cfg.model))
+    module.train, module.load = train, load
+    rows = {"stub": plain, "stub:scratch": plain._replace(module=module, change=dict(N=4))}
+    monkeypatch.setattr(compare, "METHODS", rows)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main(cfg)
+    compare.main(cfg)
+    rows = {row["name"]: row for row in results(cfg)["rows"]}
+    of = lambda name: rows[name]["metrics"]["ce_original"]["values"]
+    made = [GPT.load(path).hash for path in sorted(Path(cfg.runs).glob("stub-k2-seed*/made"))]
+    assert len(made) == 2 and of("stub")[0] == of("stub")[1] == of("stub:scratch")[0] != of("stub:scratch")[1]
+    assert "function_fve" in rows["stub"]["metrics"] and "function_fve" not in rows["stub:scratch"]["metrics"]
+    assert rows["stub:scratch"]["floor"] and rows["stub:scratch"]["own_target"]
+    assert not [path for path in Path(cfg.runs).glob("*seeds*") if "scratch" in path.name]
+    assert rows["stub:scratch"]["metrics"]["fve"]["null"] is None != rows["stub"]["metrics"]["fve"]["null"]
 
 
 def test_keys_know_what_matters_and_nothing_else(cfg, stub, target, tmp_path):
@@ -588,7 +621,7 @@ def test_values_of_seeds_and_their_nulls(cfg, stub):
 
 def row(name, l0, units, floor=False, **metrics):
     metrics = {key: dict(mean=mean, half=half, values=[mean]) for key, (mean, half) in metrics.items()}
-    return dict(name=name, floor=floor, failed=[], seeds=[0], metrics=metrics | dict(
+    return dict(name=name, floor=floor, own_target=False, failed=[], seeds=[0], metrics=metrics | dict(
         l0=dict(mean=l0), alive_units=dict(mean=units)))
 
 
@@ -598,6 +631,7 @@ def test_nulls_are_of_floors_that_are_as_dense():
                                                kl_mean_ablation=(3, None))]
     spd, of = some[-1], lambda row, key: table.null(row, some, key)
     assert of(spd, "rule_f1") == 0.4               # of 0.05 of the units, not of 10
+    assert of(spd | dict(own_target=True), "rule_f1") is None       # these floors are of another target
     assert of(spd, "kl") == 3 and of(spd, "ce_recovered") == 0
     assert of(row("a", 10, 1000), "fve") is None
     own = row("a", 10, 1000, null_rule_f1=(0.3, None))
@@ -689,14 +723,15 @@ def test_bad_input_is_one_line_and_exit_code_2(cfg, capsys, change, words):
 
 def made_up(first="a"):
     """Results of two methods and a floor, with intervals and pictures' data."""
+    some = types.SimpleNamespace(module=None)
     known = lambda x: dict(ce_original=1., ce_mean_ablation=2., ce_zero_ablation=3., kl_mean_ablation=1., l0=20 * x,
                            ce_recovered=x, active_params=1e4 * x, rule_det_hard=x, attack={"0": x, "20": 2 * x},
                            alive_curve={"0.0": [9, 8], "0.1": [7, 6]}, spectrum={"in": [x, 0.1], "out": [0.3, 0.]})
     found = [(Job(name, "k", k, seed, k == 2, method), known(x + 0.1 * seed + k / 20), None) for seed in (0, 1)
-             for name, method, x in ((first, object(), 0.5), ("b", object(), 0.6), ("random", None, 0.3)) for k in (1, 2)]
+             for name, method, x in ((first, some, 0.5), ("b", some, 0.6), ("random", None, 0.3)) for k in (1, 2)]
     together = {f"{space}_shared_0.7{part}": x for space, x in (("weights", 0.42), ("activations", 0.62))
                 for part, x in (("", x), ("_se", 0.01))} | {"null_weights_shared_0.7": 0.1}
-    found += [(Job(name, "k", 2, None, True, object()), together, None) for name in (first, "b")]
+    found += [(Job(name, "k", 2, None, True, some), together, None) for name in (first, "b")]
     return table.assemble(found, dict(layer=1, config=dict(seeds=2, eval_tokens=100, quick=False)))
 
 
