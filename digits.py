@@ -744,7 +744,7 @@ def select(found, **wanted):
 def report(cfg, found):
     """Write the tables as Markdown."""
     lines = [PREFACE.format(command=common.command(cfg), data=cfg.data, images=cfg.images,
-                            tau=spd.ON_ABOVE, least=evals.ALIVE), ""]
+                            tau=spd.ON_ABOVE, least=evals.ALIVE, few=FEW), ""]
     for depth in DEPTHS:
         its = {parts: select(found, depth=depth, judge="test", parts=parts)
                for parts in ("learned", "started", *HELD)}
@@ -769,8 +769,8 @@ are trained, in as many steps: what has to be beaten.
 Of each: *loss*, SPD's own, without faithfulness. Accuracy / KL from the clean predictions in nats:
 *unmasked* all components on; *soft* importances as masks; *rounded* at {tau}; *stochastic* what is
 unimportant ablated at random; *random* any mask, the floor; *attack* what is unimportant ablated
-by the amounts, one for all images, that 20 sign steps of 0.1 find the most harmful. All on test
-images.
+by the amounts, one for all images, that 20 sign steps of 0.1 find the most harmful to {few:,} of
+them. All on test images.
 
 Of each matrix: *alive*, components on at {least} test images or more; *L0*, on at an image; *F1*,
 how well "on" tells the class that it tells best, mean over alive ones (always on: 0.18); *by
