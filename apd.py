@@ -53,8 +53,7 @@ import evals
 import spd
 import toys
 from model import GPT, default_layer
-from report import noise
-from report.table import markdown_table
+from report.table import markdown_table, mean_text
 from studies.kept import Found
 
 
@@ -441,12 +440,9 @@ def count(rows, key):
 
 
 def mean(rows, key, digits):
-    """A mean over seeds, with half of its 95 % interval."""
-    over = noise.over_seeds([row[key] for row in rows])
-    if not over:
-        return "FAILED"
-    half = f" ±{over['half']:.{digits}f}" if over["half"] is not None else ""
-    return f"{over['mean']:.{digits}f}{half}"
+    """A mean over seeds, with half of its 95 % interval; FAILED where no seed has it."""
+    text = mean_text([row[key] for row in rows], digits)
+    return "FAILED" if text == "n/a" else text
 
 
 def said(row):
