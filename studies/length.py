@@ -312,14 +312,17 @@ def held_together(todo):
     """[(start, steps, name, jobs)] of the runs that are held against each other."""
     out = []
     lengths = {job.steps for job in todo if job.start == "random"}
+    longest = max((job.steps for job in todo if job.start == "neurons"), default=0)
     for steps in sorted(lengths):
         seeds = [job for job in todo if job[:2] == ("random", steps)]
         if len(seeds) > 1:
             out.append(("random", steps, f"{len(seeds)} random starts, {steps:,} steps", seeds))
-        neurons = [job for job in todo if job[:2] == ("neurons", 4 * steps)]
-        if neurons:
-            name = f"random start, {steps:,} steps, and neurons' start, {4 * steps:,}"
-            out.append(("neurons", steps, name, [seeds[0], *neurons]))
+        # the longest ones too: do they end at one place?
+        lasting = {4 * steps, longest} if steps == max(lengths) else {4 * steps}
+        for job in todo:
+            if job.start == "neurons" and job.steps in lasting:
+                name = f"random start, {steps:,} steps, and neurons' start, {job.steps:,}"
+                out.append(("neurons", steps, name, [seeds[0], job]))
     return out
 
 

@@ -42,7 +42,8 @@ def test_a_second_run_finds_all_and_says_the_same(cfg, capsys, monkeypatch):
     found = json.loads(first)
     assert [(row["start"], row["steps"], row["seed"]) for row in found["rows"]] == [
         ("random", 2, 0), ("random", 2, 1), ("random", 4, 0), ("neurons", 8, 0)]
-    assert [(pair["start"], pair["steps"]) for pair in found["pairs"]] == [("random", 2), ("neurons", 2)]
+    assert [(pair["start"], pair["steps"]) for pair in found["pairs"]] == [
+        ("random", 2), ("neurons", 2), ("neurons", 4)]
     assert "settled(2) = " in out and (Path(cfg.out) / "spd-length.png").stat().st_size > 10_000
     for module, name in ((spd, "train"), (length, "measured")):
         monkeypatch.setattr(module, name, None)
