@@ -54,7 +54,7 @@ import spd
 import toys
 from model import GPT, default_layer
 from report.table import markdown_table, mean_text
-from studies.kept import Found
+from studies.kept import Found, apart
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Config:
     seeds: int = 10                 # [1, 1e6] seeds of each toy, of APD and of SPD
     around: int = 3                 # [0, 1e6] of them at half and twice k, alpha, SPD's c_imp
     model: str = "target"           # folder of the GPT-2 for which a step's cost is measured
-    out: str = "results"            # folder for apd.json and apd.md
+    out: str = "results"            # folder for apd.json and apd.md; a part: results-part
     # APD's components; no flag from here on changes SPD's runs
     C: int = -1                     # [-1, 1e6] APD's components. -1, here and below: the toy's own
     R: int = -1                     # [-1, 1e6] rank of a component
@@ -519,6 +519,7 @@ def render(cfg, rows, cost):
 
 
 def main(cfg):
+    cfg = apart(cfg)
     todo = jobs(cfg)
     for name in {job.toy for job in todo}:
         suited(cfg, name)

@@ -73,6 +73,7 @@ import spd
 from metrics import masks
 from report import curve
 from report.table import markdown_table, mean_text
+from studies.kept import apart
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Config:
     study: bool = True              # all networks, splits and noises; else the one named below
     data: str = "drawn"             # drawn, or a folder with MNIST's four idx files (.gz or not)
     out: str = "runs/digits"        # folder for checkpoints, logs and networks
-    results: str = "results"        # folder for the study's digits.md and digits.png
+    results: str = "results"        # folder for digits.md and digits.png; a part: results-part
     networks: str = "runs/digits/networks"  # folder for the networks that are taken apart
     resume: bool = False            # go on from the checkpoints in --out
     device: str = "auto"            # auto, cpu, cuda
@@ -707,6 +708,7 @@ def jobs(cfg):
 
 def study(cfg):
     """Run all jobs; write the tables and the pictures."""
+    cfg = apart(cfg, "results")
     # what is missing or makes no sense is to be known before the work
     try:
         import matplotlib.figure  # noqa: F401

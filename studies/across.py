@@ -40,7 +40,7 @@ from metrics import attribution, masks, matching, recording
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
-from studies.kept import Found, column
+from studies.kept import Found, apart, column
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Config:
     retrain: bool = False           # train those models anew
     keep: bool = False              # use those models as they are
     # where it is kept
-    out: str = "results"            # folder for across.json, .md and .png
+    out: str = "results"            # folder for across.json, .md and .png; a part: results-part
     runs: str = "runs/across"       # folder for the SAEs
     table: str = "runs/compare"     # folder for the models of the methods
     device: str = "auto"            # auto, cpu, cuda
@@ -745,6 +745,7 @@ def questions(seeds, first):
 
 
 def main(cfg):
+    cfg = apart(cfg)
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     layer = check(cfg, gpt)

@@ -1,9 +1,25 @@
 """What a study has found so far, in one file, so that it goes on after a kill."""
 import json
+from dataclasses import replace
 
 import common
 import compare
 from report import noise
+
+
+# flags of studies that change nothing of what is found
+HOW = {"out", "results", "runs", "table", "networks", "resume", "device", "retrain", "keep"}
+
+
+def apart(cfg, folder="out"):
+    """Give a study that is not the whole one, as flags are not at their defaults, a folder of its
+    own, so that the whole one stays what it is. folder: the flag that names it, kept if given."""
+    whole = type(cfg)
+    flags = vars(cfg).keys() - HOW
+    is_whole = all(getattr(cfg, name) == getattr(whole, name) for name in flags)
+    if is_whole or getattr(cfg, folder) != getattr(whole, folder):
+        return cfg
+    return replace(cfg, **{folder: f"{getattr(cfg, folder)}-part"})
 
 
 class Found:

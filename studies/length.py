@@ -27,7 +27,7 @@ from metrics import concepts, groups, recording, stability
 from model import GPT
 from report import curve
 from report.table import markdown_table
-from studies.kept import Found
+from studies.kept import Found, apart
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Config:
     seeds: str = "3,3,2"            # how many of each length; one number holds for all
     neurons: str = "4000,12000"     # lengths of the runs from the neurons' start; empty: none
     eval_tokens: int = 50_000       # [1, 1e9] of fit (means, choices) and of test (scores)
-    out: str = "results"            # folder for spd-length.json, .md and .png
+    out: str = "results"            # folder for spd-length.json, .md and .png; a part: results-part
     runs: str = "runs/length"       # folder for the models
     device: str = "auto"            # auto, cpu, cuda
 
@@ -327,6 +327,7 @@ def held_together(todo):
 
 
 def main(cfg):
+    cfg = apart(cfg)
     dev = common.device(cfg.device)
     gpt = GPT.load(cfg.model, dev)
     base = compare.Config(cfg.model, cfg.data, cfg.layer, "spd", eval_tokens=cfg.eval_tokens,

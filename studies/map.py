@@ -38,7 +38,7 @@ from metrics import atoms, mapping, matching, recording, words
 from metrics.stability import mean
 from model import GPT
 from report import curve, maps
-from studies.kept import Found, column
+from studies.kept import Found, apart, column
 
 METHODS = "spd,transcoder,transcoder-kl,transcoder-stochastic,clt,molt,sae"
 
@@ -61,7 +61,7 @@ class Config:
     retrain: bool = False           # train those models anew
     keep: bool = False              # use those models as they are
     # where it is kept
-    out: str = "results"            # folder for map.json, .md and .png
+    out: str = "results"            # folder for map.json, .md and .png; a part: results-part
     runs: str = "runs/compare"      # folder for the models, shared with compare.py
     device: str = "auto"            # auto, cpu, cuda
 
@@ -597,6 +597,7 @@ def measure(known, rows, cfg, todo, shared):
 
 
 def main(cfg):
+    cfg = apart(cfg)
     # what is asked, of what
     common.check(cfg)
     names = rows_asked(cfg)

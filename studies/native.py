@@ -40,7 +40,7 @@ from model import GPT
 from report import table
 from report.table import COLUMNS, markdown_table, mean_text
 from studies import length
-from studies.kept import Found
+from studies.kept import Found, apart
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Config:
     steps: int = 1000               # [1, 1e8] of each of them
     c_imp: float = 0.               # [0, 1e9] importance in them; 0: as in the run of scratch.py
     eval_tokens: int = 50_000       # [1, 1e9] of fit (means, choices) and of test (scores)
-    out: str = "results"            # folder for native.json and .md
+    out: str = "results"            # folder for native.json and .md; a part: results-part
     runs: str = "runs/native"       # folder for the models
     device: str = "auto"            # auto, cpu, cuda
 
@@ -205,6 +205,7 @@ def in_order(row):
 
 
 def main(cfg):
+    cfg = apart(cfg)
     # what was made, and its native components
     common.check(cfg)
     native, summary = native_run(cfg)

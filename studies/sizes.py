@@ -49,7 +49,7 @@ from metrics.recording import record_by_sign
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
-from studies.kept import Found, column
+from studies.kept import Found, apart, column
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Config:
     retrain: bool = False           # train those models anew
     keep: bool = False              # use those models as they are
     # where it is kept
-    out: str = "results"            # folder for sizes.json, .md and .png
+    out: str = "results"            # folder for sizes.json, .md and .png; a part: results-part
     runs: str = "runs/compare"      # folder for the models, shared with compare.py
     device: str = "auto"            # auto, cpu, cuda
 
@@ -1015,6 +1015,7 @@ def check_models(models, all_cells, tuning):
 
 
 def main(cfg):
+    cfg = apart(cfg)
     # what is asked, of what
     common.check(cfg)
     todo = tasks(cfg)

@@ -1,6 +1,7 @@
 """native.py: what it runs, that it finds nothing twice, and what it shows."""
 import dataclasses
 import functools
+import importlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import scratch
 import spd
 from conftest import T
 from metrics import masks
-from studies import length, native
+from studies import kept, length, native
 from studies.native import Config
 from test_common import fails
 
@@ -79,3 +80,26 @@ def test_a_run_that_has_not_ended_is_named(cfg, run, tmp_path, capsys):
     for name in ("scratch.safetensors",):
         (tmp_path / "half" / name).write_bytes((Path(run.out) / name).read_bytes())
     fails(capsys, lambda: native.main(dataclasses.replace(cfg, run=str(tmp_path / "half"))), "has not ended", "--resume")
+
+
+@pytest.mark.parametrize("module, part", [
+    ("apd", dict(toys="5-2")), ("digits", dict(seeds=1)), ("studies.across", dict(methods="spd")),
+    ("studies.length", dict(steps="10")), ("studies.map", dict(seeds=1)), ("studies.native", dict(steps=5)),
+    ("studies.sizes", dict(arms="l0"))])
+def test_a_part_of_a_study_leaves_the_whole_one_alone(module, part, monkeypatch):
+    """It writes to a folder of its own, unless one was named; what is asked of it is not moved by that."""
+    class Stop(Exception):
+        pass
+    def stop(found, folder="out"):
+        raise Stop(kept.apart(found, folder), folder)
+    module = importlib.import_module(module)
+    monkeypatch.setattr(module, "apart", stop)
+    for change, named, wanted in (({}, {}, "results"), ({}, dict(device="cpu"), "results"), (part, {}, "results-part"),
+                                  (part, dict(out="mine", results="mine"), "mine")):
+        named = {name: value for name, value in named.items() if hasattr(module.Config, name)}
+        with pytest.raises(Stop) as stopped:
+            module.main(module.Config(**change, **named))
+        cfg, folder = stopped.value.args
+        expected = module.Config(**change, **named)
+        assert getattr(cfg, folder) == wanted
+        assert dataclasses.replace(cfg, **{folder: getattr(expected, folder)}) == expected
