@@ -1,4 +1,4 @@
-"""What a study has found so far, in one file, so that it goes on after a kill."""
+"""What studies share: what is found so far, in one file, so that they go on after a kill; where."""
 import json
 from dataclasses import replace
 
@@ -20,6 +20,16 @@ def apart(cfg, folder="out"):
     if is_whole or getattr(cfg, folder) != getattr(whole, folder):
         return cfg
     return replace(cfg, **{folder: f"{getattr(cfg, folder)}-part"})
+
+
+def numbers(cfg, flag, most):
+    """Read a flag that holds whole numbers, separated by commas."""
+    text = getattr(cfg, flag)
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if not (word.isdecimal() and len(word) < 20 and 1 <= int(word) <= most):
+            common.fail(f"--{flag} {text}: whole numbers from 1 to {most:,}, with commas")
+    return [int(word) for word in words]
 
 
 class Found:

@@ -27,7 +27,7 @@ from metrics import concepts, groups, recording, stability
 from model import GPT
 from report import curve
 from report.table import markdown_table
-from studies.kept import Found, apart
+from studies.kept import Found, apart, numbers
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Config:
 
 
 TABLE = compare.METHODS["spd"]      # what is varied in length is the table's SPD
-MOST = dict(steps=10**8, seeds=100, neurons=10**8)
+MOST = 10**8                        # steps of a run
 BATCHES = 24                        # of fit, whose mean the loss is
 PAIRS = {
     "activations_shared_0.7": "same v",
@@ -81,8 +81,8 @@ class Job(NamedTuple):
 
 def jobs(cfg):
     """List the trainings, shortest first."""
-    lengths = numbers(cfg, "steps")
-    seeds = numbers(cfg, "seeds")
+    lengths = numbers(cfg, "steps", MOST)
+    seeds = numbers(cfg, "seeds", 100)
     if len(seeds) not in (1, len(lengths)):
         common.fail(f"--seeds {cfg.seeds}: one number, or one for each of --steps {cfg.steps}")
     if len(seeds) == 1:
@@ -90,21 +90,8 @@ def jobs(cfg):
     todo = []
     for steps, n in zip(lengths, seeds):
         todo += [Job("random", steps, seed) for seed in range(n)]
-    todo += [Job("neurons", steps, 0) for steps in numbers(cfg, "neurons")]
+    todo += [Job("neurons", steps, 0) for steps in numbers(cfg, "neurons", MOST)]
     return sorted(todo, key=lambda job: job.steps)
-
-
-def numbers(cfg, flag):
-    """Read a flag that holds whole numbers, separated by commas."""
-    text = getattr(cfg, flag)
-    try:
-        values = [int(v) for v in text.split(",") if v]
-    except ValueError:
-        values = [0]
-    most = MOST[flag]
-    if min(values, default=1) < 1 or max(values, default=1) > most:
-        common.fail(f"--{flag} {text}: whole numbers from 1 to {most:,}, separated by commas")
-    return values
 
 
 def configured(cfg, gpt, layer, start, steps, seed):

@@ -49,7 +49,7 @@ from metrics.recording import record_by_sign
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
-from studies.kept import Found, apart, column
+from studies.kept import Found, apart, column, numbers
 
 
 @dataclass
@@ -136,19 +136,15 @@ def methods_of(cfg):
     return allowed if cfg.methods == "all" else list(dict.fromkeys(cfg.methods.split(",")))
 
 
-def numbers(cfg, flag):
+def sizes_in(cfg, flag):
     """Read a flag that holds sizes, smallest first."""
-    text = getattr(cfg, flag)
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isdecimal() and 1 <= int(word[:9]) <= 10**7 for word in words):
-        common.fail(f"--{flag} {text}: whole numbers from 1 to 10,000,000, with commas")
-    return sorted({int(word) for word in words})
+    return sorted(set(numbers(cfg, flag, 10**7)))
 
 
 def cells(cfg):
     """List all cells. Those of one method and arm stand together, smallest first."""
-    grown = numbers(cfg, "sizes")
-    longer = numbers(cfg, "twice")
+    grown = sizes_in(cfg, "sizes")
+    longer = sizes_in(cfg, "twice")
     arms = list(dict.fromkeys(cfg.arms.split(",")))
     if not grown or not {*longer} <= {*grown}:
         common.fail(f"--sizes {cfg.sizes} --twice {cfg.twice}: needs a size, and those of --twice "
