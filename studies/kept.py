@@ -1,4 +1,4 @@
-"""What studies share: what is found so far, in one file, so that they go on after a kill; where."""
+"""What studies share: what one has found, in one file, so that it goes on after a kill; and where."""
 import json
 from dataclasses import replace
 
