@@ -373,7 +373,7 @@ def preface(results):
         "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than its "
         "interval.",
         "`compare.py --explain` says what it all means.",
-        f"Floors, and other targets': {', '.join(floors)}.",
+        f"Floors, and other targets': {', '.join(floors) or 'none'}.",
         "Rows differ in L0, and most numbers move with it: see also those at one L0 and the curves "
         "(curves.png)."]
     if results["differences"]:
