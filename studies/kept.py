@@ -1,4 +1,4 @@
-"""What studies share: what one has found, in one file, so that it goes on after a kill; and where."""
+"""What studies share: where one writes, and what it has found, so that it goes on after a kill."""
 import json
 from dataclasses import replace
 
