@@ -244,9 +244,9 @@ class Rows:
         key = self.key(name, seed)
         if key not in self.subjects:
             job = self.job(name, seed)
-            m, _, which, _ = compare.subject_of(job, self.base, self.arena)
+            found = compare.subject_of(job, self.base, self.arena)
             code = common.training_code(job.method.module.__file__) if job.method else {}
-            self.subjects[key] = [m, [str(job), which, code]]
+            self.subjects[key] = [found.model, [str(job), found.which, code]]
         return self.subjects[key]
 
     def depends_on(self, name, seed):
