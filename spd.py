@@ -76,7 +76,7 @@ class Config:
     device: str = "auto"            # auto, cpu, cuda
     seed: int = 0                   # [0, 1e18] of the initialisation, the batches and the masks
     # components and their importance
-    C: int = 256                    # [1, 1e7] components per matrix; V U = W takes min(D, M), better 2 D
+    C: int = 256                    # [1, 1e7] components per matrix: min(D, M) or more; better 2 D
     ci_fn: Literal["global", "mlp", "shared", "vector"] = "global"  # kind of ImportanceNet
     ci_hidden: int = 256            # [1, 1e6] hidden width of the importance net
     alpha: float = 0.01             # [0, 1] slope of LowerLeaky below 0, of UpperLeaky above 1
