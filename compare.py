@@ -178,7 +178,7 @@ METHODS = {
     "sae-stochastic": Method(
         stochastic, "k", (8, 16, 32), dict(base="sae"), dict(F=SMALL),
         "an SAE with SPD's stochastic masks and penalty instead of TopK"),
-    # a colon stands before what is different, or wrong on purpose, and not to be compared
+    # controls, and what is of another target: a colon stands before what is not as in the others
     "spd:scratch": Method(
         scratch, "c_imp", (1e-4,), {}, dict(C=128),
         "what an MLP was made of from its first step of training: of the model that it made, not "
@@ -389,20 +389,26 @@ def is_trained(run, module, retrain, keep) -> bool:
                     "remove it to train that model anew, or see compare.py --keep")
     run.resume = path.exists() and not (differs and retrain)
     is_at_end = run.resume and common.read_meta(path).get("step") == run.steps
-    if is_at_end and hasattr(module, "TARGET"):             # which is written after that
-        return (Path(run.out) / module.TARGET / "model.safetensors").exists()
-    return is_at_end
+    made = made_target(run, module)                         # it is written after that
+    return is_at_end and (not made or (made / "model.safetensors").exists())
 
 
-def taken_apart(run, module, gpt):
-    """The model that a run's components are of: its target, or the one that it makes."""
-    if not hasattr(module, "TARGET"):
-        return gpt
-    return GPT.load(Path(run.out) / module.TARGET, gpt.device)
+def made_target(run, module):
+    """The folder of the model that a training makes, and takes apart instead of its target; None
+    where it makes none."""
+    return Path(run.out) / module.TARGET if hasattr(module, "TARGET") else None
+
+
+class Trained(NamedTuple):
+    """A model that is there."""
+    model: Any                      # a decomposition
+    gpt: GPT                        # what it takes apart
+    cost: dict                      # of its training
+    which: str                      # hash of its checkpoint
 
 
 def trained(job, run, gpt, retrain=False, keep=False):
-    """(model, its training's cost, hash of its checkpoint), trained or loaded.
+    """The Trained of a run, trained now or loaded.
 
     Of two runs with one folder for models, the second waits until the first has trained it.
     retrain, keep: what to do with a model that other code has trained; neither: fail."""
@@ -419,10 +425,13 @@ def trained(job, run, gpt, retrain=False, keep=False):
         finally:
             common.let_go(run.out)
 
-    m = module.load(path, taken_apart(run, module, gpt))
+    made = made_target(run, module)
+    if made:
+        gpt = GPT.load(made, gpt.device)
+    m = module.load(path, gpt)
     tokens = run.steps * tokens_per_step(run)
     cost = dict(tokens=tokens, steps=run.steps, seconds=common.read_meta(path)["seconds"])
-    return m, cost, hashlib.sha256(path.read_bytes()).hexdigest()
+    return Trained(m, gpt, cost, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 class Subject(NamedTuple):
@@ -443,11 +452,9 @@ def subject_of(job, cfg, arena):
     runs = job.trainings(cfg, arena.gpt, arena.layer)
     found = [trained(job, run, arena.gpt, cfg.retrain, cfg.keep) for run in runs]
     if job.seed is None:
-        models, _, which = zip(*found)
+        models, _, _, which = zip(*found)
         return Subject(models, arena.gpt, {}, which, Path(f"{folder}s"))
-    model, cost, which = found[0]
-    gpt = taken_apart(runs[0], job.method.module, arena.gpt)
-    return Subject(model, gpt, cost, which, Path(runs[0].out))
+    return Subject(*found[0], Path(runs[0].out))
 
 
 def floor_units(cfg):

@@ -25,7 +25,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -86,12 +86,6 @@ CODE = (attribution, masks, recording, baselines)       # what answers depend on
 
 
 # ------------------------------------------------------------------------------------- the models
-class Trained(NamedTuple):
-    """A model, and the hash of its checkpoint."""
-    model: Any
-    hash: str
-
-
 def table_of(cfg):
     """The configuration of compare.py whose models are asked."""
     return compare.Config(
@@ -131,7 +125,7 @@ def jobs(cfg):
 
 
 def models(cfg, arena):
-    """Have all models, trained or loaded: {seed: {name: Trained}}."""
+    """Have all models, trained or loaded: {seed: {name: compare.Trained}}."""
     todo = jobs(cfg)
     for base, job in todo:
         compare.check_models(base, arena, [job])
@@ -139,9 +133,9 @@ def models(cfg, arena):
     bases, all_jobs = zip(*todo)
     for base, job in zip(bases, compare.in_turn(all_jobs, "model: ")):
         run = job.config(base, arena.gpt, arena.layer)
-        m, _, checkpoint = compare.trained(job, run, arena.gpt, cfg.retrain, cfg.keep)
-        found.setdefault(job.seed, {})[job.name] = Trained(m, checkpoint)
-        if job.name == first_of(cfg) and m.kind != "component":
+        one = compare.trained(job, run, arena.gpt, cfg.retrain, cfg.keep)
+        found.setdefault(job.seed, {})[job.name] = one
+        if job.name == first_of(cfg) and one.model.kind != "component":
             common.fail(f"--methods {cfg.methods}: the first has to be of components, as spd is")
     return found
 
@@ -158,7 +152,7 @@ class Seed:
 
     Whatever takes time is made when it is first asked for."""
     number: int
-    trained: dict                   # {name: Trained}
+    trained: dict                   # {name: compare.Trained}
     arena: compare.Arena
     each: int
 
@@ -709,7 +703,7 @@ class Question(NamedTuple):
         """All that the answer depends on: models, text, sizes, and what the code does."""
         trained = self.seed.trained
         used = [*SAES, self.name.split(":")[0]]
-        hashes = [trained[name].hash for name in used if name in trained]
+        hashes = [trained[name].which for name in used if name in trained]
         arena = self.seed.arena
         return [str(self), self.table, arena.gpt.hash, arena.layer, hashes, code(),
                 data.fingerprint(cfg.data), cfg.eval_tokens, cfg.each, COUNTS]

@@ -107,7 +107,7 @@ def configured(cfg, gpt, layer, start, steps, seed):
 def model(run, gpt):
     """The trained model. Trains it, or goes on training it, if it is not there yet."""
     job = compare.Job("spd", "steps", run.steps, run.seed, True, TABLE)
-    return compare.trained(job, run, gpt)[0]
+    return compare.trained(job, run, gpt).model
 
 
 # ------------------------------------------------------------------------- what is asked of them

@@ -91,7 +91,7 @@ def configured(cfg, native, gpt, seed):
 def post_hoc(run, gpt):
     """One post-hoc decomposition. Trains it, or goes on training it, if it is not there yet."""
     job = compare.Job("spd", "c_imp", run.c_imp, run.seed, True, compare.METHODS["spd"])
-    return compare.trained(job, run, gpt)[0]
+    return compare.trained(job, run, gpt).model
 
 
 # ------------------------------------------------------------------ what is asked of one, of pairs

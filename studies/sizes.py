@@ -210,9 +210,9 @@ class Models:
     def model(self, setting, seed):
         """A model, trained or loaded, and the folder of its training."""
         job, run = self.job(setting, seed)
-        m, _, which = compare.trained(job, run, self.arena.gpt, self.base.retrain, self.base.keep)
-        self.hashes[setting, seed] = which
-        return m, run.out
+        found = compare.trained(job, run, self.arena.gpt, self.base.retrain, self.base.keep)
+        self.hashes[setting, seed] = found.which
+        return found.model, run.out
 
     def which(self, setting, seed):
         """Hash of a model's checkpoint, which is trained if it is not there."""

@@ -124,14 +124,14 @@ def score(job, cfg, arena):
     """What one trial reaches on fit, as a flat dict. Its KL is None if its training diverged."""
     run = job.config(cfg, arena.gpt, arena.layer)
     try:
-        m, cost, _ = compare.trained(job, run, arena.gpt)
+        found = compare.trained(job, run, arena.gpt)
     except SystemExit as e:
         if e.code == 1:
             return dict(kl=None)
         raise
     on_fit = arena._replace(test=arena.fit)
-    numbers, _ = evals.measure(m, on_fit, common.generator(0, "tune"))
-    return {key: numbers[key] for key in ("l0", "kl", "ce_recovered", "fve")} | cost
+    numbers, _ = evals.measure(found.model, on_fit, common.generator(0, "tune"))
+    return {key: numbers[key] for key in ("l0", "kl", "ce_recovered", "fve")} | found.cost
 
 
 # ---------------------------------------------------------------------------------- the verdict

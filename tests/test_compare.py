@@ -139,14 +139,14 @@ def test_a_model_is_loaded_as_it_was_trained(target, tmp_path, name):
     cfg = Config(model=str(target), data=str(target / "x.bin"), device="cpu", tokens=96, eval_tokens=48,
                  runs=str(tmp_path))
     run = job.config(cfg, gpt, 1)
-    m, cost, which = compare.trained(job, run, gpt)
+    m, _, cost, which = compare.trained(job, run, gpt)
     idx = torch.randint(0, V, (4, T), generator=common.generator(0, "idx"))
     for (a, b) in zip(evals.clean(getattr(m, "raw", m), gpt, idx, 1), evals.clean(seen[0], gpt, idx, 1)):
         assert torch.equal(a, b)
     f_BTF = evals.clean(m, gpt, idx, 1)[1]
     assert (f_BTF > 0).any() and torch.equal(m.decode(1, f_BTF, a.new_ones(4, T, D)),
                                              seen[0].decode(1, f_BTF, a.new_ones(4, T, D)))
-    assert cost["tokens"] == 96 and which == compare.trained(job, run, gpt)[2] and len(seen) == 1
+    assert cost["tokens"] == 96 and which == compare.trained(job, run, gpt).which and len(seen) == 1
 
 
 def test_all_are_trained_on_the_same_number_of_tokens():
