@@ -32,6 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from tqdm import tqdm
 
+import fused
+
 try:
     import fcntl
     import resource
@@ -327,13 +329,9 @@ def memory(device) -> float:
 def optimizers(kind: str, matrices, rest, lr: float, lr_rest: float, betas=(0.9, 0.999)) -> dict:
     """Make the optimizers of one model, {its name in the checkpoint: optimizer}: of the matrices
     Adam or Muon at rate lr, of the rest, if there is any, Adam at lr_rest. Some of the matrices may
-    be a group with a rate of its own.
-
-    Muon (Jordan 2024) replaces the momentum of a matrix by the nearest orthogonal matrix, so that
-    a step turns all directions alike. torch computes that in bfloat16, which takes half of the time
-    of float32 here."""
+    be a group with a rate of its own."""
     if kind == "muon":
-        opt = torch.optim.Muon(matrices, lr, weight_decay=0, adjust_lr_fn="original")
+        opt = fused.Muon(matrices, lr, weight_decay=0)
     else:
         opt = torch.optim.Adam(matrices, lr, betas, fused=True)
     opts = dict(opt=opt)
@@ -692,7 +690,8 @@ def training_code(file) -> dict:
     in ways that change no number, what does change numbers: optimizers and random streams. No part
     are evals.py and the packages: metrics and report look at a model when it is trained, and the
     text of tinytales is known by its own hash (data.fingerprint)."""
-    numbers = "\n".join(inspect.getsource(part) for part in (optimizers, set_rates, generator))
+    parts = (fused.Muon, optimizers, set_rates, generator)
+    numbers = "\n".join(inspect.getsource(part) for part in parts)
     code = {"optimizers": read_source(numbers).hash}
     here = Path(__file__).resolve()
     todo = [Path(file).resolve()]

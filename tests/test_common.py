@@ -234,7 +234,8 @@ print(common.provenance(Config(), gpt)["commit"])
 """
 
 def test_provenance_without_git(tmp_path):
-    (tmp_path / "common.py").write_text((ROOT / "common.py").read_text())
+    for name in ("common.py", "fused.py"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "s.py").write_text(SCRIPT)
     for path in (os.environ["PATH"], "/nonexistent"):           # no repository; no git
         env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent), "PATH": path}

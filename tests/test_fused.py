@@ -143,3 +143,35 @@ def test_count_is_the_sum_of_booleans():
     for n in (1, 255, 256, 1000):
         on = torch.rand(n, 7, generator=torch.Generator().manual_seed(n)) < torch.tensor([0, .1, .3, .5, .9, 1, 1])
         assert torch.equal(fused.count(on), on.sum(0))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (6, 6), (9, 4), (4, 9)])
+def test_orthogonalized_takes_the_singular_values_near_one_and_keeps_the_vectors(shape):
+    how = torch.optim.Muon([torch.zeros(1, 1)]).defaults
+    a, b, c = how["ns_coefficients"]
+    G = rand(*shape).detach()
+    U, x, Vt = torch.linalg.svd(G, full_matrices=False)
+    x = x / x.norm()
+    for _ in range(how["ns_steps"]):
+        x = a * x + b * x**3 + c * x**5
+    got = fused.orthogonalized(G, (a, b, c), how["ns_steps"], how["eps"])
+    assert torch.allclose(got, U * x @ Vt, atol=1e-9, rtol=0)
+    assert (x > 0.6).all() and (x < 1.25).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (12, 5), (5, 12)])
+def test_muon_is_torchs_but_for_its_bfloat16(shape):
+    start, target = rand(*shape).detach().float(), rand(*shape).detach().float()
+    twins = []
+    for kind in (fused.Muon, torch.optim.Muon):
+        W = start.clone().requires_grad_()
+        unused = torch.zeros(2, 2, requires_grad=True)          # has no gradient
+        opt = kind([W, unused], lr=0.02, weight_decay=0)
+        for _ in range(20):
+            opt.zero_grad()
+            (W - target).square().sum().backward()
+            opt.step()
+        twins.append((W.detach() - start, opt.state[W]["momentum_buffer"]))
+        assert opt.state_dict().keys() == {"state", "param_groups"} and not unused.any()
+    for ours, torchs in zip(*twins):
+        assert (ours - torchs).norm() < 0.03 * torchs.norm()
