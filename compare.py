@@ -8,8 +8,9 @@ that all of them see.
 
     a model         runs/compare/NAME-KNOB-SEED-KEY; KEY = hash of method, target, text, and of the
                     flags that are not at their defaults
-    its evaluation  beside it, GROUP-KEY.json; KEY = hash of the checkpoint, the settings, the text
-                    and what the code does that it depends on (without comments and docstrings)
+    its evaluation  beside it, GROUP-KEY.json; KEY = hash of how the model is trained, the settings,
+                    the text and what the code does that it depends on (without comments and
+                    docstrings); a model that has answered everything is not needed any more
 
 A model that was trained by other code than its files now hold stops the run before anything is
 done. It is for you to choose: --retrain trains such models anew, --keep uses them as they are.
@@ -404,7 +405,14 @@ class Trained(NamedTuple):
     model: Any                      # a decomposition
     gpt: GPT                        # what it takes apart
     cost: dict                      # of its training
-    which: str                      # hash of its checkpoint
+
+
+def identity(run, module, retrain=False):
+    """Hash what makes the model of a run what it is: method, target, text, flags, seed, and the
+    code that has trained it or would. They give one model, but for the rounding of another machine,
+    so that what is known of it holds before it is trained, and once it is gone."""
+    code = None if retrain else common.read_meta(checkpoint(run, module)).get("code")
+    return digest([Path(run.out).name, code or common.training_code(module.__file__)])
 
 
 def trained(job, run, gpt, retrain=False, keep=False):
@@ -431,41 +439,42 @@ def trained(job, run, gpt, retrain=False, keep=False):
     m = module.load(path, gpt)
     tokens = run.steps * tokens_per_step(run)
     cost = dict(tokens=tokens, steps=run.steps, seconds=common.read_meta(path)["seconds"])
-    return Trained(m, gpt, cost, hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-class Subject(NamedTuple):
-    """What a job asks."""
-    model: Any                      # a decomposition, a tuple of all seeds', or None: not made yet
-    gpt: GPT                        # what it takes apart
-    cost: dict                      # of its training
-    which: Any                      # tells it from others of its folder: hashes of checkpoints
-    folder: Path                    # for what it answers
+    return Trained(m, gpt, cost)
 
 
 def subject_of(job, cfg, arena):
-    """Have the model of a job, trained or loaded. A floor is made by `make_floor`, once needed."""
-    folder = f"{cfg.runs}/{job.name}-{job.knob}{job.value:g}-seed"
+    """Have what a job asks, trained or loaded or made: a Trained; of all seeds at once, its model
+    is the tuple of theirs."""
     if not job.method:
-        own_folder = Path(f"{folder}{job.seed}")
-        return Subject(None, arena.gpt, {}, floor_units(cfg), own_folder)
+        made = baselines.baselines(
+            arena.gpt, arena.layer, arena.fit[0], job.value, floor_units(cfg), job.seed)
+        return Trained(made[job.name], arena.gpt, {})
     runs = job.trainings(cfg, arena.gpt, arena.layer)
     found = [trained(job, run, arena.gpt, cfg.retrain, cfg.keep) for run in runs]
     if job.seed is None:
-        models, _, _, which = zip(*found)
-        return Subject(models, arena.gpt, {}, which, Path(f"{folder}s"))
-    return Subject(*found[0], Path(runs[0].out))
+        return Trained(tuple(one.model for one in found), arena.gpt, {})
+    return found[0]
+
+
+def which_of(job, cfg, arena):
+    """What tells the models that a job asks from others, before they are there."""
+    if not job.method:
+        return floor_units(cfg)
+    runs = job.trainings(cfg, arena.gpt, arena.layer)
+    return [identity(run, job.method.module, cfg.retrain) for run in runs]
+
+
+def folder_of(job, cfg, arena):
+    """The folder for what a job's model answers: its own, if it is one that is trained."""
+    if job.method and job.seed is not None:
+        return Path(job.config(cfg, arena.gpt, arena.layer).out)
+    seed = "s" if job.seed is None else job.seed
+    return Path(cfg.runs) / f"{job.name}-{job.knob}{job.value:g}-seed{seed}"
 
 
 def floor_units(cfg):
     """How many random directions the floor `random` has: as many as an SAE has units."""
     return SMALL if cfg.quick else sae.Config.F
-
-
-def make_floor(job, cfg, arena):
-    made = baselines.baselines(
-        arena.gpt, arena.layer, arena.fit[0], job.value, floor_units(cfg), job.seed)
-    return made[job.name]
 
 
 def target_of(job, cfg, arena):
@@ -490,7 +499,7 @@ def code_of(part):
 
 
 def evaluation_key(group, job, which, cfg, arena):
-    """Hash all that the answers of one group of metrics depend on."""
+    """Hash all that the answers of one group of metrics depend on. which: `which_of` the job."""
     # what the code does: what all groups share, the method's files, and the group's own
     parts = [*EVALUATION, GROUPS[group]]
     if group in TOGETHER:
@@ -510,27 +519,30 @@ def evaluation_key(group, job, which, cfg, arena):
 def evaluate(job, cfg, arena, groups):
     """Ask one model: (what is known of it, a flat dict; what failed, or None).
 
-    Answers are kept in the folder of the model, by the key of all that they depend on."""
+    Answers, and what the training took, are kept in the folder of the model, by the key of all that
+    they depend on. A model that has answered everything is not needed any more."""
     arena = target_of(job, cfg, arena)
-    subject = subject_of(job, cfg, arena)
-    arena = arena._replace(gpt=subject.gpt)
-    model = subject.model
-    answers = dict(subject.cost)
-    failed = []
+    folder = folder_of(job, cfg, arena)
+    which = which_of(job, cfg, arena)
+    paths = {}
     for group in groups:
-        key = evaluation_key(group, job, subject.which, cfg, arena)
-        path = subject.folder / f"{group}-{key}.json"
+        paths[group] = folder / f"{group}-{evaluation_key(group, job, which, cfg, arena)}.json"
+    found = {group: kept_answers(path) for group, path in paths.items()}
+    failed = []
+    if None in found.values():
+        subject = subject_of(job, cfg, arena)
+        arena = arena._replace(gpt=subject.gpt)
+    for group in groups:
         try:
-            found = kept_answers(path)
-            if found is None:
-                if model is None:
-                    model = make_floor(job, cfg, arena)
+            if found[group] is None:
                 gen = common.generator(job.seed or 0, group)
-                numbers, details = GROUPS[group].measure(model, arena, gen)
-                found = keep_answers(path, numbers | details)
-            answers |= found
+                numbers, details = GROUPS[group].measure(subject.model, arena, gen)
+                found[group] = keep_answers(paths[group], subject.cost | numbers | details)
         except (Exception, SystemExit) as e:        # the other groups still have their say
             failed.append(f"{group}: {error_text(e)}")
+    answers = {}
+    for group in groups:
+        answers |= found[group] or {}
     return answers, "; ".join(failed) or None
 
 
@@ -693,9 +705,8 @@ def write_page(cfg, arena, found):
     for job, numbers, failed in found:
         # units of another target say nothing of this one
         if job.seed == 0 and job.middle and not job.has_own_target and not failed:
-            subject = subject_of(job, cfg, arena)
-            shown.append((job, subject.model, numbers.get("ce_recovered")))
-            depends_on += [job.name, job.value, subject.which]
+            shown.append((job, numbers.get("ce_recovered")))
+            depends_on += [job.name, job.value, which_of(job, cfg, arena)]
     if not shown:
         return f"no {gallery.PAGE}: every row failed"
 
@@ -706,9 +717,7 @@ def write_page(cfg, arena, found):
     path = Path(cfg.out) / gallery.PAGE
     if gallery.is_of(path, key):
         return f"-> {path}"
-    named = []
-    for job, model, ce in shown:
-        named.append((job.name, model if job.method else make_floor(job, cfg, arena), ce))
+    named = [(job.name, subject_of(job, cfg, arena).model, ce) for job, ce in shown]
     return gallery.write(path, named, scene, key)
 
 

@@ -124,20 +124,21 @@ def jobs(cfg):
     return todo
 
 
-def models(cfg, arena):
-    """Have all models, trained or loaded: {seed: {name: compare.Trained}}."""
+def seeds_of(cfg, arena):
+    """Have the models of all seeds, trained or loaded: [Seed]."""
     todo = jobs(cfg)
     for base, job in todo:
         compare.check_models(base, arena, [job])
-    found = {}
+    seeds = [Seed(number, {}, {}, arena, cfg.each) for number in range(cfg.seeds)]
     bases, all_jobs = zip(*todo)
     for base, job in zip(bases, compare.in_turn(all_jobs, "model: ")):
         run = job.config(base, arena.gpt, arena.layer)
-        one = compare.trained(job, run, arena.gpt, cfg.retrain, cfg.keep)
-        found.setdefault(job.seed, {})[job.name] = one
-        if job.name == first_of(cfg) and one.model.kind != "component":
+        m = compare.trained(job, run, arena.gpt, cfg.retrain, cfg.keep).model
+        seeds[job.seed].models[job.name] = m
+        seeds[job.seed].which[job.name] = compare.identity(run, job.method.module)
+        if job.name == first_of(cfg) and m.kind != "component":
             common.fail(f"--methods {cfg.methods}: the first has to be of components, as spd is")
-    return found
+    return seeds
 
 
 def first_of(cfg):
@@ -152,18 +153,19 @@ class Seed:
 
     Whatever takes time is made when it is first asked for."""
     number: int
-    trained: dict                   # {name: compare.Trained}
+    models: dict                    # {name: those that are trained}
+    which: dict                     # {name: what tells its model from others}
     arena: compare.Arena
     each: int
 
     @property
     def earlier(self):
-        return self.trained["earlier"].model
+        return self.models["earlier"]
 
     @cached_property
     def readings(self):
         """What the later features read, on fit and on test."""
-        later = self.trained["later"].model
+        later = self.models["later"]
         found = []
         for rows_RT, _ in (self.arena.fit, self.arena.test):
             found.append(attribution.read_later(later, self.arena.gpt, self.arena.layer, rows_RT))
@@ -172,7 +174,7 @@ class Seed:
     @cached_property
     def write_FD(self):
         """Which way the later features point in the stream."""
-        return attribution.stream_directions(self.trained["later"].model, self.arena.gpt)
+        return attribution.stream_directions(self.models["later"], self.arena.gpt)
 
     @cached_property
     def frequent(self):
@@ -203,10 +205,10 @@ class Seed:
         layer = self.arena.layer
         mlp = self.arena.gpt.mlp(layer)
         found = {}
-        for name, trained in self.trained.items():
+        for name, m in self.models.items():
             if name not in SAES:
                 # importances as they are where a model rounds them: MASKS has its own rounding
-                found[name] = getattr(trained.model, "raw", trained.model)
+                found[name] = getattr(m, "raw", m)
         found["earlier"] = self.earlier
         values = compare.FLOORS["svd"].values
         found["svd"] = baselines.SVD(layer, mlp, values[len(values) // 2])
@@ -219,7 +221,7 @@ class Seed:
 
     def masks_of(self, name):
         """Under which masks is a decomposition asked? All, if its importances were trained."""
-        is_trained = name.split(":")[0] in self.trained
+        is_trained = name.split(":")[0] in self.models
         is_masked = is_trained and self.decompositions[name].kind == "component"
         return [*MASKS] if is_masked else ["off"]
 
@@ -350,7 +352,7 @@ def chains(seed, name):
     m = seed.decompositions[name]
     matrix = m.matrices[0]
     fit, test = seed.readings
-    later = Worded(seed.trained["later"].model, arena)
+    later = Worded(seed.models["later"], arena)
     units = later.clearest(seed.computed, CHAINS)
     found = attribution.strongest_paths(m, gpt, seed.earlier, test, units, PATHS, each=seed.each)
 
@@ -362,7 +364,7 @@ def chains(seed, name):
     cosine_CI = matching.cosines(m.unit_directions()[0][1], seed.earlier.W_dec)
 
     # all in words; components as they are evaluated, off below a threshold
-    component = Worded(seed.trained[name].model, arena)
+    component = Worded(seed.models[name], arena)
     earlier = Worded(seed.earlier, arena)
     of_later = later.describe(units, 2, "later feature")
     of_component = component.describe(found.component_Un, 1, f"<- component of W_{matrix}")
@@ -701,9 +703,9 @@ class Question(NamedTuple):
 
     def depends_on(self, cfg):
         """All that the answer depends on: models, text, sizes, and what the code does."""
-        trained = self.seed.trained
+        which = self.seed.which
         used = [*SAES, self.name.split(":")[0]]
-        hashes = [trained[name].which for name in used if name in trained]
+        hashes = [which[name] for name in used if name in which]
         arena = self.seed.arena
         return [str(self), self.table, arena.gpt.hash, arena.layer, hashes, code(),
                 data.fingerprint(cfg.data), cfg.eval_tokens, cfg.each, COUNTS]
@@ -750,9 +752,7 @@ def main(cfg):
     common.hold(cfg.out)
 
     # all models first, then one question after another
-    seeds = []
-    for number, trained in models(cfg, arena).items():
-        seeds.append(Seed(number, trained, arena, cfg.each))
+    seeds = seeds_of(cfg, arena)
     todo = questions(seeds, first_of(cfg))
     for question in compare.in_turn(todo):
         known.row(question.table, question.depends_on(cfg), question.names, question.answer)

@@ -225,7 +225,7 @@ class Rows:
     def __init__(self, base, arena):
         self.base = base
         self.arena = arena
-        self.subjects = {}
+        self.models = {}
         self.units = {}
 
     def key(self, name, seed):
@@ -239,18 +239,19 @@ class Rows:
         job, = compare.jobs_of_row(*self.key(name, seed), True)
         return job
 
-    def subject(self, name, seed):
-        """The model, a floor's too, and what its numbers depend on."""
+    def model(self, name, seed):
+        """The model, a floor's too."""
         key = self.key(name, seed)
-        if key not in self.subjects:
+        if key not in self.models:
             job = self.job(name, seed)
-            found = compare.subject_of(job, self.base, self.arena)
-            code = common.training_code(job.method.module.__file__) if job.method else {}
-            self.subjects[key] = [found.model, [str(job), found.which, code]]
-        return self.subjects[key]
+            self.models[key] = compare.subject_of(job, self.base, self.arena).model
+        return self.models[key]
 
     def depends_on(self, name, seed):
-        return [name, self.subject(name, seed)[1]]
+        """What the numbers of a row depend on, whether its model is there or not."""
+        job = self.job(name, seed)
+        code = common.training_code(job.method.module.__file__) if job.method else {}
+        return [name, str(job), compare.which_of(job, self.base, self.arena), code]
 
     def __getitem__(self, key):
         """The Units of a row and seed."""
@@ -262,10 +263,7 @@ class Rows:
         if name in CLUSTERED:
             single = self[CLUSTERED[name], seed]
             return Units(single.m, self.arena, *single.recorded, mapping.clusters(single.fit))
-        subject = self.subject(name, seed)
-        if subject[0] is None:
-            subject[0] = compare.make_floor(self.job(name, seed), self.base, self.arena)
-        m = subject[0]
+        m = self.model(name, seed)
         fit = recording.record(m, self.arena.gpt, *self.arena.fit)
         test = recording.record(m, self.arena.gpt, *self.arena.test)
         units = Units(m, self.arena, fit, test)

@@ -197,7 +197,6 @@ class Models:
     def __init__(self, base, arena):
         self.base = base
         self.arena = arena
-        self.hashes = {}            # of the checkpoints
         self.held = {}              # {(setting, seed): Sized}, the last HELD
 
     def job(self, setting, seed):
@@ -211,14 +210,12 @@ class Models:
         """A model, trained or loaded, and the folder of its training."""
         job, run = self.job(setting, seed)
         found = compare.trained(job, run, self.arena.gpt, self.base.retrain, self.base.keep)
-        self.hashes[setting, seed] = found.which
         return found.model, run.out
 
     def which(self, setting, seed):
-        """Hash of a model's checkpoint, which is trained if it is not there."""
-        if (setting, seed) not in self.hashes:
-            self.model(setting, seed)
-        return self.hashes[setting, seed]
+        """What tells a model from others, before it is there."""
+        job, run = self.job(setting, seed)
+        return compare.identity(run, job.method.module, self.base.retrain)
 
     def sized(self, setting, seed):
         """What has to be known of a model to hold it against another size: a Sized."""
