@@ -207,9 +207,9 @@ def cell(row, setting):
 
 
 HEADER = f"""\
-KL@L0 on fit, at the middle sparsity, KL in thousandths of a nat; near L0 {AT} also the gain in
-ln KL over what the table uses (table). Bold: what should be used, another setting where one gains
-more than {WORTH}.
+KL@L0 on fit after {{tokens:,}} tokens, at the middle sparsity, KL in thousandths of a nat; near L0
+{AT} also the gain in ln KL over what the table uses (table). Bold: what should be used, another
+setting where one gains more than {WORTH}.
 """
 
 
@@ -221,7 +221,7 @@ def render(rows):
         best = Setting(**row["best"])
         verdicts.append([row["name"], str(used), cell(row, used), str(best), cell(row, best)])
     heads = ["row", "the table uses", "KL@L0", "best", "KL@L0, gain"]
-    lines = [HEADER, *markdown_table(heads, verdicts)]
+    lines = [HEADER.format(**rows[0]["of"]), *markdown_table(heads, verdicts)]
     for optimizer, rates in RATES.items():
         trials = []
         for row in rows:

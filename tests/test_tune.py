@@ -127,13 +127,13 @@ def made_up(name, of=None, **best):
     own = Setting("adam", 16e-3)
     found = [point(setting, key=f"{name} {setting}", kl=0.00312, l0=16.04, gain=0 if setting == own else -0.67)
              for setting in sorted(EVERY)]
-    return dict(name=name, of=of, own=own._asdict(), best=dict(optimizer="muon", lr=2e-2) | best, points=found)
+    return dict(name=name, of=of or dict(tokens=4_096_000), own=own._asdict(), best=dict(optimizer="muon", lr=2e-2) | best, points=found)
 
 
 def test_all_trials_are_shown_the_best_in_bold(capsys):
     text = tune.render([made_up("transcoder-stochastic"), made_up("spd", optimizer="adam", lr=16e-3)])
     lines = text.splitlines()
-    assert max(map(len, lines)) <= 120 and text.count("3.12@16.0 -0.67") == 1 + 9 + 9
+    assert "after 4,096,000 tokens" in lines[0] and max(map(len, lines)) <= 120 and text.count("3.12@16.0 -0.67") == 1 + 9 + 9
     assert "| spd | adam 0.016 | **3.12@16.0 table** | adam 0.016 | **3.12@16.0 table** |" in lines
     stochastic = [line for line in lines if line.startswith("| transcoder-stochastic")]
     assert "muon 0.02 | **3.12@16.0 -0.67** |" in stochastic[0]
