@@ -194,25 +194,42 @@ def cell(value, digits):
     return "n/a" if value is None else f"{value:.{digits}f}"
 
 
-def render(found):
-    """The trainings, what they share, and how settled they are, as Markdown."""
+TEXT = """# SPD over the length of its training
+`{command}` wrote this.
+*loss*: SPD's own at the end of its schedules, without faithfulness, on other text; *L0*, *CE rec*,
+*KL attack*: of both matrices, masks rounded at 0.1; *stochastic*: CE recovered under random masks;
+*alive*: components of W_in and of W_out on at 10 tokens or more; *same v, i, w*: share of the
+components in pairs that reach 0.7 in the correlation of values, in the cosine of weights over the
+inputs, in that of the weights; *settled(n)*: loss of random starts after n steps over that of the
+neurons' start after 4 n. The other columns are compare.py's (`compare.py --explain`).
+"""
+
+
+def pair_cell(pair, key):
+    """One number of several models together: ± its error where it has one, (what chance gives)."""
+    error = pair.get(f"{key}_se")
+    written = cell(pair.get(key), 3) + (f" ± {error:.3f}" if error else "")
+    return f"{written} ({cell(pair.get(f'null_{key}'), 3)})"
+
+
+def render(found, command):
+    """The trainings, what they share, and how settled they are, as Markdown. command: by which they
+    were found."""
     trainings = []
     for row in found["rows"]:
         cells = [row["start"], f"{row['steps']:,}", str(row["seed"])]
         cells += [cell(row[key], digits) for key, (_, digits) in ROWS.items()]
         trainings.append(cells)
     heads = ["start", "steps", "seed", *(head for head, _ in ROWS.values())]
-    lines = [*markdown_table(heads, trainings), ""]
+    lines = [TEXT.format(command=command), *markdown_table(heads, trainings), ""]
 
     pairs = []
     for pair in found["pairs"]:
-        cells = [pair["name"]]
-        for key in PAIRS:
-            cells.append(f"{cell(pair.get(key), 3)} ({cell(pair.get(f'null_{key}'), 3)})")
-        pairs.append(cells)
+        pairs.append([pair["name"], *(pair_cell(pair, key) for key in PAIRS)])
     lines += markdown_table(["runs", *PAIRS.values()], pairs)
     if found["pairs"]:
-        lines += ["", "In brackets what as many random units give."]
+        lines += ["", "± the standard error over seeds (jackknife); in brackets what as many "
+                      "random units give.", ""]
 
     for steps, reached, reachable, ratio in settled(found["rows"]):
         lines.append(f"settled({steps:,}) = {reached:.4f} / {reachable:.4f} = {ratio:.2f}")
@@ -347,9 +364,10 @@ def main(cfg):
 
     known.write(provenance=common.provenance(cfg, gpt))
     found = known.found
-    common.write(Path(cfg.out) / "spd-length.md", render(found).encode())
+    text = render(found, common.command(cfg))
+    common.write(Path(cfg.out) / "spd-length.md", text.encode())
     curve.save_picture(picture(found), Path(cfg.out) / "spd-length.png")
-    print("", render(found), f"-> {cfg.out}/spd-length.json, .md, .png", sep="\n")
+    print("", text, f"-> {cfg.out}/spd-length.json, .md, .png", sep="\n")
 
 
 if __name__ == "__main__":

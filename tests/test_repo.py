@@ -67,7 +67,7 @@ NODES = {
     "studies/map.py": 5460,
     "studies/native.py": 2120,
     "studies/sizes.py": 8690,
-    "studies/tune.py": 2070,
+    "studies/tune.py": 2080,
     "tinytales/cache.py": 1050,
     "tinytales/concepts.py": 1960,
     "tinytales/prompts.py": 1250,
