@@ -408,11 +408,15 @@ class Trained(NamedTuple):
 
 
 def identity(run, module, retrain=False):
-    """Hash what makes the model of a run what it is: method, target, text, flags, seed, and the
-    code that has trained it or would. They give one model, but for the rounding of another machine,
-    so that what is known of it holds before it is trained, and once it is gone."""
-    code = None if retrain else common.read_meta(checkpoint(run, module)).get("code")
-    return digest([Path(run.out).name, code or common.training_code(module.__file__)])
+    """Hash what makes the model of a run what it is: method, target and text, flags and seed, and
+    the code, those that it was trained with or would be. They give one model, but for the rounding
+    of another machine (a GPU's random draws are others too), so that what is known of it holds
+    before it is trained, and once it is gone."""
+    meta = {} if retrain else common.read_meta(checkpoint(run, module))
+    flags = meta.get("config", {}) if meta else json.loads(json.dumps(vars(run)))
+    flags = {name: flags[name] for name in flags if name not in module.MAY_CHANGE_ON_RESUME}
+    code = meta.get("code", {}) if meta else common.training_code(module.__file__)
+    return digest([Path(run.out).name, flags, code])
 
 
 def trained(job, run, gpt, retrain=False, keep=False):
@@ -427,6 +431,8 @@ def trained(job, run, gpt, retrain=False, keep=False):
         try:
             # whoever had that folder may have trained it meanwhile
             if not is_trained(run, module, retrain, keep):
+                if made_target(run, module) and not run.resume:
+                    (made_target(run, module) / "model.safetensors").unlink(missing_ok=True)
                 log = open(Path(run.out) / "train.txt", "a", encoding="utf-8")
                 with log, contextlib.redirect_stdout(log):
                     module.train(run)
@@ -470,6 +476,12 @@ def folder_of(job, cfg, arena):
         return Path(job.config(cfg, arena.gpt, arena.layer).out)
     seed = "s" if job.seed is None else job.seed
     return Path(cfg.runs) / f"{job.name}-{job.knob}{job.value:g}-seed{seed}"
+
+
+def is_there(job, cfg, arena) -> bool:
+    """Are the models that a job asks there? A floor can always be made."""
+    runs = job.trainings(cfg, arena.gpt, arena.layer)
+    return all(checkpoint(run, job.method.module).exists() for run in runs)
 
 
 def floor_units(cfg):
@@ -522,15 +534,13 @@ def evaluate(job, cfg, arena, groups):
     Answers, and what the training took, are kept in the folder of the model, by the key of all that
     they depend on. A model that has answered everything is not needed any more."""
     arena = target_of(job, cfg, arena)
-    folder = folder_of(job, cfg, arena)
-    which = which_of(job, cfg, arena)
-    paths = {}
-    for group in groups:
-        paths[group] = folder / f"{group}-{evaluation_key(group, job, which, cfg, arena)}.json"
+    paths = answer_paths(job, cfg, arena, groups)
     found = {group: kept_answers(path) for group, path in paths.items()}
     failed = []
-    if None in found.values():
+    if None in found.values() or is_to_be_retrained(job, cfg, arena):
         subject = subject_of(job, cfg, arena)
+        # another run may have put another model there meanwhile
+        paths = answer_paths(job, cfg, arena, groups)
         arena = arena._replace(gpt=subject.gpt)
     for group in groups:
         try:
@@ -544,6 +554,20 @@ def evaluate(job, cfg, arena, groups):
     for group in groups:
         answers |= found[group] or {}
     return answers, "; ".join(failed) or None
+
+
+def answer_paths(job, cfg, arena, groups) -> dict:
+    """Where are the answers of a job to groups of metrics kept? {group: path}."""
+    folder = folder_of(job, cfg, arena)
+    which = which_of(job, cfg, arena)
+    keys = {group: evaluation_key(group, job, which, cfg, arena) for group in groups}
+    return {group: folder / f"{group}-{key}.json" for group, key in keys.items()}
+
+
+def is_to_be_retrained(job, cfg, arena) -> bool:
+    """Is a model there that other code has trained, and is to be trained anew?"""
+    runs = job.trainings(cfg, arena.gpt, arena.layer) if cfg.retrain else []
+    return any(out_of_date(run, job.method.module) for run in runs)
 
 
 def keep_answers(path, answers) -> dict:
@@ -717,6 +741,9 @@ def write_page(cfg, arena, found):
     path = Path(cfg.out) / gallery.PAGE
     if gallery.is_of(path, key):
         return f"-> {path}"
+    gone = [job.name for job, _ in shown if not is_there(job, cfg, arena)]
+    if gone:
+        return f"no {path}: there is no model any more of {', '.join(gone)}"
     named = [(job.name, subject_of(job, cfg, arena).model, ce) for job, ce in shown]
     return gallery.write(path, named, scene, key)
 

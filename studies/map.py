@@ -253,6 +253,10 @@ class Rows:
         code = common.training_code(job.method.module.__file__) if job.method else {}
         return [name, str(job), compare.which_of(job, self.base, self.arena), code]
 
+    def of_pair(self, pair):
+        one = self.depends_on(pair.one, pair.seed)
+        return [one, self.depends_on(pair.other, pair.other_seed), pair]
+
     def __getitem__(self, key):
         """The Units of a row and seed."""
         if key not in self.units:
@@ -586,12 +590,20 @@ def measure(known, rows, cfg, todo, shared):
         one = pair.one, pair.seed
         other = pair.other, pair.other_seed
         rows.keep_only({pair.seed, pair.other_seed})
-        depends_on = [*shared, rows.depends_on(*one), rows.depends_on(*other), pair]
+        depends_on = [*shared, *rows.of_pair(pair)]
         for name, find in MEASURES.items():
             gen = common.generator(pair.seed, f"{name} {pair}")
             more = [cfg.pairs, cfg.rows] if name == "evidence" else []
             known.row(name, depends_on + more, pair._asdict(),
                       lambda: find(rows[one], rows[other], cfg, gen))
+
+
+def draw(known, rows, drawn, shared, path):
+    """Draw the maps of some pairs, unless the picture that is there is of these."""
+    key = compare.digest([shared, compare.code_of(maps), [rows.of_pair(pair) for pair in drawn]])
+    if known.found.get("drawn") != key or not path.exists():
+        curve.save_picture(maps.picture([panel(rows, pair) for pair in drawn]), path)
+        known.write(drawn=key)
 
 
 def main(cfg):
@@ -642,11 +654,10 @@ def main(cfg):
     drawn = [Pair(one, other, 0, 0)]
     if cfg.seeds > 1:
         drawn.append(Pair(other, other, 0, 1))
-    figure = maps.picture([panel(rows, pair) for pair in drawn])
+    draw(known, rows, drawn, shared, Path(cfg.out) / "map.png")
     known.write(columns=columns(known.found), provenance=common.provenance(cfg, gpt))
     text = maps.render(known.found, names_in(known.found))
     common.write(Path(cfg.out) / "map.md", text.encode())
-    curve.save_picture(figure, Path(cfg.out) / "map.png")
     print("", text, f"-> {cfg.out}/map.json, .md, .png", sep="\n")
 
 

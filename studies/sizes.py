@@ -213,9 +213,12 @@ class Models:
         return found.model, run.out
 
     def which(self, setting, seed):
-        """What tells a model from others, before it is there."""
+        """What tells a model from others, before it is there. Fails on one of other code unless it
+        was said what to do with it."""
         job, run = self.job(setting, seed)
-        return compare.identity(run, job.method.module, self.base.retrain)
+        module = job.method.module
+        compare.is_trained(run, module, self.base.retrain, self.base.keep)
+        return compare.identity(run, module, self.base.retrain)
 
     def sized(self, setting, seed):
         """What has to be known of a model to hold it against another size: a Sized."""

@@ -205,6 +205,14 @@ def test_a_page_of_the_first_seeds_is_written_once_and_its_failure_is_said(cfg, 
     monkeypatch.setattr(compare.gallery, "write", write)
     compare.main(cfg)
     assert page.read_text() == text
+    steps = len(stub.log)
+    for path in Path(cfg.runs).rglob("*.safetensors"):
+        path.unlink()
+    compare.main(cfg)
+    assert page.read_text() == text
+    page.unlink(), capsys.readouterr()
+    compare.main(cfg)                                                       # nothing is trained for a page
+    assert not page.exists() and len(stub.log) == steps and "there is no model any more of stub" in capsys.readouterr().out
 
 
 def test_a_narrowed_run_leaves_the_whole_table_alone(cfg, stub, tmp_path, monkeypatch):
@@ -472,9 +480,17 @@ def test_what_other_code_began_stays_of_other_code(half_trained, capsys):
 
 
 def test_another_default_is_other_training(edited, capsys):
-    edited.run()
+    first, other = edited.run(), SPD.replace("lr: float = 0.03 ", "lr: float = 0.02 ")
     assert "lr: float = 0.03 " in SPD
-    fails(capsys, lambda: edited.run(SPD.replace("lr: float = 0.03 ", "lr: float = 0.02 ")), "lr=0.03, not 0.02")
+    fails(capsys, lambda: edited.run(other), "lr=0.03, not 0.02")
+    anew = edited.run(other, retrain=True)
+    assert kl(anew) != kl(first)
+    for path in Path(edited.cfg.runs).rglob("edited.safetensors"):
+        path.unlink()                                           # what is known of both goes on without them
+    assert edited.run() == first and edited.run(other) == anew
+    edited.run(other, metrics="faithfulness,parts")             # .. and what is not is asked of the right one
+    fails(capsys, lambda: edited.run(), "lr=0.02, not 0.03")
+    assert edited.run(retrain=True) == first and edited.run() == first      # there is no old model any more
 
 
 def test_what_training_imports_counts_and_what_looks_at_models_does_not(tmp_path):
