@@ -126,14 +126,17 @@ class Floor(NamedTuple):
     has_seeds: bool = False         # is there chance in it?
 
 
-STOCHASTIC = dict(base="transcoder")
-NOISELESS = dict(base="transcoder", noise=False)
+# Optimizers and rates are, of those that studies/tune.py tries, the best or within 0.1 of it in
+# ln KL (results/tuning.md).
+MUON = dict(optimizer="muon", lr=0.04)
+MASKED = dict(MUON, lr_rest=16e-3)
+STOCHASTIC = dict(MASKED, base="transcoder")
+NOISELESS = dict(STOCHASTIC, noise=False)
 # nofreq and freq have one term of the penalty each, sum_f s_f or sum_f s_f log2(1 + freq_a s_f).
 # lambda follows L0, whatever multiplies the penalty: only the ratio of the terms counts, and with
 # a w_freq of 1,000 the second is all that is left. lambda would need ln(1,000) / follow = 230 steps
 # to come down by as much, and kill units until then: so c_first is 1,000 times lower.
 FREQUENCY = dict(NOISELESS, w_freq=1e3, c_first=1e-6)
-# learning rates: the best of those that studies/tune.py tries
 METHODS = {
     "spd": Method(
         # quick: with C = D, V is square, and V U = W has huge pieces that cancel: CE recovered is
@@ -142,13 +145,13 @@ METHODS = {
         "parameter components of both matrices, masks rounded at 0.1: what is not on is not "
         "written"),
     "transcoder": Method(
-        transcoder, "k", (8, 16, 32), {}, dict(F=SMALL),
+        transcoder, "k", (8, 16, 32), MUON, dict(F=SMALL),
         "from the MLP's input to its output, TopK"),
     "transcoder-skip": Method(
-        transcoder, "k", (8, 16, 32), dict(skip=True), dict(F=SMALL),
+        transcoder, "k", (8, 16, 32), dict(MUON, skip=True), dict(F=SMALL),
         "a TopK transcoder beside an affine map, which is always on"),
     "transcoder-kl": Method(
-        transcoder, "k", (16,), dict(objective="kl"), dict(F=SMALL),
+        transcoder, "k", (16,), dict(MUON, lr=0.01, objective="kl"), dict(F=SMALL),
         "a TopK transcoder trained on the KL through the rest of the model, as SPD is, instead of "
         "on the output"),
     "transcoder-stochastic": Method(
@@ -165,7 +168,8 @@ METHODS = {
         stochastic, "k", (16,), FREQUENCY, dict(F=SMALL),
         "control of transcoder-stochastic: no noise, and of the penalty only its frequency term"),
     "clt": Method(
-        clt, "k", (4, 8, 16), {}, dict(F=128),      # k per layer; it is read at each so far
+        # k per layer; it is read at each so far
+        clt, "k", (4, 8, 16), dict(MUON, lr=0.02), dict(F=128),
         "cross-layer transcoder, BatchTopK: its features of this layer and of all before"),
     "molt": Method(
         molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3), {},
@@ -174,10 +178,10 @@ METHODS = {
         molt, "lam", (3e-3, 1e-3, 3e-4), dict(lr=16e-3, sum_to_weights=True), {},
         "a mixture of linear transforms whose sum is tied to the weights"),
     "sae": Method(
-        sae, "k", (8, 16, 32), {}, dict(F=SMALL),
+        sae, "k", (8, 16, 32), MUON, dict(F=SMALL),
         "reads the output that it explains: it can't replace the MLP"),
     "sae-stochastic": Method(
-        stochastic, "k", (8, 16, 32), dict(base="sae"), dict(F=SMALL),
+        stochastic, "k", (8, 16, 32), dict(MASKED, base="sae"), dict(F=SMALL),
         "an SAE with SPD's stochastic masks and penalty instead of TopK"),
     # controls, and what is of another target: a colon stands before what is not as in the others
     "spd:scratch": Method(
@@ -185,10 +189,10 @@ METHODS = {
         "what an MLP was made of from its first step of training: of the model that it made, not "
         "of the target"),
     "sae:frozen": Method(
-        sae, "k", (16,), dict(frozen=True), dict(F=SMALL),
+        sae, "k", (16,), dict(MUON, frozen=True), dict(F=SMALL),
         "floor: an SAE whose directions that it writes stay random, only what reads is trained"),
     "sae:untrained": Method(
-        sae, "k", (16,), {}, dict(F=SMALL),
+        sae, "k", (16,), MUON, dict(F=SMALL),
         "floor: an SAE of a target with random weights"),
 }
 FLOORS = {

@@ -21,7 +21,7 @@ NODES = {
     "baselines.py": 1780,
     "clt.py": 3890,
     "common.py": 5360,
-    "compare.py": 5620,
+    "compare.py": 5650,
     "data.py": 4450,
     "digits.py": 8280,
     "evals.py": 4820,
