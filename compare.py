@@ -129,8 +129,7 @@ class Floor(NamedTuple):
 # Optimizers and rates are, of those that studies/tune.py tries, the best or within 0.1 of it in
 # ln KL (results/tuning.md).
 MUON = dict(optimizer="muon", lr=0.04)
-MASKED = dict(MUON, lr_rest=16e-3)
-STOCHASTIC = dict(MASKED, base="transcoder")
+STOCHASTIC = dict(MUON, lr_rest=16e-3, base="transcoder")
 NOISELESS = dict(STOCHASTIC, noise=False)
 # nofreq and freq have one term of the penalty each, sum_f s_f or sum_f s_f log2(1 + freq_a s_f).
 # lambda follows L0, whatever multiplies the penalty: only the ratio of the terms counts, and with
@@ -181,7 +180,7 @@ METHODS = {
         sae, "k", (8, 16, 32), MUON, dict(F=SMALL),
         "reads the output that it explains: it can't replace the MLP"),
     "sae-stochastic": Method(
-        stochastic, "k", (8, 16, 32), dict(MASKED, base="sae"), dict(F=SMALL),
+        stochastic, "k", (8, 16, 32), dict(base="sae"), dict(F=SMALL),
         "an SAE with SPD's stochastic masks and penalty instead of TopK"),
     # controls, and what is of another target: a colon stands before what is not as in the others
     "spd:scratch": Method(
