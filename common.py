@@ -690,8 +690,7 @@ def training_code(file) -> dict:
     in ways that change no number, what does change numbers: optimizers and random streams. No part
     are evals.py and the packages: metrics and report look at a model when it is trained, and the
     text of tinytales is known by its own hash (data.fingerprint)."""
-    parts = (fused.Muon, optimizers, set_rates, generator)
-    numbers = "\n".join(inspect.getsource(part) for part in parts)
+    numbers = "\n".join(inspect.getsource(part) for part in (optimizers, set_rates, generator))
     code = {"optimizers": read_source(numbers).hash}
     here = Path(__file__).resolve()
     todo = [Path(file).resolve()]

@@ -20,7 +20,7 @@ NODES = {
     "apd.py": 3550,
     "baselines.py": 1780,
     "clt.py": 3890,
-    "common.py": 5360,
+    "common.py": 5350,
     "compare.py": 5650,
     "data.py": 4450,
     "digits.py": 8280,
