@@ -78,6 +78,7 @@ KINDS = {                           # of clearest cases: their heading
 }
 ABOUT = """\
 # What does one method's unit look like in the other methods' terms?
+`{command}` wrote this.
 
 Means over seeds ± half of the 95 % t interval; in brackets the null, a mean over seeds too."""
 ABOUT_MAPS = """\
@@ -300,7 +301,8 @@ def cases(found):
 
 def render(found, names):
     """All that was found, as Markdown."""
-    lines = [ABOUT, "", *partners(found, names), *answers(found, names), *parts(found, names),
+    about = ABOUT.format(command=found["provenance"]["command"])
+    lines = [about, "", *partners(found, names), *answers(found, names), *parts(found, names),
              *evidence(found, names), *clusters(found), *cases(found)]
     return "\n".join(lines)
 

@@ -600,7 +600,8 @@ def count_lines(rows):
 def render(found):
     """What was found, as Markdown."""
     entries = collect(found["rows"])
-    lines = ["# Later SAE features from the pieces of an MLP", "", *count_lines(found["features"])]
+    lines = ["# Later SAE features from the pieces of an MLP",
+             f"`{found['provenance']['command']}` wrote this.", "", *count_lines(found["features"])]
     lines += ["", *headline_lines(entries), "", *headline_table(entries), "", LEGEND]
     lines += ["", "## Under masks", "", *masks_table(entries), "", MASKS_LEGEND]
     lines += ["", *cliffs(entries)]
@@ -762,9 +763,10 @@ def main(cfg):
     for question in todo:
         found[question.table].append(question.row(known.found))
     known.write(columns=columns(found), provenance=common.provenance(cfg, gpt))
-    common.write(path.with_suffix(".md"), render(found).encode())
+    text = render(found | dict(provenance=known.found["provenance"]))
+    common.write(path.with_suffix(".md"), text.encode())
     curve.save_picture(picture(found), path.with_suffix(".png"))
-    print("", render(found), f"-> {cfg.out}/across.json, .md, .png", sep="\n")
+    print("", text, f"-> {cfg.out}/across.json, .md, .png", sep="\n")
 
 
 if __name__ == "__main__":

@@ -732,12 +732,15 @@ def mark(results, *some):
 
 
 PREFACE = """
-What happens to units when the dictionary grows. Arm l0: L0 is held at {l0:g}; arm ce: CE recovered
-is held at {ce:g}. number±half [floor] (null): mean over {seeds} seed(s), half of the 95 % interval
-over them; floor: that number for two seeds of the smaller size; null: random units in the place of
-the larger one's. ~: a model is not settled: its loss still falls, or its components have no cliff.
-No number marked so says what the method does once it has been trained to its end. 512x2: on twice
-the tokens.
+# What happens to units when the dictionary grows
+`{command}` wrote this.
+
+Arm l0: L0 is held at {l0:g}; arm ce: CE recovered is held at {ce:g}. number±half [floor] (null):
+mean over {seeds} seed(s), half of the 95 % interval over them; floor: that number for two seeds of
+the smaller size; null: random units in the place of the larger one's. ~: a model is not settled:
+its loss surely falls, or its components have no cliff. What is marked so says nothing of the method
+once it has been trained to its end; what is not may fall unseen, where losses are noisy (fall,
+below). 512x2: on twice the tokens.
 
 Number - floor, from the smallest to the largest size, by what units read and write together.
 Canonicity: share of the small one's units that are in the large one as they are, one to one.
@@ -864,7 +867,9 @@ def render(found):
     """All that was found, as Markdown."""
     results = Results(found)
     n_tokens = next(iter(results.models.values()))["tokens"]
-    lines = [PREFACE.format(seeds=results.n, **results.aims).strip(), "", *headline(results)]
+    command = found["provenance"]["command"]
+    preface = PREFACE.format(command=command, seeds=results.n, **results.aims)
+    lines = [preface.strip(), "", *headline(results)]
     lines += ["", COUNTS.format(tokens=n_tokens).strip(), "", *counts_table(results)]
     for by, name in SIMILARITIES.items():
         columns = {f"{by}_{key}": head for key, head in SPLITS.items()}
