@@ -29,6 +29,7 @@ MAP = {                             # key: (head, digits)
     "explained": ("explained", 2),
     "r2_1": ("R²₁", 2),
     "r2_5": ("R²₅", 2),
+    "r2_all": ("R² of all", 2),
     "back_r2_5": ("R²₅ back", 2),
     "subsumed": ("is a part", 2),
     "superset": ("has parts", 2),
@@ -64,11 +65,13 @@ CLUSTERS = {
     "saved": ("bits saved", 3),
 }
 QUESTIONS = {
-    "z_write": ("do they write alike?", 1),
-    "z_read": ("read alike?", 1),
-    "z_f1": ("mean one concept together?", 1),
-    "gain": ("does the whole mean it better?", 2),
+    "z_write": ("do they write more alike?", 1),
+    "z_read": ("read more alike?", 1),
+    "z_f1": ("mean one concept more?", 1),
+    "gain": ("has the whole a better one?", 2),
 }
+HELD_AGAINST = "neurons"        # wholes without any training
+SURE = 0.05                     # the largest p, after Holm, of a difference that is sure
 KINDS = {                           # of clearest cases: their heading
     "one_to_one": "One to one: {one} and {other}",
     "one_to_many": "One to many: one unit of {one}, several of {other}",
@@ -80,32 +83,44 @@ ABOUT = """\
 # What does one method's unit look like in the other methods' terms?
 `{command}` wrote this.
 
-Means over seeds ± half of the 95 % t interval; in brackets the null, a mean over seeds too."""
+Means over the seeds that have a number ± half of their 95 % t interval; in brackets the null, a
+mean over seeds too. The rows are compare.py's, at the middle of their sparsities, on {tokens:,}
+tokens of training: they differ in L0, and sizes.md says how far from settled such models are."""
 ABOUT_MAPS = """\
-Two units are linked where r, or |r| where one has a sign, is 0.4 or more and one tells more of when
-the other is on than 99.9 % of chance pairs. degree: partners of a unit. orphan: share of the units
-without one. 1:1 to n:m: share of the units in such a component of the graph, own side first; best
-r: with the most alike unit. explained: share of what there is to know about when units are on that
-the other row's best unit tells. R²₁, R²₅: of a unit rebuilt from one, from five units of the other
-row; back: the other row's, rebuilt from these. is a part: share of the units that are on only where
-one unit of the other row is, which is on more than twice as often; has parts: the other way round.
-Null: the other row's units moved to the wrong text. Ceiling: another seed. Floors last. Two rows
-are compared at unlike seeds: transcoders of one seed, of whatever kind, start with the same
-weights."""
+r: Pearson's correlation of what two units say, over tokens. Two units are linked where r, or |r|
+where one has a sign, is 0.4 or more and one tells more of when the other is on than 99.9 % of
+chance pairs. degree: partners of a unit. orphan: share of the units without one. 1:1 to n:m: share
+of the units in such a component of the graph, own side first; best r: with the most alike unit.
+explained: share of what there is to know about when units are on that the other row's best unit
+tells. R²₁, R²₅, R² of all: of a unit rebuilt from one, from five, from all units of the other row;
+back: the other row's, rebuilt from these. is a part: share of the units of which 90 % of the tokens
+are one unit's of the other row, which is on at least 1.8 times as often, and three times as often
+there as anywhere; has parts: the other way round.
+Null: the other row's units moved to the wrong text: it says what chance links, not what the weights
+alone do. That the floors say, last: neurons, and random directions. Ceiling: another seed; read
+each line beside both. The more units a row has, the better the best of them fits. Two rows are
+compared at unlike seeds: transcoders of one seed, of whatever kind, start with the same weights.
+The three pairs of seeds of a ceiling share seeds: its intervals are too narrow."""
 ABOUT_PARTS = """\
-Groups of two parts or more of one whole; two rows without any are left out. z: how far the parts
-are more alike than random units that are on as often, in standard deviations, mean over groups: in
-what they write and read, in the concept that says best where one of them is on, and in sharing
-their best concepts. coherent: share of the parts in groups with z > 2 in writing and in the
-concept. Null: of random groups. F1: of the best concept of the whole, and of its parts."""
+Groups of two parts or more of one whole; two rows without any are left out. seeds: that have
+groups. members: units that are parts of a whole, each counted once, though groups may share it.
+z: how far the parts are more alike than random units that are on as often, in standard deviations,
+mean over groups: in what they write and read (components of two matrices count as 0), in the
+concept that says best where one of them is on, and in sharing their best concepts, which comes with
+lying in one whole. coherent: share of the parts in groups with z > 2 in writing and in the concept,
+in the concept alone where what they write is n/a. Null: of random groups. F1: of the concept that
+is best for the whole, and of those that are best for its parts. A whole is on more often, and that
+alone makes its F1 higher: hold it against other wholes, not against 0."""
 ABOUT_ANSWERS = """\
-yes: above 0 by more than half of the interval over seeds. Parts are held against random groups as
-large (z), the whole's concept against its parts' (difference of F1)."""
+Parts of one whole share tokens, whatever the whole is. So each number is held against that of the
+same row's parts in neurons, as a / b: more, less: surely (Welch's test over seeds, Holm's
+correction over this table, p < 0.05); without a word: some seed has no groups."""
 ABOUT_EVIDENCE = """\
-Partners are each other's best and linked, on fit. read, write: cosines. effect: correlation of the
-changes of logits when the one or the other is switched off. Null: another unit that is on about as
-often in the partner's place. < 0: share of the pairs in which that evidence contradicts the
-activations. Weights of clusters, of two matrices and of what reads different things are n/a."""
+Partners are each other's best and linked, on fit; of all such pairs, pairs are drawn. read, write:
+cosines. effect: correlation of the changes of logits when the one or the other is switched off.
+Null: another unit that is on about as often in the partner's place, so mostly elsewhere. < 0: share
+of the pairs with that evidence in which it contradicts the activations; any: by what they have.
+Weights of clusters, of two matrices and of what reads different things are n/a."""
 ABOUT_CLUSTERS = """\
 Clusters as a minimum-description-length merge finds them. together: share of the components that
 are in one with others; across: share of these clusters that have components of both matrices; bits
@@ -213,37 +228,50 @@ def parts(found, names):
             if any(row["groups"] for row in rows):
                 by_name[f"{part} in {names.label(part, whole)}"] = rows
     return ["## Units that are parts of one unit", "", ABOUT_PARTS, "",
-            *table("parts in wholes", PARTS, by_name)]
+            *table("parts in wholes", PARTS, by_name, ("seeds", seeds_with_groups))]
 
 
-def answer(rows, key, digits):
-    """Is a number above 0 by more than the noise of its seeds?"""
-    averaged = over_seeds(rows, key)
-    if averaged is None:
-        return "n/a"
-    half = averaged["half"]
-    if half is None:
-        verdict = "one seed"
-    elif averaged["mean"] > half:
-        verdict = "yes"
-    else:
-        verdict = "no" if averaged["mean"] < -half else "not shown"
-    return f"{verdict}: {number(rows, key, digits)}"
+def seeds_with_groups(rows):
+    return str(sum(row["groups"] > 0 for row in rows))
+
+
+def answer(pair, p, digits):
+    """Say how two numbers compare, {mean, half, ..} each or None; p: of their difference, or
+    None."""
+    text = " / ".join(rounded(one["mean"], digits) if one else "n/a" for one in pair)
+    if p is None:
+        return text
+    one, other = pair
+    surely = "more" if one["mean"] > other["mean"] else "less"
+    return f"{surely if p < SURE else 'not shown'}: {text}"
 
 
 def answers(found, names):
-    """Does a component that has several parts stand for a less split, more coherent concept?"""
-    lines = []
+    """Does a component that has several parts stand for a less split, more coherent concept, more
+    than a neuron that has several does?"""
+    asked = {}
     for whole in names.components:
         for part in names.all:
-            rows = views(found["groups"], part, whole)
-            if rows:
-                cells = [answer(rows, key, digits) for key, (_, digits) in QUESTIONS.items()]
-                lines.append([f"{part} in {names.label(part, whole)}", cell(rows, "groups", 0),
-                              *cells])
-    if not lines:
+            of_whole = views(found["groups"], part, whole)
+            of_floor = views(found["groups"], part, HELD_AGAINST)
+            if any(row["groups"] for row in of_whole) and of_floor:
+                label = f"{part} in {names.label(part, whole)}"
+                for key in QUESTIONS:
+                    asked[label, key] = over_seeds(of_whole, key), over_seeds(of_floor, key)
+    if not asked:
         return []
-    heads = ["parts in wholes", "groups", *(head for head, _ in QUESTIONS.values())]
+
+    # what all seeds answer
+    S = len({row["seed"] for row in found["groups"]})
+    ps = {what: noise.welch(one, other, S) for what, (one, other) in asked.items()
+          if noise.is_of_all_seeds(one, S) and noise.is_of_all_seeds(other, S)}
+    ps = noise.holm(ps)
+    lines = []
+    for label in dict.fromkeys(label for label, _ in asked):
+        cells = [answer(asked[label, key], ps.get((label, key)), digits)
+                 for key, (_, digits) in QUESTIONS.items()]
+        lines.append([label, *cells])
+    heads = ["parts in wholes", *(head for head, _ in QUESTIONS.values())]
     return ["## Is a component with several parts a less split, more coherent concept?", "",
             ABOUT_ANSWERS, "", *markdown_table(heads, lines), ""]
 
@@ -301,7 +329,8 @@ def cases(found):
 
 def render(found, names):
     """All that was found, as Markdown."""
-    about = ABOUT.format(command=found["provenance"]["command"])
+    provenance = found["provenance"]
+    about = ABOUT.format(command=provenance["command"], tokens=provenance["config"]["tokens"])
     lines = [about, "", *partners(found, names), *answers(found, names), *parts(found, names),
              *evidence(found, names), *clusters(found), *cases(found)]
     return "\n".join(lines)

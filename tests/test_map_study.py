@@ -191,15 +191,29 @@ def test_a_row_is_seen_from_both_sides():
     assert (own["back_r2_5"], back["back_r2_5"]) == (.2, .4)
 
 
-def test_cells_have_intervals_and_nulls_and_answers_need_more_than_noise():
+def test_cells_have_intervals_and_nulls():
     rows = [dict(z=value, null_z=0., same=1., less=-value) for value in (3., 4., 5.)]
     half = 4.303 / math.sqrt(3)
     assert maps.cell(rows, "z", 1) == f"4.0 ± {half:.1f} (0.0)" and maps.cell(rows[:1], "z", 0) == "3 (0)"
     assert maps.number([dict(z=-.001)], "z") == "0.00"
-    assert maps.cell(rows, "none") == maps.answer(rows, "none", 1) == "n/a"
-    assert [maps.answer(rows, key, 1).split(":")[0] for key in ("z", "same", "less")] == ["yes", "yes", "no"]
-    assert maps.answer(rows[:1], "z", 1).startswith("one seed")
-    assert maps.answer([dict(z=-1.), dict(z=2.)], "z", 1).startswith("not shown")
+    assert maps.cell(rows, "none") == "n/a"
+
+
+def test_answers_need_more_than_noise_beside_neurons():
+    """Parts in wholes of "spd" are far above, far below and within the noise of those in neurons; one question has no
+    answer of one seed, and alone it is no answer."""
+    def group(whole, seed, z_write, z_read, z_f1, gain):
+        asked = dict(z_write=z_write, z_read=z_read, z_f1=z_f1, gain=gain, groups=2)
+        return dict(one="sae", other=whole, seed=seed) | {f"{key}_a": value for key, value in asked.items()}
+    rows = [group("spd", seed, 5. + noise, -5. + noise, 1. + noise, noise if seed else None)
+            for seed, noise in enumerate((0., .1, .2))]
+    rows += [group("neurons", seed, noise, noise, 1.1 + noise, noise) for seed, noise in enumerate((0., .1, .2))]
+    names = maps.Names(["spd", "sae", "neurons"], ("neurons",), ("spd",))
+    *_, line, _ = maps.answers(dict(groups=rows), names)
+    assert line == "| sae in spd | more: 5.1 / 0.1 | less: -4.9 / 0.1 | not shown: 1.1 / 1.2 | 0.15 / 0.10 |"
+    few = [row for row in rows if row["seed"] == 0]
+    assert maps.answers(dict(groups=few), names)[-2] == "| sae in spd | 5.0 / 0.0 | -5.0 / 0.0 | 1.0 / 1.1 | n/a / 0.00 |"
+    assert maps.answers(dict(groups=[]), names) == []
 
 
 def test_in_the_picture_what_hangs_together_stands_together():
