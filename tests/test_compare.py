@@ -809,7 +809,7 @@ def test_the_committed_tables_are_what_the_committed_results_say():
                 assert (folder / name).read_bytes() == text.encode(), name
 
 
-@pytest.mark.parametrize("page", ["sizes.md", "map.md", "native.md", "digits.md", "apd.md", "penalty/table.md"])
+@pytest.mark.parametrize("page", ["sizes.md", "map.md", "across.md", "native.md", "digits.md", "apd.md", "penalty/table.md"])
 def test_what_is_said_of_a_study_is_on_its_page(page):
     """Each number of two digits or more that the narrative has of a study."""
     said, = re.findall(rf"^- \[{page}\].*?(?=\n- |\n\n)", (ROOT / "results/README.md").read_text(), re.M | re.S)
