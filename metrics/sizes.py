@@ -15,12 +15,12 @@ decomposition of one method, or of one of them alone:
     true_splits             in how many units does each true concept live?
     mean_max_cosine         how near is the nearest unit, as papers print it?
 
-Two units are similar by how much? `similarities` has three answers: by what they write alone, as is
-published; by what they write and read; and by what they write and read from the inputs that occur.
-Its null is `stability.by_chance(large, R, T, gen)` in the place of the large one: random directions
-of equal mean and covariance, and values at the wrong text. Seeds differ too, without any growth, so
-that a number says something about size only where it differs from that of two seeds of equal size:
-the floor is the same function of two such seeds.
+Two units are similar by how much? `similarities` has five answers: by what they write alone, as is
+published; by what they write and read, in the form of each kind of unit, in one form for all kinds,
+and from the inputs that occur; and by what they say. Its null is `by_chance(large, R, T, gen)` in
+the place of the large one: random directions of equal mean and covariance, and values at the wrong
+text. Seeds differ too, without any growth, so that a number says something about size only where it
+differs from that of two seeds of equal size: the floor is the same function of two such seeds.
 
 What a unit writes has to be linear in f, apart from an MLP of components: SAEs of an MLP's input
 or of the stream are left out. Stitching: Leask et al. 2025, arXiv:2502.04878.
@@ -166,8 +166,8 @@ def inner_gaps(log_F):
 def null_cliff(mean_F, least=DEAD, draws=100, seed=0):
     """How high is the cliff among as many means without any order? In decades.
 
-    The mean over draws of the cliff of normal log10 means, with the mean and the standard deviation
-    of these. A spectrum with a cliff is wide, and so is its null: the null errs upwards.
+    That of 95 of 100 draws of normal log10 means, with the mean and the standard deviation of
+    these, is not higher. A spectrum with a cliff is wide, and so is its null: it errs upwards.
     """
     if len(mean_F) < 2:
         return 0.
@@ -175,7 +175,7 @@ def null_cliff(mean_F, least=DEAD, draws=100, seed=0):
     gen = torch.Generator().manual_seed(seed)
     normal = torch.randn(draws, len(log_F), generator=gen, dtype=torch.float64).to(log_F)
     drawn = (log_F.mean() + log_F.std() * normal).clamp(min=math.log10(least))
-    return inner_gaps(drawn)[0].amax(1).mean().item()
+    return inner_gaps(drawn)[0].amax(1).quantile(0.95).item()
 
 
 # ---------------------------------------------------------------------- a decomposition of one size
@@ -222,18 +222,55 @@ def errors(m, gpt, rows_RT, batch=16):
     return torch.cat(parts)
 
 
+# ----------------------------------------------------------------------------- units by chance
+def by_chance(large, R, T, gen):
+    """Make the null of a Sized: `stability.by_chance`, whose random units write what they are said
+    to write too, when they are added to a small one (`insertion_effects`). Maps keep their own."""
+    null = stability.by_chance(large, R, T, gen)
+    return null if large.m.kind == "map" else null._replace(m=Drawn(large, null.blocks))
+
+
+class Drawn:
+    """Units of other directions in the place of a decomposition's: what adding them needs."""
+
+    def __init__(self, large, blocks):
+        self.kind = large.m.kind
+        self.layers = large.m.layers
+        self.blocks = blocks
+        if self.kind == "component":
+            self.C = large.m.C
+        else:
+            # a unit of a dictionary with f = 1 adds its write over one scale for all
+            layer, = self.layers
+            old_FD = large.blocks[0].write
+            all_units = torch.arange(len(old_FD), device=old_FD.device)
+            f_11F = old_FD.new_ones(1, 1, len(old_FD))
+            own_FD = large.m.contrib(layer, f_11F, large.recording.x_ND[:1].unsqueeze(0), all_units)
+            self.write_FD = blocks[0].write * (own_FD.norm() / old_FD.norm())
+
+    def unit_directions(self):
+        return [(block.name, block.read, block.write, None) for block in self.blocks]
+
+    def contrib(self, layer, f_BTF, x_BTD, units):
+        return f_BTF[..., units, None] * self.write_FD[units]
+
+
 # ----------------------------------------------------------------------- how similar are units
 def similarities(small, large, by="weights"):
-    """How similar is each unit of the small one to each of the large one? (S, L), cosines.
+    """How similar is each unit of the small one to each of the large one? (S, L), cosines or r.
 
         writes      cosine of what they write, as published. Components: its absolute value, since
                     their signs are arbitrary. Maps, which write no one vector: that of weights
         weights     S of metrics/matching.py. Dictionaries: (c_read + c_write) / 2; components:
                     c_read c_write, the cosine of their matrices; maps: the cosine of their matrices
+        both        min(c_read, c_write), of components of their absolute values where their product
+                    is above 0: one rule for these two kinds. Maps: that of weights
         inputs      that of weights, with reads compared over the inputs
+        values      Pearson's r of what they say over tokens, |r| where a value is below 0: one rule
+                    for all kinds
 
     -1 where two units could not be each other's, such as those of two matrices. Memory: S L
-    numbers. Null: the large one `stability.by_chance`. 0.2 s.
+    numbers. Null: the large one `by_chance`. 0.2 s; values: 2 s.
     """
     n_units = (small.recording.F, large.recording.F)
     sim_SL = small.blocks[0].write.new_full(n_units, -1.)
@@ -241,11 +278,15 @@ def similarities(small, large, by="weights"):
         small = small.over_inputs()
         large = large.over_inputs()
     for a, b in zip(small.blocks, large.blocks, strict=True):
-        if by == "writes" and a.kind != "map":
+        if by == "values":
+            r = matching.correlation(small.recording, large.recording, a.unit_n, b.unit_n)
+            cosine = matching.unsigned(r, small.recording, large.recording).to(sim_SL)
+        elif by == "writes" and a.kind != "map":
             cosine = cosines(a.write, b.write)
             cosine = cosine.abs() if a.kind == "component" else cosine
         else:
-            cosine, _ = matching.similarity(a, b)
+            cosine, least = matching.similarity(a, b)
+            cosine = least if by == "both" else cosine
         sim_SL[a.unit_n.unsqueeze(1), b.unit_n] = cosine
     return sim_SL
 
@@ -268,7 +309,7 @@ def insertion_effects(small, large, mlp, T):
     Components: c is through the small one's own MLP under its own masks, without the rest; one of
     W_in through the nonlinearity, one of W_out from what the small one's W_in leaves to be read.
     Exact. Effects of units that say the same do not add up. Null: the large one
-    `stability.by_chance`. 12 s.
+    `by_chance`. 12 s.
     """
     if large.m.kind == "component":
         return effects_of_components(small, large, mlp, T)
@@ -537,7 +578,7 @@ def curve(small, large, mlp, leave_S, enter_L, points=POINTS):
     The shift, the mean of y - y_hat, is fitted anew at each point. If the large one only adds and
     refines, mse falls all the way. If what it adds is what the small one says already in other
     units, it is written twice, and mse rises up to 1: components of either one add up to the
-    weights. Null: the large one `stability.by_chance`. 1 s a point, components 3 s. Memory: TOKENS
+    weights. Null: the large one `by_chance`. 1 s a point, components 3 s. Memory: TOKENS
     (S + L + M) floats.
     """
     a = small.recording
@@ -602,7 +643,7 @@ def split_fractions(sim_SL, is_alive_S, is_alive_L, at=SHARED):
         new                 share of the alive LARGE units without any counterpart
 
     One to one is what stays. Two copies of a unit count as a split. By writes alone it is the
-    number that is published. Null: the large one `stability.by_chance`. 1 s.
+    number that is published. Null: the large one `by_chance`. 1 s.
     """
     groups = connect(sim_SL, is_alive_S, is_alive_L, at)
     degree = groups.degree_S[is_alive_S]
@@ -622,7 +663,7 @@ def canonicity(small, large, sim_SL, at=SHARED):
     A unit is, if it and one large unit have each other as their only counterpart (a group of one to
     one at the similarity `at`), and the correlation of their values over tokens is `at` or more;
     |r| where a value is below 0. 1 = the small one is part of the large one. Null: the large one
-    `stability.by_chance`; floor: canonicity of two seeds of the small one's size, to be subtracted.
+    `by_chance`; floor: canonicity of two seeds of the small one's size, to be subtracted.
     None without alive units. 3 s.
     """
     groups = connect(sim_SL, small.is_alive_F, large.is_alive_F, at)
@@ -643,7 +684,7 @@ def incompleteness(effects, is_alive_L):
 
     A unit was lacking if adding it to the small one lowers the squared error for sure: the 95 %
     interval of its effect is below 0. 0 = the small one was complete. Null: effects of the large
-    one `stability.by_chance`; floor: two seeds of the small one's size. None without alive units.
+    one `by_chance`; floor: two seeds of the small one's size. None without alive units.
     """
     return share_of(effects.high_L[is_alive_L] < 0)
 

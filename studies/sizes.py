@@ -90,10 +90,15 @@ LATE = 0.2                      # share of the training, its last part, that `fa
 HELD = 8                        # recordings of models in memory, 100 MB each for 50,000 tokens
 SPLICED = (0, 1, 2)             # points on the way from small to large whose CE is taken ..
 SPLICED_ROWS = 100              # .. on so many rows of test
-SIMILARITIES = {"writes": "what units write alone, as is published",
-                "weights": "what they write and read",
-                "inputs": "what they write and what they get from the inputs that occur"}
-MAIN = "weights"                # the similarity that the headline goes by
+SIMILARITIES = {
+    "writes": "what units write alone, as is published",
+    "weights": "what they write and read: components by the product of the two cosines, units of "
+               "dictionaries by their mean",
+    "both": "the lower of the two cosines, for all kinds alike",
+    "inputs": "what they write and what they get from the inputs that occur, combined as above",
+    "values": "the correlation of what they say, for all kinds alike",
+}
+MAIN = "both"                   # the similarity that the headline and the table go by
 RULES = {"alive": "10 tokens", "alive_mean": "mean > 1e-6", "alive_rate": "rate > 1e-6",
          "alive_once": "once > 0.1"}
 KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")
@@ -448,12 +453,12 @@ def asked_together(small, large, arena, gen):
     effects = effects_of(small, large, arena, gen)
     row = counterparts(small, large, effects)
     few = sizes.explained_by_few(small, large, gen)
-    row |= {f"few_{key}": value for key, value in few.items()}
+    row |= {f"few_{key}": value for key, value in few.items()} | dict(null_few_excess=0.)
     row |= nearest(small, large, gen)
     if small.recording.F != large.recording.F:
         row["path"] = path(small, large, effects, arena)
 
-    random = stability.by_chance(large, R, T, gen)
+    random = sizes.by_chance(large, R, T, gen)
     null = counterparts(small, random, effects_of(small, random, arena, gen))
     return row | {f"null_{key}": value for key, value in null.items()}
 
@@ -667,8 +672,13 @@ class Results:
         return [self.models[self.setting(cell), seed][key] for seed in range(self.n)]
 
     def is_settled(self, *some):
-        """Are all models of some cells settled?"""
-        return all(all(self.of(cell, "settled")) for cell in some)
+        """Are all models of some cells settled, and do their losses together not surely fall?"""
+        return all(all(self.of(cell, "settled")) and not self.falls(cell) for cell in some)
+
+    def falls(self, cell):
+        """Does the loss of a cell's models fall for sure, as seeds go?"""
+        fall = noise.over_seeds(self.of(cell, "fall"))
+        return bool(fall and fall["half"] is not None and fall["mean"] > fall["half"])
 
     def between(self, small, large, key):
         """A number of each seed, of a small and a large cell."""
@@ -703,9 +713,11 @@ def mean_text(values, digits=2):
     metric = noise.over_seeds(values)
     if metric is None:
         return "n/a"
-    if metric["half"] is None:
-        return cell_text(metric["mean"], digits)
-    return f"{cell_text(metric['mean'], digits)}±{cell_text(metric['half'], digits)}"
+    text = cell_text(metric["mean"], digits)
+    if metric["half"] is not None:
+        text += f"±{cell_text(metric['half'], digits)}"
+    n = len(metric["values"])
+    return text if n == len(values) else f"{text}, n {n}"
 
 
 def plain_mean(values, digits=2):
@@ -718,12 +730,8 @@ def pair_text(results, small, large, key, digits=2):
     """number±half [floor] (null)"""
     text = mean_text(results.between(small, large, key), digits)
     floor = plain_mean(results.floor(small, key), digits)
-    null = plain_mean(results.between(small, large, null_of(key)), digits)
+    null = plain_mean(results.between(small, large, f"null_{key}"), digits)
     return f"{text} [{floor}] ({null})"
-
-
-def null_of(key):
-    return "few_ve_null" if key == "few_ve" else f"null_{key}"
 
 
 def mark(results, *some):
@@ -735,26 +743,30 @@ PREFACE = """
 # What happens to units when the dictionary grows
 `{command}` wrote this.
 
-Arm l0: L0 is held at {l0:g}; arm ce: CE recovered is held at {ce:g}. number±half [floor] (null):
-mean over {seeds} seed(s), half of the 95 % interval over them; floor: that number for two seeds of
-the smaller size; null: random units in the place of the larger one's. ~: a model is not settled:
-its loss surely falls, or its components have no cliff. What is marked so says nothing of the method
-once it has been trained to its end; what is not may fall unseen, where losses are noisy (fall,
-below). 512x2: on twice the tokens.
+{arms}.
+number±half [floor] (null): mean over {seeds} seed(s), half of the 95 % interval over them; n: how
+many seeds have a number, if not all; floor: that number for two seeds of the smaller size, a mean
+over pairs that share seeds; null: random units in the place of the larger one's. ~: a model is not
+settled: its loss surely falls, by itself or as seeds go, or its components have no cliff. What is
+marked so says nothing of the method once it has been trained to its end; what is not may fall
+unseen, where losses are noisy (fall, below). A size of spd is that of each matrix: it has twice as
+many components, and its L0 is of both matrices together.
 
-Number - floor, from the smallest to the largest size, by what units read and write together.
-Canonicity: share of the small one's units that are in the large one as they are, one to one.
-Incompleteness: share of the large one's units that the small one lacked. Split: share of the small
-one's units with several counterparts. Alive ratio: units on at 10 tokens or more, largest over
-smallest size. Components are called similar at 0.7 by the product of two cosines, units of
-dictionaries by their mean: compare with floors, not across kinds.
+Number - floor, from the smallest to the largest size, by one rule for all kinds of units: the lower
+of the cosines of what they read and of what they write (maps: the cosine of their matrices), 0.7 or
+more. Canonicity: share of the small one's units that are in the large one as they are: one to one,
+and the correlation of what they say is 0.7 or more. Split: share of the small one's units with
+several counterparts. In values: both by that correlation alone. Incompleteness: share of the large
+one's units that the small one lacked, see below.
 """
 COUNTS = """
 Each size by itself. Alive on {tokens:,} tokens of fit: on at 10 tokens or more; mean of f above
 1e-6; f > 0 at a share of the tokens above 1e-6, which is once here; f > 0.1 once. Cliff: largest
-gap in the sorted log10 of mean f (null: as many means without any order). Fall: of the loss over
-the last fifth of training, over its mean. Units a concept: units of a true concept that has any
-(null: units at the wrong text); concepts held: share of the concepts that have one.
+gap in the sorted log10 of mean f (null: 95 % of as many means without any order have a lower one);
+here of all units, while components need one in each matrix. Fall: of the loss over the last fifth
+of training, over its mean. Units a concept: units of a true concept that has any, components by the
+sign of what they say (null: units at the wrong text); concepts held: share of the concepts that
+have one, of few of which the former says little.
 """
 COUNTERPARTS = """
 Counterparts: units are similar by {name}, 0.7 or more.
@@ -763,17 +775,19 @@ more, of all and of those with one; and in groups that similarity connects of on
 of those with a counterpart), one to many, many to one and many to many.
 """
 ADDED = """
-Units of the large one, added to the small one. Shares of the large one's alive units: that the
-small one lacked (its error falls, with all of the 95 % interval); that help (it falls); that are
-novel (similar below 0.7 by what they read and write, or what they write). AUROC: how well
-similarity tells which help, 0.5 = not at all. Cut: Youden's, up to which most of those that help
-are.
+Units of the large one, added to the small one. Error: squared, of the MLP's output, which spd and
+transcoder-kl are not trained on. Shares of the large one's alive units: that the small one lacked
+(its error falls, with all of the 95 % interval); that help (it falls); that are novel (similar
+below 0.7 by what they read and write, or what they write; some must be, where there are more of
+them). AUROC: how well similarity tells which help, 0.5 = not at all, where the cut says nothing.
+Cut: Youden's, up to which most of those that help are.
 """
 COSINES = """
-As papers print them. By 4 writes: share of the variance of the large one's writes that 4 of the
-small one's explain. E, D: mean over the small one's alive units of the largest cosine of what they
-read, write, with any unit of the large one; rank one: of their products; over inputs: reads count
-as the inputs see them. The null of cosines is a random start.
+By 4 writes: of the variance of the large one's writes that 4 of the small one's can't explain of
+random ones, the share that they explain. As papers print them: E, D: mean over the small one's
+alive units of the largest cosine of what they read, write, with any unit of the large one; rank
+one: of their products; over inputs: reads count as the inputs see them. The null of cosines is a
+random start.
 """
 TUNED = """
 How sparsity was tuned, on fit and the first seed. A ! stands where no trial came near enough; what
@@ -781,8 +795,9 @@ was tried for one arm counts for the other one too.
 """
 
 
-HEADLINE = {"weights_canonicity": "canonicity", "incompleteness": "incompleteness",
-            "weights_split": "split"}
+HEADLINE = {f"{MAIN}_canonicity": "canonicity", f"{MAIN}_split": "split",
+            "values_canonicity": "canonicity in values", "values_split": "split in values",
+            "incompleteness": "incompleteness"}
 
 
 def headline(results):
@@ -796,12 +811,8 @@ def headline(results):
             over_floor = minus(results.between(*ends, key), results.floor(ends[0], key))
             text = f"{mark(results, *ends)}{mean_text(over_floor)}"
             cells_of_line.append(f"{text}, of {pair_text(results, *ends, key)}")
-        alive = [results.of(cell, "alive") for cell in ends]
-        ratios = [ratio(b, a) for a, b in zip(*alive)]
-        cells_of_line.append(f"{mark(results, *ends)}{mean_text(ratios)}")
         lines.append(cells_of_line)
-    heads = ["method", "arm", "sizes", *(f"{head} - floor" for head in HEADLINE.values()),
-             "alive ratio"]
+    heads = ["method", "arm", "sizes", *(f"{head} - floor" for head in HEADLINE.values())]
     return markdown_table(heads, lines)
 
 
@@ -822,7 +833,7 @@ def counts_table(results):
 
 
 COUNTED = {"l0": 1, "ce": 4, "units": 0, "cliff": 2, "null_cliff": 2, "fall": 3,
-           "concept_units": 2, "null_concept_units": 2, "concept_held": 2, "null_concept_held": 2}
+           "concept_units": 2, "null_concept_units": 2, "concept_held": 3, "null_concept_held": 3}
 
 
 def tuning_table(found, results):
@@ -858,9 +869,20 @@ SPLITS = {"canonicity": "canonicity", "matched": "matched", "split": "split",
           "split_if_matched": "of the matched", "one_to_one": "1:1",
           "one_to_one_if_matched": "of the matched", "one_to_many": "1:n", "many_to_one": "n:1",
           "many_to_many": "n:m"}
-NEAREST = {"few_ve": "by 4 writes", "cosine_read": "E", "cosine_write": "D",
+NEAREST = {"few_excess": "by 4 writes", "cosine_read": "E", "cosine_write": "D",
            "cosine_rank_one": "rank one", "cosine_inputs_read": "E, inputs",
            "cosine_inputs_rank_one": "rank one, inputs"}
+
+
+def about_arms(results):
+    """Say what is held, in the arms that there are."""
+    held = dict(l0=f"Arm l0: L0 is held, within {100 * NEAR_L0:g} % of {results.aims['l0']:g}",
+                ce=f"Arm ce: CE recovered is held, within {NEAR_CE:g} of {results.aims['ce']:g}")
+    arms = dict.fromkeys(arm for _, arm in results.groups())
+    texts = [held[arm] for arm in arms]
+    if any(cell.times > 1 for cell in results.tuned):
+        texts.append("512x2: 512 units on twice the tokens")
+    return ". ".join(texts)
 
 
 def render(found):
@@ -868,7 +890,7 @@ def render(found):
     results = Results(found)
     n_tokens = next(iter(results.models.values()))["tokens"]
     command = found["provenance"]["command"]
-    preface = PREFACE.format(command=command, seeds=results.n, **results.aims)
+    preface = PREFACE.format(command=command, seeds=results.n, arms=about_arms(results))
     lines = [preface.strip(), "", *headline(results)]
     lines += ["", COUNTS.format(tokens=n_tokens).strip(), "", *counts_table(results)]
     for by, name in SIMILARITIES.items():

@@ -176,6 +176,22 @@ def test_insertion_is_what_another_pass_with_one_more_unit_measures(gpt, rows, k
     assert (averages.low_L <= averages.mean_L + 1e-12).all() and (averages.high_L >= averages.mean_L - 1e-12).all()
 
 
+@pytest.mark.parametrize("kind", ["sae", "transcoder", "component"])
+def test_units_by_chance_write_what_is_drawn_for_them(kind, gpt, rows):
+    """With its own directions a stand-in adds what its decomposition does, and without any it adds nothing."""
+    one, two = (sizes.look_at(make(kind, gpt, n, f"chance {n}"), gpt, rows, rows) for n in (9, 14))
+    effect = lambda large: sizes.insertion_effects(one, large, gpt.mlp(1), T)
+    own = two._replace(m=sizes.Drawn(two, two.blocks))
+    assert torch.allclose(effect(own), effect(two), rtol=1e-4, atol=1e-4)
+    silent = [dataclasses.replace(block, write=0 * block.write) for block in two.blocks]
+    assert effect(two._replace(m=sizes.Drawn(two, silent))).abs().max() < 1e-4 * effect(two).abs().max()
+
+    # by chance they write what similarity is told of them, as often, at the wrong text
+    null = sizes.by_chance(two, 40, T, gen())
+    assert null.m.blocks is null.blocks and not torch.equal(null.blocks[0].write, two.blocks[0].write)
+    assert torch.equal(null.recording.on(), two.recording.on()) and torch.equal(null.is_alive_F, two.is_alive_F)
+
+
 def test_the_interval_is_the_bootstraps():
     effect_RL = randn("effects", 60, 4).double() + torch.tensor([0., 0.5, -0.5, 0])
     effect_RL[:, 3] = 0
@@ -232,7 +248,7 @@ def test_a_dictionary_itself_permuted_and_grown_is_canonical(kind):
     sign = -1 if kind == "component" else 1             # (v, u) and (-v, -u) are one component
     two = sized(sign * torch.cat([block.read, extra.read])[order], 3 * sign * torch.cat([block.write, extra.write])[order],
                 kind, sign * torch.cat([x, y], 1)[:, order])
-    for by in ("writes", "weights"):
+    for by in ("writes", "weights", "both", "values"):
         got = stay(one, two, by)
         assert got["canonicity"] == got["matched"] == got["one_to_one"] == 1 and got["new"] == 20 / 50
         assert got["split"] == got["split_if_matched"] == got["one_to_many"] == got["many_to_one"] == 0
@@ -241,6 +257,7 @@ def test_a_dictionary_itself_permuted_and_grown_is_canonical(kind):
     # alike in weights, but on elsewhere: found, not canonical
     assert stay(one, two._replace(recording=matching.shifted(two.recording, 130)))["one_to_one"] == 1
     assert stay(one, two._replace(recording=matching.shifted(two.recording, 130)))["canonicity"] == 0
+    assert stay(one, two._replace(recording=matching.shifted(two.recording, 130)), "values")["matched"] == 0
     # what is dead on either side is no counterpart
     dead = two._replace(is_alive_F=order >= 10)
     assert stay(one, dead)["canonicity"] == 20 / 30 and stay(one, dead)["new"] == 20 / 40
@@ -294,6 +311,20 @@ def test_similarities_stay_within_blocks_and_see_through_the_inputs(gpt, rows):
             if by == "inputs":                          # each side sees its own inputs, here the same
                 assert torch.allclose(a.root, b.root)
             assert torch.allclose(sim_SL[9 * i:9 * i + 9, 12 * i:12 * i + 12], want, atol=1e-5)
+    # in both: the lower of two absolute cosines, as one would write it down
+    both_SL = sizes.similarities(one, two, "both")
+    for i, (a, b) in enumerate(zip(one.blocks, two.blocks)):
+        read, write = matching.cosines(a.read, b.read), matching.cosines(a.write, b.write)
+        want = torch.where(read * write > 0, torch.minimum(read.abs(), write.abs()), -torch.minimum(read.abs(), write.abs()))
+        assert torch.allclose(both_SL[9 * i:9 * i + 9, 12 * i:12 * i + 12], want, atol=1e-5)
+    # in values: numpy's r of all tokens, without its sign
+    said = [sizes_of.recording.at(torch.arange(sizes_of.recording.F), torch.arange(sizes_of.recording.N).unsqueeze(1))
+            for sizes_of in (one, two)]
+    with np.errstate(invalid="ignore"):                 # units that are never on
+        r = np.abs(np.nan_to_num(np.corrcoef(*(values.T.numpy() for values in said))[:18, 18:]))
+    got = sizes.similarities(one, two, "values")
+    assert np.allclose(got[:9, :12], r[:9, :12], atol=1e-4) and np.allclose(got[9:, 12:], r[9:, 12:], atol=1e-4)
+    assert (got[:9, 12:] == -1).all()
     assert one.within("in").is_alive_F.sum() + one.within("out").is_alive_F.sum() == one.is_alive_F.sum()
     assert not one.within("out").is_alive_F[:9].any()
 
@@ -435,7 +466,7 @@ def test_adding_novel_units_lowers_the_error_and_swapping_keeps_it():
     mse = [row["mse"] for row in curve.values()]
     assert all(b < a for a, b in zip(mse[:5], mse[1:5])) and max(mse[4:]) < 1e-6
     # by chance: the large one at the wrong text neither helps nor is alike
-    null = stability.by_chance(two, 30, 13, gen())
+    null = sizes.by_chance(two, 30, 13, gen())
     effects = sizes.average_effects(sizes.insertion_effects(one, null, mlp, 13), two.recording.on(), 13, gen())
     assert sizes.incompleteness(effects, two.is_alive_F) < 0.2
     assert sizes.novelty(sizes.similarities(one, null), effects, one.is_alive_F, two.is_alive_F)["novel"] > 0.9
@@ -660,7 +691,7 @@ def test_the_true_units_of_a_planted_mlp_are_canonical_at_two_sizes(planted):
         one, two = (sizes.look_at(m, gpt, fit[0], test[0]) for m in ms)
         n = K if kind == "dictionary" else 2 * K
         assert one.is_alive_F.sum() == two.is_alive_F.sum() == n
-        for by in ("writes", "weights", "inputs"):
+        for by in ("writes", "weights", "both", "inputs", "values"):
             assert sizes.canonicity(one, two, sizes.similarities(one, two, by)) == 1, (kind, by)
         effects = sizes.average_effects(sizes.insertion_effects(one, two, gpt.mlp(0), PLANTED_T), two.recording.on(),
                                         PLANTED_T, gen())
@@ -668,7 +699,7 @@ def test_the_true_units_of_a_planted_mlp_are_canonical_at_two_sizes(planted):
         counts = sizes.alive_counts(ms[1], gpt, fit[0])
         assert counts["alive"] == counts["alive_mean"] == counts["alive_rate"] == counts["alive_once"] == n
         assert counts["cliff_units"] == n and counts["cliff"] > 2 * counts["null_cliff"]
-        null = stability.by_chance(two, 100, PLANTED_T, gen())
+        null = sizes.by_chance(two, 100, PLANTED_T, gen())
         assert sizes.canonicity(one, null, sizes.similarities(one, null)) == 0
 
 
