@@ -212,15 +212,15 @@ def pair_cell(pair, key):
     return f"{written} ({cell(pair.get(f'null_{key}'), 3)})"
 
 
-def render(found, command):
-    """The trainings, what they share, and how settled they are, as Markdown. command: by which they
-    were found."""
+def render(found):
+    """The trainings, what they share, and how settled they are, as Markdown."""
     trainings = []
     for row in found["rows"]:
         cells = [row["start"], f"{row['steps']:,}", str(row["seed"])]
         cells += [cell(row[key], digits) for key, (_, digits) in ROWS.items()]
         trainings.append(cells)
     heads = ["start", "steps", "seed", *(head for head, _ in ROWS.values())]
+    command = found["provenance"]["command"]
     lines = [TEXT.format(command=command), *markdown_table(heads, trainings), ""]
 
     pairs = []
@@ -364,7 +364,7 @@ def main(cfg):
 
     known.write(provenance=common.provenance(cfg, gpt))
     found = known.found
-    text = render(found, common.command(cfg))
+    text = render(found)
     common.write(Path(cfg.out) / "spd-length.md", text.encode())
     curve.save_picture(picture(found), Path(cfg.out) / "spd-length.png")
     print("", text, f"-> {cfg.out}/spd-length.json, .md, .png", sep="\n")

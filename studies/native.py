@@ -170,11 +170,10 @@ other decomposition. The other columns are compare.py's (`compare.py --explain`)
 """
 
 
-def render(found, command):
-    """The cross-entropies, each decomposition alone, and what they share, as Markdown. command: by
-    which they were found."""
+def render(found):
+    """The cross-entropies, each decomposition alone, and what they share, as Markdown."""
     ce = found["ce"]
-    lines = [TEXT.format(command=command),
+    lines = [TEXT.format(command=found["provenance"]["command"]),
              f"Validation cross-entropy: {ce['ce_given']:.4f} of the target that it began as, "
              f"{ce['ce_made']:.4f} of what was made.", ""]
 
@@ -226,7 +225,8 @@ def main(cfg):
     # from no random start that the native components had
     for seed in range(native.seed + 1, native.seed + 1 + cfg.seeds):
         runs[seed] = configured(cfg, native, gpt, seed)
-    found = dict(ce=summary, rows=[], pairs=[])
+    ce = {key: summary[key] for key in ("ce_given", "ce_made")}
+    found = dict(ce=ce, provenance=common.provenance(cfg, gpt), rows=[], pairs=[])
     for which, run in runs.items():
         kind = NATIVE if which == NATIVE else "post-hoc"
         print(f"{kind} components, seed {run.seed}", flush=True)
@@ -247,9 +247,8 @@ def main(cfg):
         names = dict(kind=kind, seeds=seeds)
         found["pairs"].append(known.row("pairs", [*depends_on, how, kind, seeds], names, find))
 
-    ce = {key: summary[key] for key in ("ce_given", "ce_made")}
-    known.write(ce=ce, provenance=common.provenance(cfg, gpt))
-    text = render(found, common.command(cfg))
+    known.write(ce=ce, provenance=found["provenance"])
+    text = render(found)
     common.write(Path(cfg.out) / "native.md", text.encode())
     print("", text, f"-> {cfg.out}/native.json, .md", sep="\n")
 

@@ -809,6 +809,16 @@ def test_the_committed_tables_are_what_the_committed_results_say():
                 assert (folder / name).read_bytes() == text.encode(), name
 
 
+@pytest.mark.parametrize("name", ["spd-length", "native", "sizes", "map", "across"])
+def test_the_committed_page_of_a_study_is_what_its_numbers_say(name):
+    """Line for line: a page goes with the code that writes it. (The file of across has its rows in another order.)"""
+    study = importlib.import_module(f"studies.{name.removeprefix('spd-')}")
+    found = json.loads((ROOT / "results" / f"{name}.json").read_bytes())
+    text = study.maps.render(found, study.names_in(found)) if name == "map" else study.render(found)
+    lines = [page.splitlines() for page in ((ROOT / "results" / f"{name}.md").read_text(), text)]
+    assert lines[0] == lines[1] or name == "across" and sorted(lines[0]) == sorted(lines[1])
+
+
 @pytest.mark.parametrize("page", ["sizes.md", "map.md", "across.md", "native.md", "digits.md", "apd.md", "penalty/table.md"])
 def test_what_is_said_of_a_study_is_on_its_page(page):
     """Each number of two digits or more that the narrative has of a study."""
