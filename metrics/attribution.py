@@ -511,9 +511,12 @@ def r2(X_fit_UJn, q_fit_UJ, X_test_UJn, q_test_UJ):
 def choose(piece_UJF, q_UJ, most, by):
     """Choose pieces for each later feature, the best first: (U, most).
 
-    by "size": of largest E|share|; by "correlation": of largest |Pearson's r| with q."""
+    by "size": of largest E|share|; by "spread": of largest standard deviation of the share; by
+    "correlation": of largest |Pearson's r| with q."""
     if by == "size":
         worth_UF = piece_UJF.abs().mean(1)
+    elif by == "spread":
+        worth_UF = piece_UJF.std(1)
     else:
         worth_UF, _ = correlate(piece_UJF, q_UJ.unsqueeze(-1).expand_as(piece_UJF))
     return worth_UF.abs().topk(min(most, worth_UF.shape[1])).indices
@@ -571,8 +574,9 @@ def attribute(m, gpt, fit, test, units, choose_masks=nothing_masked, tau=TAU, co
     over the `each` tokens of each feature. Under masks q stays that of the MLP itself, so that R^2
     also says whether masks keep what later features read.
 
-    Null: the same of `rotated(m, gen)`. by="correlation" chooses pieces by |r| with q, for which a
-    large but constant piece is worth nothing; hold it against `directly`, which chooses so too.
+    Null: the same of `rotated(m, gen)`. A large but constant share says nothing of q's variance, so
+    that by="size" may choose what is of no use; by="spread" chooses by what varies, and
+    by="correlation" by |r| with q, as `directly` does, which is blind to what pieces say together.
     fit, test: Readings. 18 s, under masks 27 s."""
     layer, = m.layers
     mlp = gpt.mlp(layer)

@@ -7,7 +7,8 @@ whether the later feature moves as its shares say when a piece is removed:
 
     R^2 of n pieces     for SPD, and at as many pieces for transcoder features, MOLT's transforms,
                         neurons, singular vectors, random pieces of the weights, and earlier
-                        features themselves, without anything between
+                        features themselves, without anything between; chosen by three rules, and
+                        for random directions in the place of the later features too
     under three masks   none; the causal importances; these rounded. SPD is trained on predictions,
                         not to keep hidden activations: what masks cost here is a finding
 
@@ -77,7 +78,8 @@ MASKS = {
     "rounded": partial(masks.rounded, threshold=spd.ON_ABOVE),
 }
 COUNTS = (1, 2, 3, 5, 10, 20, 40)   # numbers of pieces that q is rebuilt from
-BY = {"size": "", "correlation": "_by_r"}       # {how pieces are chosen: the end of a key}
+# {how pieces are chosen: the end of a key}
+BY = {"size": "", "spread": "_by_spread", "correlation": "_by_r"}
 CHAINS = 10                         # later features whose strongest paths are written out
 PATHS = 2                           # paths of each
 CLIFF = 0.1                         # of R^2: masks that surely cost more are a cliff
@@ -177,6 +179,14 @@ class Seed:
         return attribution.stream_directions(self.models["later"], self.arena.gpt)
 
     @cached_property
+    def drawn(self):
+        """The readings of random directions, of equal mean and covariance, in the place of the
+        later features, at the tokens of these."""
+        gen = common.generator(self.number, "directions in the place of features")
+        w_FD = matching.redraw(self.readings[0].w_FD, gen)
+        return [dataclasses.replace(reading, w_FD=w_FD) for reading in self.readings]
+
+    @cached_property
     def frequent(self):
         """The later features that are on often enough."""
         return attribution.frequent(*self.readings, self.each)
@@ -262,22 +272,26 @@ def ask(seed, name, mask):
     """How well does one decomposition, under one kind of masks, explain the computed features?
     {matrix, or "all": flat dict}."""
     gpt = seed.arena.gpt
-    fit, test = seed.readings
+    _, test = seed.readings
     m = seed.decompositions[name]
     choose_masks = MASKS[mask]
     found = {}
 
-    # how few pieces do, chosen in two ways
+    # how few pieces do, chosen in three ways, for features and for random directions
     for by, end in BY.items():
-        few = attribution.attribute(m, gpt, fit, test, seed.computed, choose_masks, counts=COUNTS,
-                                    each=seed.each, by=by)
+        few, of_drawn = [
+            attribution.attribute(m, gpt, *readings, seed.computed, choose_masks, counts=COUNTS,
+                                  each=seed.each, by=by)
+            for readings in (seed.readings, seed.drawn)]
         for matrix, of_matrix in few.items():
             numbers = found.setdefault(matrix, {})
             numbers |= few_pieces(of_matrix, end)
+            numbers[f"drawn_r2_5{end}"] = average(of_drawn[matrix]["r2_5"].clamp(min=0))
             if by == "size":
                 # both matrices' pieces have as many parameters
                 parameters_U = m.params_F[of_matrix["chosen"][:, :5]].sum(1)
                 numbers["params"] = average(parameters_U)
+                numbers["pieces"] = m.C if m.kind == "component" else len(m.params_F)
                 for key in ("active_share", "rest_share", "n90"):
                     numbers[key] = average(of_matrix[key])
 
@@ -300,11 +314,16 @@ def ask(seed, name, mask):
 def ask_earlier(seed):
     """How well do earlier features explain the computed ones without anything between? In the form
     of `ask`. They have no shares: they are chosen by correlation alone, and none is removed."""
-    fit, test = seed.readings
-    found = attribution.directly(seed.earlier, seed.arena.gpt, fit, test, seed.computed, COUNTS,
-                                 seed.each)
-    parameters = 5. * seed.earlier.params_F[0].item()
-    return {"all": few_pieces(found, "") | few_pieces(found, "_by_r") | dict(params=parameters)}
+    found, of_drawn = [
+        attribution.directly(seed.earlier, seed.arena.gpt, *readings, seed.computed, COUNTS,
+                             seed.each)
+        for readings in (seed.readings, seed.drawn)]
+    params_F = seed.earlier.params_F
+    numbers = dict(params=5. * params_F[0].item(), pieces=len(params_F))
+    for end in BY.values():
+        numbers |= few_pieces(found, end)
+        numbers[f"drawn_r2_5{end}"] = average(of_drawn["r2_5"].clamp(min=0))
+    return {"all": numbers}
 
 
 # ------------------------------------------------------------------------------------- the chains
@@ -436,12 +455,20 @@ def masked(entries):
     return sorted(some, key=lambda entry: entry.label)
 
 
-def fall(entries, one, other):
-    """By how much is R^2 of 5 pieces lower in another entry, seed by seed? {mean, half, ..}."""
-    falls = []
+def asked(entries):
+    """The entries of the components that are asked about, without masks."""
+    return [entry for entry in masked(entries) if entry.masks == "off"]
+
+
+def difference(entries, one, other, key):
+    """By how much is a number higher in one entry than in another, seed by seed? {mean, half, ..}.
+    None without seeds that have both."""
+    differences = []
     for seed, numbers in entries[one].items():
-        falls.append(numbers["r2_5"] - entries[other][seed]["r2_5"])
-    return noise.over_seeds(falls)
+        value = entries[other][seed].get(key)
+        if value is not None and key in numbers:
+            differences.append(numbers[key] - value)
+    return noise.over_seeds(differences)
 
 
 def verdict(lost):
@@ -454,32 +481,35 @@ def verdict(lost):
 
 
 def cliffs(entries):
-    """Say for each matrix what masks cost, and whether it is a cliff: a line each."""
-    sentences = []
+    """What masks cost, and whether it is a cliff: a table."""
+    lines = []
     for entry in masked(entries):
         if entry.masks != "off":
-            lost = fall(entries, entry._replace(masks="off"), entry)
-            sentences.append(f"- {entry.label}: R² of 5 pieces falls by {written(lost, 3)} from "
-                             f"masks off to {entry.masks}: {verdict(lost)}.")
-    return sentences
+            off = entry._replace(masks="off")
+            lost = [difference(entries, off, entry, key) for key in FALLS]
+            cells = [f"{written(one, 3)}: {verdict(one)}" if one else "n/a" for one in lost]
+            lines.append([entry.label, entry.masks, *cells])
+    return markdown_table(["pieces", "masks", *FALLS.values()], lines)
 
 
 # ---------------------------------------------------------------------------------- what it shows
-HEADLINE = {                        # key: (head, digits, key of the null in brackets)
+HEADLINE = {                        # key: (head, digits, key of what stands in brackets)
     "r2_1": ("R² of 1 ↑", 3, None),
-    "r2_5": ("of 5 ↑", 3, None),
+    "r2_5": ("of 5 ↑", 3, "drawn_r2_5"),
     "r2_10": ("of 10 ↑", 3, None),
-    "delta": ("Δ of 5 ↑", 3, None),
-    "wins": ("wins ↑", 2, None),
-    "r2_5_by_r": ("of 5 by r ↑", 3, None),
-    "delta_by_r": ("Δ of 5 by r ↑", 3, None),
-    "explained_pre_pearson": ("explained ↑", 3, None),
-    "explained_pearson": ("by f ↑", 3, None),
+    "r2_5_by_spread": ("of 5 by spread ↑", 3, "drawn_r2_5_by_spread"),
+    "r2_5_by_r": ("of 5 by r ↑", 3, "drawn_r2_5_by_r"),
+    "explained_pearson": ("explained ↑", 3, None),
     "path_completeness": ("paths ↑", 3, None),
-    "pre_pearson": ("causal r ↑", 3, "null_pre_pearson"),
-    "pearson": ("by f ↑", 3, "null_pearson"),
-    "params": ("parameters", 0, None),
+    "pre_pearson": ("causal r", 3, "null_pre_pearson"),
+    "pearson": ("by f", 3, "null_pearson"),
+    "pieces": ("in all", 0, None),
+    "params": ("parameters of 5", 0, None),
 }
+CHOSEN = {"size": "by size", "spread": "by spread", "correlation": "by r"}
+FALLS = {                           # key: head
+    "r2_5": "of 5", "r2_10": "of 10", "r2_20": "of 20", "r2_5_by_spread": "of 5 by spread",
+    "r2_5_by_r": "of 5 by r"}
 MASKED = {                          # key: (head, digits); in brackets what random pieces have
     "r2_1": ("R² of 1 ↑", 3),
     "r2_5": ("of 5 ↑", 3),
@@ -489,31 +519,50 @@ MASKED = {                          # key: (head, digits); in brackets what rand
     "rest_share": ("rest ↓", 3),
     "n90": ("n90 ↓", 0),
     "path_completeness": ("paths ↑", 3),
-    "pre_pearson": ("causal r ↑", 3),
-    "pearson": ("by f ↑", 3),
+    "pre_pearson": ("causal r", 3),
+    "pearson": ("by f", 3),
     "pre_slope": ("slope", 2),
     "pre_sign_agreement": ("sign ↑", 2),
-    "explained_pre_pearson": ("explained ↑", 3),
+    "explained_pearson": ("explained ↑", 3),
 }
+ABOUT = """
+q: what the MLP's output y adds to a later feature's pre-activation, w . y. Share of a piece: what
+it adds to q. Later features are of an SAE of the stream after the MLP, earlier ones of an SAE of
+its input; often enough: on at {each} tokens of fit and at {each} of test, and all numbers are over
+{each} tokens at which they are on. The pieces are compare.py's rows at the middle of their
+sparsities, on {tokens:,} tokens of training: spd-length.md says how far from settled SPD is then.
+""".strip()
 LEGEND = """
-Numbers are means over the computed features, then over seeds ± half of the 95 % t interval.
-R² of n: of q on the n pieces of largest E|share|, chosen and fitted on fit, scored on test; below 0
-counts as 0. By r: on the n pieces of largest |r| with q, which is how `earlier` is always chosen.
-Δ: less the decomposition that is best on test among all others of the same seed; wins: share of the
-features at which no other does as well. Explained: R² of 5 of .8 or more, and a causal r of .7 or
-more. Causal r: of what the pre-activation loses when a piece is removed, and the piece's share,
-over the largest 5 % of the shares; in brackets over random pairs. For W_out and for what writes y
-directly it is 1 by construction: only W_in's components act through the nonlinearity. By f: of what
-the feature itself loses, in competition with all others of a TopK. Paths: completeness, of W_in's
-components alone.
-Parameters: of the 5 pieces; those of molt are maps of many ranks.
+Numbers are means over the computed features, then over seeds ± half of the 95 % t interval; neurons
+and singular vectors are the same in all seeds, and only the SAEs differ.
+R² of n: of q on n pieces, chosen and fitted on fit, scored on test; below 0 counts as 0. Chosen by
+size: of largest E|share|; by spread: of largest standard deviation of the share; by r: of largest
+|r| with q, which is how `earlier` is always chosen. In brackets: for random directions in the place
+of the later features, at their tokens. A share that is large but constant says nothing of how q
+varies, and the first rule chooses it; the last is blind to what pieces say together.
+Explained: R² of 5 by size of .8 or more, and a causal r by f of .7 or more. Causal r: of what the
+pre-activation loses when a piece is removed, and the piece's share, over the largest 5 % of the
+shares; in brackets over random pairs. It says that shares are right, not that pieces are good:
+random pieces have it too. For W_out and for what writes y directly it is 1 by construction: only
+W_in's components act through the nonlinearity. By f: of what the feature itself loses, in
+competition with all others of a TopK. Paths: completeness, of W_in's components alone: the size of
+all paths from earlier features through what is on is added up, what else there is counts as one.
+In all: how many pieces there are. Parameters: of 5; those of molt are maps of many ranks.
 :rotated is the null, as many random pieces of the same sum; `earlier` has nothing between.
-W_in's components and W_out's each add up to q: they are two answers.
+W_in's components and W_out's each add up to q: they are two answers, each with the other matrix and
+the gates of all neurons as they are at each token, which other pieces don't have.
+""".strip()
+LESS = """
+R² of 5 pieces of the components less that of the others, seed by seed. What is within ± is a tie;
+nothing is corrected for how many were asked.
 """.strip()
 MASKS_LEGEND = """
-In brackets: random pieces of the same sum (:rotated) under the same masks. Active: 1 - what all
-but the active components (importance over 0.1) add, in units of q; rest: E|rest| / E|q|; n90: how
-many components make up 90 % of all shares. Under masks q stays that of the MLP itself.
+In brackets: random pieces of the same sum (:rotated) under the same masks, which are the
+importances of other pieces: chance, not a competitor. Active: 1 - what all but the active
+components (importance over 0.1) add, in units of q; rest: E|rest| / E|q|; n90: how many components
+make up 90 % of all shares. Under masks q stays that of the MLP itself.
+
+By how much R² falls from masks off; a cliff: surely by more than 0.1.
 """.strip()
 
 
@@ -540,24 +589,18 @@ def cell(by_seed, key, digits, null_by_seed, null_key):
 
 
 def headline_lines(entries):
-    """Say how the components that are asked about compare, a line for each matrix."""
+    """Say how the components that are asked about compare to the best of the others."""
     lines = []
-    for entry in masked(entries):
-        if entry.masks == "off":
-            by_seed = entries[entry]
-            null_by_seed = entries[entry.null]
-            explained = cell(by_seed, "explained_pre_pearson", 2, null_by_seed,
-                             "explained_pre_pearson")
-            lines.append(
-                f"- {entry.label}: R² of 5 pieces {cell(by_seed, 'r2_5', 3, null_by_seed, 'r2_5')}"
-                f", Δ {written(over_seeds(by_seed, 'delta'), 3)} to the best other decomposition "
-                f"({best_others(by_seed)}); share of the features that are explained {explained}. "
-                "In brackets: random pieces of the same sum.")
+    for entry in asked(entries):
+        by_seed = entries[entry]
+        texts = []
+        for by, end in BY.items():
+            best = ", ".join(sorted({numbers[f"best{end}"] for numbers in by_seed.values()}))
+            delta = over_seeds(by_seed, f"delta{end}")
+            texts.append(f"{written(delta, 3)} {CHOSEN[by]} ({best})")
+        lines.append(f"- {entry.label}: R² of 5 pieces less that of the best other decomposition: "
+                     f"{', '.join(texts)}.")
     return lines
-
-
-def best_others(by_seed):
-    return ", ".join(sorted({numbers["best"] for numbers in by_seed.values()}))
 
 
 def headline_table(entries):
@@ -567,8 +610,25 @@ def headline_table(entries):
         if entry.masks == "off":
             cells = [cell(by_seed, key, digits, by_seed, null_key)
                      for key, (_, digits, null_key) in HEADLINE.items()]
-            lines.append([entry.label, *cells, best_others(by_seed)])
-    return markdown_table(["pieces", *(head for head, _, _ in HEADLINE.values()), "Δ to"], lines)
+            lines.append([entry.label, *cells])
+    return markdown_table(["pieces", *(head for head, _, _ in HEADLINE.values())], lines)
+
+
+def less_table(entries):
+    """The components that are asked about against each other decomposition, in pairs of seeds."""
+    ours = asked(entries)
+    heads = ["less"]
+    for entry in ours:
+        heads += [f"{entry.label} {CHOSEN[by]}" for by in BY]
+    lines = []
+    for other in entries:
+        if other.masks == "off" and other not in ours:
+            cells = []
+            for entry in ours:
+                cells += [written(difference(entries, entry, other, f"r2_5{end}"), 3)
+                          for end in BY.values()]
+            lines.append([other.label, *cells])
+    return markdown_table(heads, lines)
 
 
 def masks_table(entries):
@@ -600,9 +660,13 @@ def count_lines(rows):
 def render(found):
     """What was found, as Markdown."""
     entries = collect(found["rows"])
-    lines = ["# Later SAE features from the pieces of an MLP",
-             f"`{found['provenance']['command']}` wrote this.", "", *count_lines(found["features"])]
+    provenance = found["provenance"]
+    config = provenance["config"]
+    lines = ["# Later SAE features from the pieces of an MLP", f"`{provenance['command']}` wrote "
+             "this.", "", ABOUT.format(each=config["each"], tokens=config["tokens"]), "",
+             *count_lines(found["features"])]
     lines += ["", *headline_lines(entries), "", *headline_table(entries), "", LEGEND]
+    lines += ["", LESS, "", *less_table(entries)]
     lines += ["", "## Under masks", "", *masks_table(entries), "", MASKS_LEGEND]
     lines += ["", *cliffs(entries)]
     for row in found["chains"]:
@@ -616,14 +680,15 @@ def render(found):
 
 
 def picture(found):
-    """Draw R^2 over the number of pieces: all decompositions, chosen in two ways, and masks."""
+    """Draw R^2 over the number of pieces: all decompositions, chosen in three ways, and masks."""
     entries = collect(found["rows"])
-    figure = pictures.blank(16, 5)
-    by_size, by_r, by_mask = figure.subplots(1, 3, sharey=True)
+    figure = pictures.blank(20, 5)
+    by_size, by_spread, by_r, by_mask = panels = figure.subplots(1, 4, sharey=True)
     off = {entry: by_seed for entry, by_seed in entries.items() if entry.masks == "off"}
     style = pictures.styles([dict(name=entry.label, floor=is_floor(entry)) for entry in off])
     for entry, by_seed in off.items():
         draw_r2(by_size, by_seed, "", style[entry.label], not is_floor(entry))
+        draw_r2(by_spread, by_seed, "_by_spread", style[entry.label], not is_floor(entry))
         draw_r2(by_r, by_seed, "_by_r", style[entry.label], not is_floor(entry))
     for entry in masked(entries):
         color = f"C{[*MASKS].index(entry.masks)}"
@@ -633,9 +698,9 @@ def picture(found):
         draw_r2(by_mask, entries[entry], "", look | dict(ls="-", label=label))
         null_look = look | dict(ls=":", label=f"{label}, random")
         draw_r2(by_mask, entries[entry.null], "", null_look, has_band=False)
-    titles = ("pieces of largest E|share|", "pieces of largest |r| with q",
-              "largest E|share|, under masks")
-    for ax, title in zip((by_size, by_r, by_mask), titles):
+    titles = ("pieces of largest E|share|", "of largest spread of the share",
+              "of largest |r| with q", "largest E|share|, under masks")
+    for ax, title in zip(panels, titles):
         ax.set(xlabel="number of pieces", xscale="log", title=title, ylim=(-0.02, 1.02))
         ax.set_xticks(COUNTS, COUNTS)
         ax.minorticks_off()

@@ -51,7 +51,7 @@ def found(cfg):
 
 def numbers(r2, r2_by_r=None, pearson=None):
     """What `ask` says of one entry, as far as entries are held against each other."""
-    found = dict(r2_5=sum(r2) / len(r2), r2_5_each=r2, r2_5_each_by_r=r2_by_r or r2)
+    found = dict(r2_5=sum(r2) / len(r2), r2_5_each=r2, r2_5_each_by_spread=r2, r2_5_each_by_r=r2_by_r or r2)
     return found | (dict(pre_pearson_each=pearson, pearson_each=pearson) if pearson else {})
 
 
@@ -103,12 +103,15 @@ def test_answers_are_those_of_the_metrics(cfg, found):
 
 def test_the_page_has_all_tables_chains_and_a_picture(cfg, found):
     text = (Path(cfg.out) / "across.md").read_text()
-    table, masked = (part.split("\n\n")[0].splitlines() for part in text.split("| pieces |")[1:])
+    table, masked, falls = (part.split("\n\n")[0].splitlines() for part in text.split("| pieces |")[1:])
     labels = ["spd in", "spd out", "transcoder", "earlier", "svd in", "svd out", "neurons", "spd:rotated in",
               "spd:rotated out", "svd:rotated in", "svd:rotated out"]
     assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == labels
     assert [line.split(" | ")[1] for line in masked[2:]] == [*across.MASKS] * 2
-    assert text.count("falls by") == 4 and text.count("path of") == across.PATHS * text.count("\nlater feature #")
+    assert [line.split(" | ")[0].strip("| ") for line in falls[2:]] == ["spd in"] * 2 + ["spd out"] * 2
+    less = text.split("| less |")[1].split("\n\n")[0].splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in less[2:]] == labels[2:] and less[0].count("by r") == 2
+    assert text.count("path of") == across.PATHS * text.count("\nlater feature #")
     for word in ("component of W_in #", "<- earlier feature #", "[["):
         assert word in text
     assert (Path(cfg.out) / "across.png").stat().st_size > 10_000
@@ -165,6 +168,10 @@ def test_what_entries_are_held_against():
             row("spd", 0, "rounded", **{"in": numbers([.6, .6], None, [.5, .5])}),
             row("other", 0, all=numbers([.1, .8], [.3, .9])), row("third", 0, all=numbers([.5, .2], None, [1., 1.]))]
     found = {(entry.label, entry.masks): by_seed[0] for entry, by_seed in across.collect(rows).items()}
+    entries = across.collect(rows)
+    less = across.difference(entries, Entry("spd", "in", "off"), Entry("other", "all", "off"), "r2_5")
+    assert less["mean"] == pytest.approx(.8 - .45)
+    assert across.difference(entries, Entry("spd", "in", "off"), Entry("other", "all", "off"), "none") is None
     own = found["spd in", "off"]
     assert own["best"] == "other" and own["delta"] == pytest.approx(.8 - .45) and own["wins"] == .5
     assert own["delta_by_r"] == pytest.approx(.2 - .6) and own["explained_pre_pearson"] == .5
@@ -172,7 +179,7 @@ def test_what_entries_are_held_against():
     assert found["other", "off"]["best"] == "spd out" and "explained_pearson" not in found["other", "off"]
 
 
-@pytest.mark.parametrize("falls, words", [([.4, .41, .39], "0.400±.025 from masks off to importances: a cliff"),
+@pytest.mark.parametrize("falls, words", [([.4, .41, .39], "| 0.400±.025: a cliff |"),
                                           ([.01, .02, .03], "no cliff"), ([.1, .5, .9], "too noisy"), ([.5], "can't tell")])
 def test_a_cliff_is_more_than_noise_and_more_than_a_little(falls, words):
     rows = []
@@ -181,9 +188,9 @@ def test_a_cliff_is_more_than_noise_and_more_than_a_little(falls, words):
             for masks in across.MASKS:
                 r2 = .9 + .01 * seed - fall * (masks == "importances")
                 rows.append(row(name, seed, masks, **{"in": numbers([r2, r2])}))
-    sentences = across.cliffs(across.collect(rows))
-    assert len(sentences) == 2 and words in sentences[0]
-    assert "no cliff" in sentences[1] or len(falls) == 1
+    lines = across.cliffs(across.collect(rows))[2:]
+    assert len(lines) == 2 and words in lines[0] and lines[0].endswith("| n/a | n/a | n/a | n/a |")
+    assert "no cliff" in lines[1] or len(falls) == 1
 
 
 def test_a_cell_has_its_interval_and_its_null():
