@@ -558,9 +558,10 @@ nothing is corrected for how many were asked.
 """.strip()
 MASKS_LEGEND = """
 In brackets: random pieces of the same sum (:rotated) under the same masks, which are the
-importances of other pieces: chance, not a competitor. Active: 1 - what all but the active
-components (importance over 0.1) add, in units of q; rest: E|rest| / E|q|; n90: how many components
-make up 90 % of all shares. Under masks q stays that of the MLP itself.
+importances of other pieces: chance, not a competitor. Δ: less the best other decomposition, without
+masks. Active: 1 - what all but the active components (importance over 0.1) add, in units of q;
+rest: E|rest| / E|q|; n90: how many components make up 90 % of all shares. Under masks q stays that
+of the MLP itself.
 
 By how much R² falls from masks off; a cliff: surely by more than 0.1.
 """.strip()

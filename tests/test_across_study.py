@@ -10,7 +10,7 @@ import torch
 import common
 import compare
 from conftest import D, M
-from metrics import attribution
+from metrics import attribution, matching
 from model import GPT
 from studies import across
 from studies.across import Config, Entry
@@ -82,7 +82,18 @@ def test_answers_are_those_of_the_metrics(cfg, found):
     counted, = (row for row in found["features"] if row["seed"] == 1)
     assert counted["computed"] == len(units) > 0
 
+    # and of random directions at the same tokens: other answers, by the same rules
+    drawn = [dataclasses.replace(reading, w_FD=matching.redraw(
+        fit.w_FD, common.generator(1, "directions in the place of features"))) for reading in (fit, test)]
     m = across.spd.load(trained["spd"], gpt).raw
+    of_spd, = (row["matrices"] for row in found["rows"] if (row["name"], row["seed"], row["masks"]) == ("spd", 1, "off"))
+    for by, end in across.BY.items():
+        of_drawn, of_features = (attribution.attribute(m, gpt, *readings, units, counts=(5,), each=cfg.each, by=by)
+                                 for readings in (drawn, (fit, test)))
+        for matrix, answer in of_spd.items():
+            assert answer[f"drawn_r2_5{end}"] == pytest.approx(of_drawn[matrix]["r2_5"].clamp(min=0).mean().item(), abs=1e-5)
+            assert answer[f"r2_5{end}"] == pytest.approx(of_features[matrix]["r2_5"].clamp(min=0).mean().item(), abs=1e-5)
+            assert answer[f"r2_5{end}"] != answer[f"drawn_r2_5{end}"] and answer["pieces"] == M
     by_masks = {row["masks"]: row["matrices"] for row in found["rows"] if (row["name"], row["seed"]) == ("spd", 1)}
     for mask, choose_masks in across.MASKS.items():
         few = attribution.attribute(m, gpt, fit, test, units, choose_masks, counts=(1, 5), each=cfg.each)

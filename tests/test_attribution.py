@@ -311,6 +311,7 @@ def test_what_is_chosen():
     q_UJ = normal(0, 1, 50)
     piece_UJF = torch.stack([9 + 0.01 * normal(1, 1, 50), q_UJ + 0.1 * normal(2, 1, 50), -0.1 * q_UJ], -1)
     assert attribution.choose(piece_UJF, q_UJ, 2, "size").tolist() == [[0, 1]]
+    assert attribution.choose(piece_UJF, q_UJ, 3, "spread").tolist() == [[1, 2, 0]]
     assert attribution.choose(piece_UJF, q_UJ, 2, "correlation").tolist() == [[2, 1]]
 
 
