@@ -71,7 +71,6 @@ QUESTIONS = {
     "gain": ("has the whole a better one?", 2),
 }
 HELD_AGAINST = "neurons"        # wholes without any training
-SURE = 0.05                     # the largest p, after Holm, of a difference that is sure
 KINDS = {                           # of clearest cases: their heading
     "one_to_one": "One to one: {one} and {other}",
     "one_to_many": "One to many: one unit of {one}, several of {other}",
@@ -243,7 +242,7 @@ def answer(pair, p, digits):
         return text
     one, other = pair
     surely = "more" if one["mean"] > other["mean"] else "less"
-    return f"{surely if p < SURE else 'not shown'}: {text}"
+    return f"{'not shown' if p > noise.SURE else surely}: {text}"
 
 
 def answers(found, names):
@@ -262,10 +261,7 @@ def answers(found, names):
         return []
 
     # what all seeds answer
-    S = len({row["seed"] for row in found["groups"]})
-    ps = {what: noise.welch(one, other, S) for what, (one, other) in asked.items()
-          if noise.is_of_all_seeds(one, S) and noise.is_of_all_seeds(other, S)}
-    ps = noise.holm(ps)
+    ps = noise.surprise(asked, len({row["seed"] for row in found["groups"]}))
     lines = []
     for label in dict.fromkeys(label for label, _ in asked):
         cells = [answer(asked[label, key], ps.get((label, key)), digits)

@@ -19,6 +19,7 @@ import numpy as np
 
 # Student's t at 0.975 for 1 to 9 degrees of freedom; S seeds have S - 1, so theirs is T975[S - 2]
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+SURE = 0.05         # the largest p, after Holm, of a difference that is no noise
 
 
 # ------------------------------------------------------------------------------ a mean, an interval
@@ -107,11 +108,21 @@ def differences(rows, base, keys, S):
     pairs = {}
     for name, metrics in by_name.items():
         for key in keys:
-            pair = (metrics.get(key), base_metrics.get(key))
-            if all(is_of_all_seeds(metric, S) for metric in pair):
-                pairs[name, key] = pair
-    ps = holm({what: welch(a, b, S) for what, (a, b) in pairs.items()})
-    return {what: (a["mean"] - b["mean"], ps[what]) for what, (a, b) in pairs.items()}
+            pairs[name, key] = metrics.get(key), base_metrics.get(key)
+    found = {}
+    for what, p in surprise(pairs, S).items():
+        a, b = pairs[what]
+        found[what] = a["mean"] - b["mean"], p
+    return found
+
+
+def surprise(pairs, S):
+    """How surprising is the difference of each two numbers, {what: (a, b)}, for having asked about
+    all of them? {what: Holm's p}, without those that one of the two does not have from all S
+    seeds."""
+    ps = {what: welch(a, b, S) for what, (a, b) in pairs.items()
+          if is_of_all_seeds(a, S) and is_of_all_seeds(b, S)}
+    return holm(ps)
 
 
 def is_of_all_seeds(metric, S):

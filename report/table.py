@@ -304,7 +304,7 @@ def difference_tables(differences):
     for difference in differences:
         key = difference["metric"]
         sign = "+" if difference["by"] > 0 else ""
-        mark = "°" if difference["p"] > 0.05 else ""
+        mark = "°" if difference["p"] > noise.SURE else ""
         cells[difference["name"], key] = f"{sign}{shorten(difference['by'], key)}{mark}"
     if not cells:
         return []

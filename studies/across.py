@@ -684,13 +684,13 @@ def picture(found):
     """Draw R^2 over the number of pieces: all decompositions, chosen in three ways, and masks."""
     entries = collect(found["rows"])
     figure = pictures.blank(20, 5)
-    by_size, by_spread, by_r, by_mask = panels = figure.subplots(1, 4, sharey=True)
+    panels = figure.subplots(1, len(BY) + 1, sharey=True)
+    by_mask = panels[-1]
     off = {entry: by_seed for entry, by_seed in entries.items() if entry.masks == "off"}
     style = pictures.styles([dict(name=entry.label, floor=is_floor(entry)) for entry in off])
     for entry, by_seed in off.items():
-        draw_r2(by_size, by_seed, "", style[entry.label], not is_floor(entry))
-        draw_r2(by_spread, by_seed, "_by_spread", style[entry.label], not is_floor(entry))
-        draw_r2(by_r, by_seed, "_by_r", style[entry.label], not is_floor(entry))
+        for ax, end in zip(panels, BY.values()):
+            draw_r2(ax, by_seed, end, style[entry.label], not is_floor(entry))
     for entry in masked(entries):
         color = f"C{[*MASKS].index(entry.masks)}"
         marker = "o" if entry.matrix == "in" else "s"
@@ -707,7 +707,7 @@ def picture(found):
         ax.minorticks_off()
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7)
-    by_size.set_ylabel("R² of q, mean over computed features")
+    panels[0].set_ylabel("R² of q, mean over computed features")
     return figure
 
 
