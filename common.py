@@ -656,7 +656,7 @@ def read_source(text) -> Source:
 
     What it does not depend on is left out of its hash: comments, line breaks, docstrings, and class
     Config, for a flag's value is kept beside whatever it made. So none of these makes a result out
-    of date, and nor does a new flag. (A new version of Python may write trees differently.)"""
+    of date, and nor does a new flag."""
     tree = ast.parse(textwrap.dedent(text))
     imports = []
     for node in ast.walk(tree):
@@ -666,7 +666,14 @@ def read_source(text) -> Source:
             imports.append(node.module or "")
         if isinstance(getattr(node, "body", None), list):
             node.body = [statement for statement in node.body if not is_free(statement)]
-    return Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12], imports)
+    return Source(hashlib.sha256(tree_text(tree).encode()).hexdigest()[:12], imports)
+
+
+def tree_text(tree) -> str:
+    """Write a syntax tree as Python 3.11 does, whichever runs: 3.12 adds a field for the parameters
+    of types, 3.13 leaves out what is empty."""
+    whole = dict(show_empty=True) if sys.version_info >= (3, 13) else {}
+    return ast.dump(tree, **whole).replace(", type_params=[]", "")
 
 
 def is_free(statement) -> bool:

@@ -11,6 +11,8 @@ that all of them see.
     its evaluation  beside it, GROUP-KEY.json; KEY = hash of how the model is trained, the settings,
                     the text and what the code does that it depends on (without comments and
                     docstrings); a model that has answered everything is not needed any more
+    answers so far  results/answers.jsonl, those of the committed table: what none of this has
+                    changed is neither trained nor asked again, so that a new row costs its own time
 
 A model that was trained by other code than its files now hold stops the run before anything is
 done. It is for you to choose: --retrain trains such models anew, --keep uses them as they are.
@@ -27,11 +29,9 @@ from test. Stability is of all seeds of a row at once.
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import inspect
 import itertools
 import json
-import math
 import os
 import statistics
 import sys
@@ -49,6 +49,7 @@ import common
 import data
 import evals
 import fused
+import metrics.answers
 import metrics.atoms
 import metrics.concepts
 import metrics.effects
@@ -64,6 +65,7 @@ import scratch
 import spd
 import stochastic
 import transcoder
+from metrics.answers import digest
 from metrics.chat import ChatClient
 from metrics.groups import BY_RATE, CURVES, GROUPS, TOGETHER
 from model import GPT, default_layer
@@ -99,6 +101,7 @@ class Config:
     page: bool = True               # units.html in --out: a page to browse one seed of each row
     readme: bool = False            # put the table into README.md too, between its markers
     runs: str = "runs/compare"      # folder for the models and their evaluations
+    answers: str = "results/answers.jsonl"      # of models trained elsewhere; none: train all
     device: str = "auto"            # auto, cpu, cuda
 
 
@@ -106,6 +109,7 @@ WHOLE = ("model", "data", "layer", "methods", "metrics", "seeds", "tokens", "eva
          "explained")               # flags without which it is the whole table
 QUICK = dict(seeds=1, tokens=409_600, eval_tokens=6_400, explained=20)
 SMALL = 256                         # units of a dictionary with --quick
+ANSWERS = "answers.jsonl"           # in --out: what each model has answered
 
 
 # ------------------------------------------------------------------------------------- the rows
@@ -213,6 +217,7 @@ class Arena(NamedTuple):
     explained: int                  # units per model that are explained in words
     judge: Any                      # the LLM, if there is one
     once: dict                      # what `shared` has found, and the untrained target
+    known: dict                     # {name: answers} of models that were trained elsewhere
 
     def shared(self, function, name, **how):
         """Find what holds for all decompositions of a target, once for all of them:
@@ -232,11 +237,6 @@ EVALUATION = (evals, metrics.faithful, metrics.masks, metrics.recording, metrics
 
 
 # ---------------------------------------------------------------------------------- the jobs
-def digest(value):
-    """A short name for whatever JSON can say."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
 @dataclass
 class Job:
     """One model to be had and asked: a method at one value of its knob and one seed, or a floor."""
@@ -538,7 +538,7 @@ def evaluate(job, cfg, arena, groups):
     they depend on. A model that has answered everything is not needed any more."""
     arena = target_of(job, cfg, arena)
     paths = answer_paths(job, cfg, arena, groups)
-    found = {group: kept_answers(path) for group, path in paths.items()}
+    found = {group: known_answers(path, arena) for group, path in paths.items()}
     failed = []
     if None in found.values() or is_to_be_retrained(job, cfg, arena):
         subject = subject_of(job, cfg, arena)
@@ -550,7 +550,7 @@ def evaluate(job, cfg, arena, groups):
             if found[group] is None:
                 gen = common.generator(job.seed or 0, group)
                 numbers, details = GROUPS[group].measure(subject.model, arena, gen)
-                found[group] = keep_answers(paths[group], subject.cost | numbers | details)
+                found[group] = metrics.answers.keep(paths[group], subject.cost | numbers | details)
         except (Exception, SystemExit) as e:        # the other groups still have their say
             failed.append(f"{group}: {error_text(e)}")
     answers = {}
@@ -573,37 +573,29 @@ def is_to_be_retrained(job, cfg, arena) -> bool:
     return any(out_of_date(run, job.method.module) for run in runs)
 
 
-def keep_answers(path, answers) -> dict:
-    """Write the answers of one group of metrics; returns them as `kept_answers` will read them."""
-    answers = json.loads(json.dumps(finite(answers)))
-    common.write(path, json.dumps(dict(answers=answers, digest=digest(answers))).encode())
-    return answers
+def known_answers(path, arena):
+    """Answers that a model has given here, or else elsewhere (--answers); None if there are none.
+
+    path: where they are kept here. Its folder's name and its own, which have the hash of all that
+    the answers depend on, say what they are of."""
+    found = metrics.answers.kept(path)
+    return arena.known.get(metrics.answers.name_of(path)) if found is None else found
 
 
-def kept_answers(path):
-    """Read what `keep_answers` wrote: None where there is nothing, or where it is damaged. A whole
-    file has the digest of its own answers in it."""
-    try:
-        kept = json.loads(path.read_bytes())
-        is_whole = kept["digest"] == digest(kept["answers"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return kept["answers"] if is_whole else None
+def all_answers(cfg, arena, groups, todo) -> dict:
+    """What is known of all jobs: {name: answers}, None for those that are to be had yet."""
+    known = {}
+    for job in todo:
+        paths = answer_paths(job, cfg, target_of(job, cfg, arena), job.groups(groups))
+        for path in paths.values():
+            known[metrics.answers.name_of(path)] = known_answers(path, arena)
+    return known
 
 
 def error_text(e):
     if isinstance(e, SystemExit):
         return "stopped, as its error line says"
     return f"{type(e).__name__}: {e}"
-
-
-def finite(value):
-    """Put None for a number that JSON can't say, NaN or infinity, in a dict of dicts."""
-    if isinstance(value, dict):
-        return {str(key): finite(part) for key, part in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 class Team:
@@ -810,7 +802,11 @@ def prepared(cfg, gpt, layer, dev):
         judge = ChatClient(cfg.judge_url, cfg.judge_model, cfg.judge_timeout,
                            cfg.judge_temperature, cfg.judge_tokens)
         judge.check()               # before hours of training
-    return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained, judge, {})
+    known = {}
+    is_there = cfg.answers != Config.answers or Path(cfg.answers).exists()
+    if is_there and cfg.answers != "none":
+        known = metrics.answers.read_all(cfg.answers)
+    return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained, judge, {}, known)
 
 
 def narrowed(cfg):
@@ -840,6 +836,10 @@ def main(cfg):
     arena = prepared(cfg, gpt, layer, dev)
     todo = [job for job in jobs(cfg) if job.groups(groups)]
     check_models(cfg, arena, todo)
+    if arena.known:
+        wanted = all_answers(cfg, arena, groups, todo).keys()
+        print(f"{len(wanted & arena.known.keys())} of {len(wanted)} answers are in {cfg.answers}; "
+              "--answers none trains all models here")
 
     # do it, and tell; of many processes the first one tells
     team = Team()
@@ -850,6 +850,7 @@ def main(cfg):
     team.leave()
     if team.rank:
         return
+    metrics.answers.write_all(Path(cfg.out) / ANSWERS, all_answers(cfg, arena, groups, todo))
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer),
                              table.of_studies(cfg.out, gpt.hash))
     table.write(results, cfg.out)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import common
 import compare
+import metrics.answers
 from report import noise
 
 
@@ -52,7 +53,7 @@ class Found:
             if row["key"] == key:
                 return row
         rows[:] = [row for row in rows if not names.items() <= row.items()]
-        row = names | dict(key=key) | compare.finite(find())
+        row = names | dict(key=key) | metrics.answers.finite(find())
         rows.append(row)
         rows.sort(key=self.order)
         self.write()

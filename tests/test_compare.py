@@ -1,4 +1,5 @@
 """The comparison with a method that trains in milliseconds: kill and continue, FAILED rows, nulls, tables, README."""
+import ast
 import dataclasses
 import functools
 import importlib
@@ -17,6 +18,7 @@ from torch import nn
 import common
 import compare
 import evals
+import metrics.answers
 from baselines import Dictionary
 from compare import Config, Floor, Job, Method
 from conftest import D, T, V
@@ -265,6 +267,45 @@ def test_answers_whose_file_is_damaged_are_asked_for_anew(cfg, stub, damage):
     assert len(stub.asked) == 2 * asked
 
 
+def test_what_others_have_answered_is_neither_trained_nor_asked_again(cfg, stub, tmp_path, capsys):
+    compare.main(cfg)
+    first, steps, asked = results(cfg), len(stub.log), len(stub.asked)
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes((Path(cfg.out) / "answers.jsonl").read_bytes())
+    lines = file.read_text().splitlines(True)
+    assert len(lines) == len({line.split()[0] for line in lines}) == 21     # 6 models, 9 floors; 2 and 3 on parts; all seeds
+    def elsewhere(name, **change):
+        capsys.readouterr()
+        there = dataclasses.replace(cfg, answers=str(file), runs=str(tmp_path / name / "runs"), out=str(tmp_path / name), **change)
+        compare.main(there)
+        return results(there), (tmp_path / name / "answers.jsonl").read_text(), capsys.readouterr().out
+    again, text, said = elsewhere("a")
+    assert again == first and text == "".join(lines) and "21 of 21 answers are in" in said
+    assert (len(stub.log), len(stub.asked)) == (steps, asked) and not [*(tmp_path / "a").rglob("*.safetensors")]
+    assert "there is no model any more of stub" in said
+    file.write_text("".join(lines[:-1]) + re.sub(r"\d", "7", lines[-1]))
+    again, text, said = elsewhere("b")                              # a damaged line: its models are trained, and asked that
+    assert again == first and text == "".join(lines) and "1 of 21 lines are damaged" in said and "20 of 21 answers" in said
+    assert lines[-1].startswith("stub-k4-seed1") and len(stub.log) == steps + 6 and len(stub.asked) == asked
+    file.write_text("".join(lines))
+    _, _, said = elsewhere("c", tokens=60)                          # other models: only floors' answers are theirs
+    assert len(stub.log) == steps + 6 + 3 * 2 * 7 and "12 of 21 answers" in said
+    cfg.answers = "none"
+    elsewhere_steps = len(stub.log)
+    compare.main(dataclasses.replace(cfg, runs=str(tmp_path / "new")))
+    assert len(stub.log) == elsewhere_steps + steps
+
+
+@pytest.mark.parametrize("text, words", (
+    (None, "No such file"), ("", "no answers of models"), ("{}\n", "no answers of models"), ("a {} b\n\0\1\xff", "no answers of models")))
+def test_answers_that_are_none_are_refused(cfg, stub, tmp_path, capsys, text, words):
+    cfg.answers = str(tmp_path / "x.jsonl")
+    if text is not None:
+        Path(cfg.answers).write_text(text, encoding="latin-1")
+    fails(capsys, lambda: compare.main(cfg), f"{cfg.answers}: ", words)
+    assert not stub.log
+
+
 def test_a_second_run_into_one_folder_names_the_first_and_takes_over_from_a_dead_one(cfg, stub, capsys):
     holder = subprocess.Popen([sys.executable, "-c", f"import common; common.hold({cfg.out!r}); print(1, flush=True); input()"],
                               cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -491,6 +532,16 @@ def test_another_default_is_other_training(edited, capsys):
     edited.run(other, metrics="faithfulness,parts")             # .. and what is not is asked of the right one
     fails(capsys, lambda: edited.run(), "lr=0.02, not 0.03")
     assert edited.run(retrain=True) == first and edited.run() == first      # there is no old model any more
+
+
+def test_code_has_one_hash_in_every_python():
+    """Of 3.11 to 3.13, whose trees differ in what they write of what isn't there."""
+    tree = ast.parse("def f(x: int):\n    'a docstring stays in a tree'\n    return [x, ()]")
+    assert common.tree_text(tree) == (
+        "Module(body=[FunctionDef(name='f', args=arguments(posonlyargs=[], args=[arg(arg='x', annotation=Name(id='int', "
+        "ctx=Load()))], kwonlyargs=[], kw_defaults=[], defaults=[]), body=[Expr(value=Constant(value='a docstring stays in "
+        "a tree')), Return(value=List(elts=[Name(id='x', ctx=Load()), Tuple(elts=[], ctx=Load())], ctx=Load()))], "
+        "decorator_list=[])], type_ignores=[])")
 
 
 def test_what_training_imports_counts_and_what_looks_at_models_does_not(tmp_path):
@@ -726,7 +777,7 @@ def test_each_column_has_a_metric_that_finds_it(of_the_bundled_target):
             numbers, details = module.measure(subject, arena, common.generator(0, group))
             assert numbers.keys() == module.COLUMNS.keys() and not numbers.keys() & details.keys()
             found |= numbers | details
-    assert json.dumps(compare.finite(found))
+    assert json.dumps(metrics.answers.finite(found))
     found |= table.at_one_l0([found | dict(l0=table.AT)])
     wanted = {key for key, column in table.COLUMNS.items() if column.table not in ("by LLM", "studies")}
     assert wanted - set(found) == {"tokens", "steps", "seconds"}

@@ -336,7 +336,7 @@ def test_what_one_asks_of_the_judge_goes_to_the_judge(server, tmp_path, waits, c
     assert len(Stub.requests) == 2 and judge.retries == 4       # never from the cache
     key = lambda **change: compare.evaluation_key(
         "judged", compare.Job("svd", "k", 2, 0, True, None), 0, dataclasses.replace(cfg, **change),
-        compare.Arena(GPT.load(ROOT / "target"), 1, (), (), [], 10, None, {}))
+        compare.Arena(GPT.load(ROOT / "target"), 1, (), (), [], 10, None, {}, {}))
     assert key() == key(judge_timeout=8) and len({key(), key(judge_temperature=0), key(judge_tokens=51)}) == 3
 
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import common
-import compare
 import data
+import metrics.answers
 import mutants
 import sae
 from conftest import T, V
@@ -196,5 +196,5 @@ def test_a_damaged_cache_of_the_text_is_built_anew(tmp_path, monkeypatch, part):
 @pytest.mark.parametrize("damage", [mutants.of_json, mutants.of_bytes])
 def test_damaged_answers_are_no_answers(tmp_path, damage):
     path = tmp_path / "parts.json"
-    answers = compare.keep_answers(path, dict(coverage=0.25, none=None, attack={0: 0.5, 20: 1.5}, spectrum=[0.1, 0.2]))
-    campaign(path.read_bytes(), damage, path, lambda: compare.kept_answers(path), lambda found: found in (None, answers))
+    answers = metrics.answers.keep(path, dict(coverage=0.25, none=None, attack={0: 0.5, 20: 1.5}, spectrum=[0.1, 0.2]))
+    campaign(path.read_bytes(), damage, path, lambda: metrics.answers.kept(path), lambda found: found in (None, answers))

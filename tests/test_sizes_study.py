@@ -52,7 +52,7 @@ def test_the_cells_and_what_is_held_against_what():
 def test_a_row_at_its_own_size_is_the_tables_and_its_model_is_shared(cfg):
     gpt = GPT.load(cfg.model)
     base = compare.Config(model=cfg.model, data=cfg.data, tokens=240, runs=cfg.runs)
-    models = sizes.Models(base, compare.Arena(gpt, 1, None, None, [], 0, None, {}))
+    models = sizes.Models(base, compare.Arena(gpt, 1, None, None, [], 0, None, {}, {}))
     for name, size, flag in (("transcoder", 1024, "F"), ("spd", 256, "C"), ("molt", 16, "groups")):
         value = compare.METHODS[name].values[1]
         job, run = models.job(Setting(name, size, 1, value), 0)
@@ -264,7 +264,7 @@ def test_sparsity_and_faithfulness_are_those_of_the_evaluation(cfg):
     gpt = GPT.load(cfg.model)
     rows = torch.randint(0, 30, (8, 12), generator=common.generator(0, "rows"))
     split = rows, rows.new_zeros(8, 12, 0)
-    arena = compare.Arena(gpt, 1, split, split, [], 0, None, {})
+    arena = compare.Arena(gpt, 1, split, split, [], 0, None, {}, {})
     m = compare.baselines.Neurons(1, gpt.mlp(1), 4)
     table = evals.scores(gpt, rows, evals.ablations(gpt, 1, rows) | dict(m=evals.splice(m)))
     assert sizes.reached(m, arena, "test") == dict(l0=pytest.approx(4, abs=.1), ce=evals.recovered(table, "m"))
