@@ -592,6 +592,15 @@ def all_answers(cfg, arena, groups, todo) -> dict:
     return known
 
 
+def say_known(cfg, arena, groups, todo):
+    """Say how much of what is asked has been answered elsewhere."""
+    asked = all_answers(cfg, arena, groups, todo).keys()
+    known = asked & arena.known.keys()
+    if known:
+        print(f"{len(known)} of {len(asked)} answers are in {cfg.answers}; --answers none trains "
+              "all models here")
+
+
 def error_text(e):
     if isinstance(e, SystemExit):
         return "stopped, as its error line says"
@@ -836,16 +845,13 @@ def main(cfg):
     arena = prepared(cfg, gpt, layer, dev)
     todo = [job for job in jobs(cfg) if job.groups(groups)]
     check_models(cfg, arena, todo)
-    if arena.known:
-        wanted = all_answers(cfg, arena, groups, todo).keys()
-        print(f"{len(wanted & arena.known.keys())} of {len(wanted)} answers are in {cfg.answers}; "
-              "--answers none trains all models here")
 
     # do it, and tell; of many processes the first one tells
     team = Team()
     common.must_be_writable(cfg.out, cfg.runs)
     if team.rank == 0:
         common.hold(cfg.out)
+        say_known(cfg, arena, groups, todo)
     found = collect(cfg, arena, groups, todo, team)
     team.leave()
     if team.rank:
