@@ -69,7 +69,7 @@ from metrics.answers import digest
 from metrics.chat import ChatClient
 from metrics.groups import BY_RATE, CURVES, GROUPS, TOGETHER
 from model import GPT, default_layer
-from report import gallery, headline, table
+from report import gallery, headline, narrative, table
 from tinytales import cache, concepts
 
 
@@ -99,7 +99,7 @@ class Config:
     explain: bool = False           # say what each row and each column means, and stop
     out: str = "results"            # for what is found; results-quick, results-part if not all
     page: bool = True               # units.html in --out: a page to browse one seed of each row
-    readme: bool = False            # put the table into README.md too, between its markers
+    readme: bool = False            # put it into README.md too, its numbers into results/README.md
     runs: str = "runs/compare"      # folder for the models and their evaluations
     answers: str = "results/answers.jsonl"      # of models trained elsewhere; none: train all
     device: str = "auto"            # auto, cpu, cuda
@@ -860,10 +860,11 @@ def main(cfg):
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer),
                              table.of_studies(cfg.out, gpt.hash))
     table.write(results, cfg.out)
-    if cfg.readme:
-        table.embed(headline.render(results), Path(__file__).parent / "README.md")
     print("", table.render(results), sep="\n")
     print(f"-> {cfg.out}/results.json, table.md, table.csv, pictures")
+    if cfg.readme:
+        table.embed(headline.render(results), Path(__file__).parent / "README.md")
+        narrative.update(Path(__file__).parent / Config.out / "README.md", results)
     failed = []
     for row in results["rows"]:
         failed += [f"{row['name']} {text}" for text in row["failed"]]

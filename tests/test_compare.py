@@ -23,7 +23,7 @@ from baselines import Dictionary
 from compare import Config, Floor, Job, Method
 from conftest import D, T, V
 from model import GPT
-from report import noise, table
+from report import narrative, noise, table
 from test_common import fails
 
 ROOT = Path(compare.__file__).parent
@@ -882,19 +882,23 @@ def test_what_is_said_of_a_study_is_on_its_page(page):
 @pytest.mark.skipif(not (ROOT / "results/README.md").exists(), reason="nothing is said about results")
 def test_the_narrative_says_what_the_results_say():
     """Each "mean ± half" and each "null" in it is that of the **column** and the `row` named last."""
-    lines, heads = (ROOT / "results/README.md").read_text().splitlines(), {c.head: key for key, c in table.COLUMNS.items()}
-    rows = {row["name"]: row["metrics"] for row in json.loads((ROOT / "results/results.json").read_text())["rows"]
-            if row["middle"]}
-    token = (r"\*\*(?P<head>[^*]+)\*\*|`(?P<row>[^`]+)`|"
-             r"(?P<mean>-?[\d.]*\d) ± (?P<half>[\d.]*\d)|null (?P<null>-?[\d.]*\d)")
-    key = row = None
-    checked, wrong = 0, []
-    for found in re.finditer(token, " ".join(" ".join(lines).split())):
-        said = {k: v for k, v in found.groupdict().items() if v}
-        key, row = heads.get(said.pop("head", None), key), rows.get(said.pop("row", None), row)
-        for part, digits in said.items():
-            checked += 1
-            number = row[key].get(part)
-            if number is None or f"{number:.{len(digits.partition('.')[2])}f}" != digits:
-                wrong.append((found.group(), key, part, number))
-    assert not wrong and checked > 40 and len(lines) <= 90
+    text, found = (ROOT / "results/README.md").read_text(), json.loads((ROOT / "results/results.json").read_text())
+    assert narrative.fill(text, found) == text
+    numbers = [kind for kind in narrative.TOKEN.finditer(text) if kind["mean"] or kind["null"]]
+    assert len(numbers) > 40 and len(text.splitlines()) <= 90
+
+
+def test_a_text_gets_the_numbers_of_what_it_names_last(capsys):
+    def row(name, middle=True, **metrics):
+        return dict(name=name, middle=middle, metrics=metrics)
+    found = dict(columns=dict(ce=dict(head="CE @16"), kl=dict(head="KL")), rows=[
+        row("spd", False, ce=dict(mean=7, half=7, null=7)),
+        row("spd", ce=dict(mean=0.9549, half=0.0126, null=0.0004), kl=dict(mean=11074.2, half=82, null=None)),
+        row("sae", ce=dict(mean=-1.5, half=0., null=0))])
+    said = "**CE\n@16** and `spd.py`: of `spd` {} ±\n{} (null {}), **bold** `sae` {} ± {}, by **KL** `spd` {} ± {}, 3 of 4."
+    old, new = [said.format(*numbers) for numbers in (
+        ("0.1", "0.234", "5.5", "2", "1.25", "-3", "0"), ("1.0", "0.013", "0.0", "-2", "0.00", "11074", "82"))]
+    assert narrative.fill(old, found) == new == narrative.fill(new, found)
+    for text, words in (("**KL** `spd` null 3", "no null of **KL** of `spd`"), ("**KL** `sae` 1 ± 2", "no mean of **KL** of `sae`"),
+                        ("1 ± 2", "1"), ("`spd` null 3", "of `spd`")):
+        fails(capsys, lambda: narrative.fill(text, found), words)
