@@ -11,8 +11,9 @@ that all of them see.
     its evaluation  beside it, GROUP-KEY.json; KEY = hash of how the model is trained, the settings,
                     the text and what the code does that it depends on (without comments and
                     docstrings); a model that has answered everything is not needed any more
-    answers so far  results/answers.jsonl, those of the committed table: what none of this has
-                    changed is neither trained nor asked again, so that a new row costs its own time
+    all of them     results/answers.jsonl comes with the repository. Where nothing that an answer
+                    depends on has changed, its model is neither trained nor asked again: a new row
+                    costs its own time
 
 A model that was trained by other code than its files now hold stops the run before anything is
 done. It is for you to choose: --retrain trains such models anew, --keep uses them as they are.
@@ -217,7 +218,7 @@ class Arena(NamedTuple):
     explained: int                  # units per model that are explained in words
     judge: Any                      # the LLM, if there is one
     once: dict                      # what `shared` has found, and the untrained target
-    known: dict                     # {name: answers} of models that were trained elsewhere
+    elsewhere: dict                 # {name: answers} of models that were trained elsewhere
 
     def shared(self, function, name, **how):
         """Find what holds for all decompositions of a target, once for all of them:
@@ -538,7 +539,7 @@ def evaluate(job, cfg, arena, groups):
     they depend on. A model that has answered everything is not needed any more."""
     arena = target_of(job, cfg, arena)
     paths = answer_paths(job, cfg, arena, groups)
-    found = {group: known_answers(path, arena) for group, path in paths.items()}
+    found = {group: read_answers(path, arena) for group, path in paths.items()}
     failed = []
     if None in found.values() or is_to_be_retrained(job, cfg, arena):
         subject = subject_of(job, cfg, arena)
@@ -573,31 +574,30 @@ def is_to_be_retrained(job, cfg, arena) -> bool:
     return any(out_of_date(run, job.method.module) for run in runs)
 
 
-def known_answers(path, arena):
-    """Answers that a model has given here, or else elsewhere (--answers); None if there are none.
+def read_answers(path, arena):
+    """Read the answers that a model has given here, or else elsewhere (--answers); None if neither.
 
-    path: where they are kept here. Its folder's name and its own, which have the hash of all that
-    the answers depend on, say what they are of."""
-    found = metrics.answers.kept(path)
-    return arena.known.get(metrics.answers.name_of(path)) if found is None else found
+    path: where they are kept here."""
+    here = metrics.answers.kept(path)
+    return arena.elsewhere.get(metrics.answers.name_of(path)) if here is None else here
 
 
 def all_answers(cfg, arena, groups, todo) -> dict:
-    """What is known of all jobs: {name: answers}, None for those that are to be had yet."""
-    known = {}
+    """Read the answers of all jobs: {name: answers}, None for those that are still to be had."""
+    by_name = {}
     for job in todo:
         paths = answer_paths(job, cfg, target_of(job, cfg, arena), job.groups(groups))
         for path in paths.values():
-            known[metrics.answers.name_of(path)] = known_answers(path, arena)
-    return known
+            by_name[metrics.answers.name_of(path)] = read_answers(path, arena)
+    return by_name
 
 
-def say_known(cfg, arena, groups, todo):
-    """Say how much of what is asked has been answered elsewhere."""
+def print_reused(cfg, arena, groups, todo):
+    """Say how much of what is asked was answered elsewhere."""
     asked = all_answers(cfg, arena, groups, todo).keys()
-    known = asked & arena.known.keys()
-    if known:
-        print(f"{len(known)} of {len(asked)} answers are in {cfg.answers}; --answers none trains "
+    reused = asked & arena.elsewhere.keys()
+    if reused:
+        print(f"{len(reused)} of {len(asked)} answers are in {cfg.answers}; --answers none trains "
               "all models here")
 
 
@@ -811,11 +811,12 @@ def prepared(cfg, gpt, layer, dev):
         judge = ChatClient(cfg.judge_url, cfg.judge_model, cfg.judge_timeout,
                            cfg.judge_temperature, cfg.judge_tokens)
         judge.check()               # before hours of training
-    known = {}
-    is_there = cfg.answers != Config.answers or Path(cfg.answers).exists()
-    if is_there and cfg.answers != "none":
-        known = metrics.answers.read_all(cfg.answers)
-    return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained, judge, {}, known)
+    elsewhere = {}
+    is_default_missing = cfg.answers == Config.answers and not Path(cfg.answers).exists()
+    if cfg.answers != "none" and not is_default_missing:
+        elsewhere = metrics.answers.read_all(cfg.answers)
+    return Arena(gpt, layer, fit, test, [names[k] for k in enough], cfg.explained, judge, {},
+                 elsewhere)
 
 
 def narrowed(cfg):
@@ -851,7 +852,7 @@ def main(cfg):
     common.must_be_writable(cfg.out, cfg.runs)
     if team.rank == 0:
         common.hold(cfg.out)
-        say_known(cfg, arena, groups, todo)
+        print_reused(cfg, arena, groups, todo)
     found = collect(cfg, arena, groups, todo, team)
     team.leave()
     if team.rank:

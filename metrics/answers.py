@@ -1,10 +1,10 @@
-"""What have models answered? In files, so that a run that was killed goes on, and that a model is
-asked once, wherever that was.
+"""Files of what models have answered, so that a killed run goes on and no model is asked twice.
 
-The answers to one group of metrics are a flat dict. They are kept with their digest: what is
-damaged is found out, and asked for again. Their name, of the model's folder and of their own file,
-holds the hash of all that they depend on (compare.py, `evaluation_key`): where anything else was
-asked, or of another model, nothing is found.
+The answers of one model to one group of metrics are a flat dict. They lie in a file beside the
+model, and those of a whole table in one file of a line each. Beside them stands their digest: a
+damaged file is noticed, and its model asked again. Their name is that of the model's folder and of
+their own file. Both end in a hash of all that the answers depend on (compare.py, `evaluation_key`),
+so that a name never stands for other answers.
 """
 import hashlib
 import json
@@ -59,6 +59,7 @@ def kept(path):
 
 
 def name_of(path):
+    """Name the answers that are kept in a file."""
     return f"{path.parent.name}/{path.stem}"
 
 
@@ -78,14 +79,15 @@ def read_all(path) -> dict:
         lines = Path(path).read_bytes().splitlines()
     except OSError as e:
         common.fail(f"{path}: cannot read: {e.strerror}")
-    found = {}
+    by_name = {}
     for line in lines:
         name, _, text = line.decode(errors="replace").partition(" ")
         answers = unsealed(text)
         if answers is not None:
-            found[name] = answers
-    if not found:
+            by_name[name] = answers
+    if not by_name:
         common.fail(f"{path}: holds no answers of models")
-    if len(found) < len(lines):
-        print(f"{path}: {len(lines) - len(found)} of {len(lines)} lines are damaged, and left out")
-    return found
+    if len(by_name) < len(lines):
+        n_damaged = len(lines) - len(by_name)
+        print(f"{path}: {n_damaged} of {len(lines)} lines are damaged, and left out")
+    return by_name

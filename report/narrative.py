@@ -30,17 +30,18 @@ class Reader:
 
     def current(self, token):
         """A number as it is today; a name as it is, and kept in mind."""
-        said = token.groupdict()
-        if said["column"]:
-            name = " ".join(said["column"].split())
-            self.column = name if name in self.keys else self.column
-        elif said["row"]:
-            self.row = said["row"] if said["row"] in self.rows else self.row
-        elif said["mean"]:
-            mean, half = [self.number(part, said[part]) for part in ("mean", "half")]
-            return mean + said["between"] + half
-        else:
-            return "null" + said["space"] + self.number("null", said["null"])
+        if token["mean"]:
+            mean, half = [self.number(part, token[part]) for part in ("mean", "half")]
+            return mean + token["between"] + half
+        if token["null"]:
+            return "null" + token["space"] + self.number("null", token["null"])
+
+        # other bold words, and other names in backticks, are left alone
+        name = " ".join(token[0].strip("*`").split())
+        if token["column"] and name in self.keys:
+            self.column = name
+        if token["row"] and name in self.rows:
+            self.row = name
         return token[0]
 
     def number(self, part, like):
