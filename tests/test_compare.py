@@ -870,7 +870,8 @@ def test_the_committed_page_of_a_study_is_what_its_numbers_say(name):
     assert lines[0] == lines[1] or name == "across" and sorted(lines[0]) == sorted(lines[1])
 
 
-@pytest.mark.parametrize("page", ["sizes.md", "map.md", "across.md", "native.md", "digits.md", "apd.md", "penalty/table.md"])
+@pytest.mark.parametrize("page", [
+    "sizes.md", "map.md", "across.md", "native.md", "digits.md", "apd.md", "penalty/table.md", "next/table.md"])
 def test_what_is_said_of_a_study_is_on_its_page(page):
     """Each number of two digits or more that the narrative has of a study."""
     said, = re.findall(rf"^- \[{page}\].*?(?=\n- |\n\n)", (ROOT / "results/README.md").read_text(), re.M | re.S)
