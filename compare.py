@@ -185,7 +185,7 @@ METHODS = {
         sae, "k", (8, 16, 32), MUON, dict(F=SMALL),
         "reads the output that it explains: it can't replace the MLP"),
     "sae-stochastic": Method(
-        stochastic, "k", (8, 16, 32), dict(base="sae"), dict(F=SMALL),
+        stochastic, "k", (8, 16, 32), dict(STOCHASTIC, base="sae"), dict(F=SMALL),
         "an SAE with SPD's stochastic masks and penalty instead of TopK"),
     # controls, and what is of another target: a colon stands before what is not as in the others
     "spd:scratch": Method(
