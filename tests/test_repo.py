@@ -21,7 +21,7 @@ NODES = {
     "baselines.py": 1780,
     "clt.py": 3890,
     "common.py": 5400,
-    "compare.py": 5750,
+    "compare.py": 5800,
     "data.py": 4450,
     "digits.py": 8280,
     "evals.py": 4820,
