@@ -50,6 +50,13 @@ def train_and_die(cfg, step, rows):
     sys.modules[type(cfg).__module__].train(cfg)
 
 
+@pytest.fixture(autouse=True)
+def default_products():
+    """Matrix products as a fresh process has them, after a test of a script that chose others (common.fast_matmul)."""
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
 @pytest.fixture(scope="module")
 def n_layer():
     """Of `target`; a file of tests may have its own."""
