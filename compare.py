@@ -110,7 +110,6 @@ WHOLE = ("model", "data", "layer", "methods", "metrics", "seeds", "tokens", "eva
          "explained")               # flags without which it is the whole table
 QUICK = dict(seeds=1, tokens=409_600, eval_tokens=6_400, explained=20)
 SMALL = 256                         # units of a dictionary with --quick
-ANSWERS = "answers.jsonl"           # in --out: what each model has answered
 
 
 # ------------------------------------------------------------------------------------- the rows
@@ -582,22 +581,20 @@ def read_answers(path, arena):
     return arena.elsewhere.get(metrics.answers.name_of(path)) if here is None else here
 
 
-def all_answers(cfg, arena, groups, todo) -> dict:
-    """Read the answers of all jobs: {name: answers}, None for those that are still to be had."""
-    by_name = {}
+def all_paths(cfg, arena, groups, todo) -> list:
+    """Where are the answers of all jobs kept?"""
+    paths = []
     for job in todo:
-        paths = answer_paths(job, cfg, target_of(job, cfg, arena), job.groups(groups))
-        for path in paths.values():
-            by_name[metrics.answers.name_of(path)] = read_answers(path, arena)
-    return by_name
+        arena_of_job = target_of(job, cfg, arena)
+        paths += answer_paths(job, cfg, arena_of_job, job.groups(groups)).values()
+    return paths
 
 
-def print_reused(cfg, arena, groups, todo):
-    """Say how much of what is asked was answered elsewhere."""
-    asked = all_answers(cfg, arena, groups, todo).keys()
-    reused = asked & arena.elsewhere.keys()
+def print_reused(cfg, arena, paths):
+    """Say how many of the answers that are asked for were given elsewhere."""
+    reused = [path for path in paths if metrics.answers.name_of(path) in arena.elsewhere]
     if reused:
-        print(f"{len(reused)} of {len(asked)} answers are in {cfg.answers}; --answers none trains "
+        print(f"{len(reused)} of {len(paths)} answers are in {cfg.answers}; --answers none trains "
               "all models here")
 
 
@@ -846,18 +843,20 @@ def main(cfg):
     arena = prepared(cfg, gpt, layer, dev)
     todo = [job for job in jobs(cfg) if job.groups(groups)]
     check_models(cfg, arena, todo)
+    paths = all_paths(cfg, arena, groups, todo)
 
     # do it, and tell; of many processes the first one tells
     team = Team()
     common.must_be_writable(cfg.out, cfg.runs)
     if team.rank == 0:
         common.hold(cfg.out)
-        print_reused(cfg, arena, groups, todo)
+        print_reused(cfg, arena, paths)
     found = collect(cfg, arena, groups, todo, team)
     team.leave()
     if team.rank:
         return
-    metrics.answers.write_all(Path(cfg.out) / ANSWERS, all_answers(cfg, arena, groups, todo))
+    answers = {metrics.answers.name_of(path): read_answers(path, arena) for path in paths}
+    metrics.answers.write_all(Path(cfg.out) / Path(Config.answers).name, answers)
     results = table.assemble(found, common.provenance(cfg, gpt) | dict(layer=layer),
                              table.of_studies(cfg.out, gpt.hash))
     table.write(results, cfg.out)
