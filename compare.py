@@ -84,7 +84,7 @@ class Config:
     metrics: str = "all"            # some of faithfulness, completeness, parts, words, effects, ..
     # how much of it
     seeds: int = 3                  # [1, 10] models per method and sparsity, seeds 0, 1, ..
-    tokens: int = 4_096_000         # [1, 1e11] that each model is trained on
+    tokens: int = 2_048_000         # [1, 1e11] that each model is trained on
     eval_tokens: int = 50_000       # [1, 1e9] of fit (means, choices) and of test (scores)
     explained: int = 100            # [10, 1e6] units per model that are explained in words
     quick: bool = False             # one seed, the middle sparsity, a tenth of the tokens, small

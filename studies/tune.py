@@ -1,8 +1,8 @@
 """Which optimizer and learning rate should each row of the table use?
 
 Every row gets the same trials: two optimizers at five learning rates each, at its middle sparsity
-and seed 0, on as many tokens as in the table. Trials are scored on fit, which no number of the
-table comes from.
+and seed 0, on half of the table's tokens. Trials are scored on fit, which no number of the table
+comes from.
 
     gain = ln KL(what the table uses, at the trial's L0) - ln KL(trial)
 
@@ -46,7 +46,7 @@ class Config:
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     methods: str = "all"            # some of the rows of compare.py, comma-separated
-    tokens: int = 4_096_000         # [1, 1e11] that each model is trained on
+    tokens: int = 1_024_000         # [1, 1e11] that each model is trained on
     eval_tokens: int = 12_800       # [1, 1e9] of fit
     out: str = "results"            # folder for tuning.json and tuning.md
     runs: str = "runs/compare"      # folder for the models, shared with compare.py
