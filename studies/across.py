@@ -53,7 +53,7 @@ class Config:
     methods: str = "spd,transcoder,molt"    # rows of compare.py; the first: of components, asked
     # how much of it
     seeds: int = 3                  # [1, 10] pairs of SAEs, and models of each method
-    tokens: int = 2_048_000         # [1, 1e11] that each model is trained on
+    tokens: int = compare.Config.tokens     # [1, 1e11] that each model is trained on
     eval_tokens: int = 50_000       # [1, 1e9] of fit (choices) and of test (scores)
     each: int = 200                 # [10, 1e6] tokens of a later feature that are looked at
     # models that were trained by other code than their files now hold stop the run; instead:

@@ -53,7 +53,7 @@ class Config:
     cases: str = ""                 # two rows whose clearest cases are shown; empty: the first two
     # how much of it
     seeds: int = 3                  # [1, 10] models of each row, seeds 0, 1, ..
-    tokens: int = 2_048_000         # [1, 1e11] that each model is trained on
+    tokens: int = compare.Config.tokens     # [1, 1e11] that each model is trained on
     eval_tokens: int = 50_000       # [1, 1e9] of fit (choices) and of test (numbers)
     pairs: int = 50                 # [1, 1e4] partners whose weights and effects are compared
     rows: int = 32                  # [1, 1e6] of test, on which effects are measured

@@ -67,7 +67,7 @@ class Config:
     ce: float = 0.985               # (0, 1) CE recovered in the arm ce
     # how much of it
     seeds: int = 3                  # [1, 10] models of each method, arm and size
-    tokens: int = 2_048_000         # [1, 1e11] that each model is trained on
+    tokens: int = compare.Config.tokens     # [1, 1e11] that each model is trained on
     eval_tokens: int = 50_000       # [1, 1e9] of fit (choices) and of test (numbers)
     # models that were trained by other code than their files now hold stop the run; instead:
     retrain: bool = False           # train those models anew

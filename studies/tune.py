@@ -46,7 +46,7 @@ class Config:
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     methods: str = "all"            # some of the rows of compare.py, comma-separated
-    tokens: int = 1_024_000         # [1, 1e11] that each model is trained on
+    tokens: int = compare.Config.tokens // 2    # [1, 1e11] that each model is trained on
     eval_tokens: int = 12_800       # [1, 1e9] of fit
     out: str = "results"            # folder for tuning.json and tuning.md
     runs: str = "runs/compare"      # folder for the models, shared with compare.py
