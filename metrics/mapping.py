@@ -693,22 +693,22 @@ def concept_entropy(concept_F, K, groups, stand_in_UF):
     return torch.cat(parts)
 
 
-def union_numbers(a, b, groups, unit_M, concepts):
+def union_numbers(a, b, groups, unit_M, label_NK, true_K):
     """Do the members of a group make up their whole, and one concept? (Q) each:
 
         cover   share of the tokens of the whole, the unit of b, at which a member is on
         spill   share of the tokens at which a member is on and the whole is not
         f1      F1 of the true concept that says best where a member is on; not without concepts
 
-    for these members in the place of the groups' own. 0.1 s."""
+    for these members in the place of the groups' own. label_NK: concepts, as floats; true_K: at how
+    many tokens each is true. 0.03 s."""
     union = unite(a, unit_M, groups.group_M, len(groups.whole_Q))
     is_whole_on_E = b.at(groups.whole_Q[union.unit_E], union.token_E) != 0
     both_Q = torch.bincount(union.unit_E[is_whole_on_E], minlength=union.F)
     on_Q = union.on()
     numbers = dict(cover=both_Q / b.on()[groups.whole_Q], spill=1 - both_Q / on_Q)
-    if len(concepts):
-        label_NK = a.label_NK[:, concepts].float()
-        f1_QK = f1_scores(on_Q.unsqueeze(1), label_NK.sum(0), union.sums(label_NK))
+    if label_NK.shape[1]:
+        f1_QK = f1_scores(on_Q.unsqueeze(1), true_K, union.sums(label_NK))
         numbers["f1"] = f1_QK.amax(1)
     return {key: value_Q.double() for key, value_Q in numbers.items()}
 
@@ -743,7 +743,7 @@ def coherence(a, b, groups, similarities, gen, draws=1000, union_draws=100):
     evidence. f1 and entropy need concepts that are neither too rare nor too common
     (recording.testable_concepts), and are left out without any.
 
-    2 s for similarities and entropy, 0.1 s for each of the union_draws random unions."""
+    2 s for similarities and entropy, 0.03 s for each of the union_draws random unions."""
     if not len(groups.whole_Q):
         return {}
     concepts = testable_concepts(a)
@@ -761,8 +761,10 @@ def coherence(a, b, groups, similarities, gen, draws=1000, union_draws=100):
         scores["entropy"] = score("entropy", own_1Q[0], concept_entropy(*about, stand_in_UF))
 
     # What needs the tokens of all members together: fewer draws.
-    own = union_numbers(a, b, groups, groups.unit_M, concepts)
-    random = [union_numbers(a, b, groups, unit_F[groups.unit_M], concepts)
+    label_NK = a.label_NK[:, concepts].float()
+    labels = label_NK, label_NK.sum(0)
+    own = union_numbers(a, b, groups, groups.unit_M, *labels)
+    random = [union_numbers(a, b, groups, unit_F[groups.unit_M], *labels)
               for unit_F in stand_in_UF[:union_draws]]
     for name, value_Q in own.items():
         scores[name] = score(name, value_Q, torch.stack([numbers[name] for numbers in random]))
@@ -820,27 +822,38 @@ def control_units(b, units_P, gen):
 
 @dataclass
 class Ablations:
-    """One decomposition on one batch of rows, with the MLP's output when units are switched off."""
+    """One decomposition on one batch of rows, and what changes when units are switched off."""
     m: object
-    x_BTD: torch.Tensor
-    f_BTF: torch.Tensor
-    error_BTD: torch.Tensor
+    gpt: object
+    idx_BT: torch.Tensor
 
-    def outputs(self, off_PF):
-        """The MLP's output without some units, m's error kept: (P B, T, D)."""
-        layer, = self.m.layers
+    def __post_init__(self):
+        self.layer, = self.m.layers
+        self.x_BTD, self.stream_BTD, self.f_BTF = clean_with_stream(
+            self.m, self.gpt, self.idx_BT, self.layer)
+        y_BTD = self.gpt.mlp(self.layer)(self.x_BTD)
+        self.error_BTD = y_BTD - self.m.decode(self.layer, self.f_BTF, self.x_BTD)
+        self.final_BTD = self.gpt.hidden(self.stream_BTD, y_BTD, self.layer)
+
+    def changes(self, off_PF):
+        """How does what the unembedding reads change, at each scored position, when units are
+        switched off and m's error is kept? Its D numbers and a 1: (P, N, D + 1)."""
         P = len(off_PF)
         on_P11F = ~off_PF[:, None, None]
         without = (self.f_BTF * on_P11F).flatten(0, 1)
-        y = self.m.decode(layer, without, self.x_BTD.repeat(P, 1, 1))
-        return y + self.error_BTD.repeat(P, 1, 1)
+        y = self.m.decode(self.layer, without, self.x_BTD.repeat(P, 1, 1))
+        y = y + self.error_BTD.repeat(P, 1, 1)
+        final = self.gpt.hidden(self.stream_BTD.repeat(P, 1, 1), y, self.layer)
+        change_PBTD = final.unflatten(0, (P, -1)) - self.final_BTD
+        change_PND = change_PBTD[:, :, 1:-1].flatten(1, 2).double()
+        return nnf.pad(change_PND, (0, 1), value=1)
 
 
 @torch.no_grad()
-def effect_match(A, B, gpt, rows_RT, off_PF, off_PG, top=50, batch=4, at_once=4):
+def effect_match(A, B, gpt, rows_RT, off_PF, off_KPG, top=50, batch=4, at_once=4):
     """Does switching off units of A do to the predictions what switching off units of B does?
-    Pearson's r for each of P pairs of ablations, (P): 1 = the same effect, 0 = unrelated, -1 =
-    opposite. NaN where an ablation has no effect on these rows.
+    Pearson's r of each of P ablations of A with K of B, (K, P): 1 = the same effect, 0 = unrelated,
+    -1 = opposite. NaN where an ablation has no effect on these rows.
 
     The effect of an ablation is the change of the logits, less their mean over the vocabulary,
     which no prediction depends on, at each scored position. r is taken over positions and over the
@@ -849,62 +862,50 @@ def effect_match(A, B, gpt, rows_RT, off_PF, off_PG, top=50, batch=4, at_once=4)
     the decomposition leaves out kept, as evals.splice has it: for an SPD the other components keep
     their importances as masks.
 
-    off_PF, off_PG: the units of A and of B to switch off, bool: one unit (`switched`), or a
-    cluster. Two passes a pair of what comes after the MLP: 2 s a pair for 32 rows of 128 tokens.
-    Memory: logits of batch at_once rows, and 5 numbers for each pair and word."""
-    layer, = A.layers
-    sums = []
+    off_PF, off_KPG: the units of A and of B to switch off, bool: one unit (`switched`), or a
+    cluster. (1 + K) P passes of what comes after the MLP, but for the unembedding: logits are
+    linear in what it reads, so the covariances of a word's are found in those of the D numbers
+    there; 0.15 s each for 32 rows of 128 tokens. Memory: (1 + 2 K) P tables of D x D."""
+    sums = 0
     for idx_BT in split_rows(rows_RT, batch):
-        logp_BSV, stream_BTD, sides = clean_sides((A, B), gpt, idx_BT, layer)
+        a = Ablations(A, gpt, idx_BT)
+        b = Ablations(B, gpt, idx_BT)
         parts = []
         for pairs in torch.arange(len(off_PF)).split(at_once):
-            changes = []
-            for side, off in zip(sides, (off_PF, off_PG)):
-                y = side.outputs(off[pairs])
-                stream = stream_BTD.repeat(len(pairs), 1, 1)
-                logp = gpt.predictions(gpt.suffix(stream, y, layer))
-                change = logp.unflatten(0, (len(pairs), -1)) - logp_BSV
-                changes.append((change - change.mean(-1, keepdim=True)).flatten(1, 2))
-            parts.append(sums_over_tokens(*changes))
-        sums.append(torch.cat(parts, 1))
+            of_A = a.changes(off_PF[pairs])
+            of_B = torch.stack([b.changes(off_PG[pairs]) for off_PG in off_KPG])
+            parts.append(torch.cat([(of_A.mT @ of_A).unsqueeze(0), of_A.mT @ of_B, of_B.mT @ of_B]))
+        sums = sums + torch.cat(parts, 1)
     R, T = rows_RT.shape
-    return correlation_of_top(torch.stack(sums).sum(0) / (R * (T - 2)), top)
+    K = len(off_KPG)
+    of_words = covariances_of_words(sums / (R * (T - 2)), gpt.unembedding)
+    one_1PV, product_KPV, other_KPV = of_words.split([1, K, K])
+    return correlation_of_top(product_KPV, one_1PV.expand_as(product_KPV), other_KPV, top)
 
 
-def clean_sides(ms, gpt, idx_BT, layer):
-    """What does the model predict as it is, and what do decompositions of one MLP say there?
-    logp_BSV, stream_BTD, and Ablations of each."""
-    sides = []
-    for m in ms:
-        x_BTD, stream_BTD, f_BTF = clean_with_stream(m, gpt, idx_BT, layer)
-        y_BTD = gpt.mlp(layer)(x_BTD)
-        error_BTD = y_BTD - m.decode(layer, f_BTF, x_BTD)
-        sides.append(Ablations(m, x_BTD, f_BTF, error_BTD))
-    logp_BSV = gpt.predictions(gpt.suffix(stream_BTD, y_BTD, layer))
-    return logp_BSV, stream_BTD, sides
+def covariances_of_words(means_MPEE, unembedding_VD):
+    """From means of products of `changes`, how do the logits of each word covary? (M, P, V)."""
+    word_VD = (unembedding_VD - unembedding_VD.mean(0)).double()
+    tables = []
+    for mean_PEE in means_MPEE:
+        one_PD = mean_PEE[:, :-1, -1]
+        other_PD = mean_PEE[:, -1, :-1]
+        covariance_PDD = mean_PEE[:, :-1, :-1] - one_PD.unsqueeze(2) * other_PD.unsqueeze(1)
+        tables.append(torch.stack([(word_VD @ c_DD * word_VD).sum(1) for c_DD in covariance_PDD]))
+    return torch.stack(tables)
 
 
-def sums_over_tokens(one_PNV, other_PNV):
-    """Sum over tokens two changes, their squares and their product: (5, P, V)."""
-    terms = (one_PNV, other_PNV, one_PNV.square(), other_PNV.square(), one_PNV * other_PNV)
-    return torch.stack([term.sum(1).double() for term in terms])
-
-
-def correlation_of_top(means_5PV, top):
-    """Correlate two changes over tokens and the words that vary most: (P)."""
-    one_PV, other_PV, one_square_PV, other_square_PV, product_PV = means_5PV
-    variance_PV = one_square_PV - one_PV**2
-    other_variance_PV = other_square_PV - other_PV**2
-    covariance_PV = product_PV - one_PV * other_PV
-    share_PV = nnf.normalize(variance_PV, p=1, dim=1) + nnf.normalize(other_variance_PV, p=1, dim=1)
-    words_PV = share_PV.topk(min(top, share_PV.shape[1]), 1).indices
-    of_words = [table.gather(1, words_PV).sum(1)
-                for table in (covariance_PV, variance_PV, other_variance_PV)]
-    covariance_P, variance_P, other_variance_P = of_words
-    # Where nothing is switched off, logits move by rounding alone.
-    is_felt_P = torch.minimum(variance_P, other_variance_P) > ROUNDING**2 * words_PV.shape[1]
-    r_P = covariance_P / (variance_P * other_variance_P).sqrt()
-    return torch.where(is_felt_P, r_P, math.nan)
+def correlation_of_top(covariance_KPV, variance_KPV, other_KPV, top):
+    """Correlate two changes over tokens and the words that vary most: (K, P)."""
+    share_KPV = nnf.normalize(variance_KPV, p=1, dim=2) + nnf.normalize(other_KPV, p=1, dim=2)
+    words_KPV = share_KPV.topk(min(top, share_KPV.shape[2]), 2).indices
+    of_words = [table.gather(2, words_KPV).sum(2)
+                for table in (covariance_KPV, variance_KPV, other_KPV)]
+    covariance_KP, variance_KP, other_KP = of_words
+    # Where nothing is switched off, numbers move by rounding alone.
+    is_felt_KP = torch.minimum(variance_KP, other_KP) > ROUNDING**2 * words_KPV.shape[2]
+    r_KP = covariance_KP / (variance_KP * other_KP).sqrt()
+    return torch.where(is_felt_KP, r_KP, math.nan)
 
 
 # --------------------------------------------------------------------------------------- clusters

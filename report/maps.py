@@ -56,6 +56,10 @@ EVIDENCE = {
     "against_read": ("read < 0", 2),
     "against_effect": ("effect < 0", 2),
     "against": ("any < 0", 2),
+    "next_r": ("r, next", 2),
+    "next_write": ("write, next", 2),
+    "next_read": ("read, next", 2),
+    "next_effect": ("effect, next", 2),
 }
 CLUSTERS = {
     "units": ("components", 0),
@@ -117,8 +121,9 @@ correction over this table, p < 0.05); without a word: some seed has no groups."
 ABOUT_EVIDENCE = """\
 Partners are each other's best and linked, on fit; of all such pairs, pairs are drawn. read, write:
 cosines. effect: correlation of the changes of logits when the one or the other is switched off.
-Null: another unit that is on about as often in the partner's place, so mostly elsewhere. < 0: share
-of the pairs with that evidence in which it contradicts the activations; any: by what they have.
+Null: another unit that is on about as often in the partner's place, so mostly elsewhere. next: the
+unit that is next to the partner in likeness, on at much the same tokens. < 0: share of the pairs
+with that evidence in which it contradicts the activations; any: by what they have.
 Weights of clusters, of two matrices and of what reads different things are n/a."""
 ABOUT_CLUSTERS = """\
 Clusters as a minimum-description-length merge finds them. together: share of the components that

@@ -8,12 +8,12 @@ kinds of evidence (metrics/mapping.py):
     weight      do units that are each other's best partner read and write alike?
     effect      does switching off the one do to the predictions what switching off the other does?
 
-The null of activation is the other method's units moved to the wrong text, that of weight and
-effect another unit in the partner's place, that of groups of parts random groups as large. The
-ceiling is another seed of the row itself, the floors are neurons and random directions. SPD's
-components are asked alone and as clusters of components, of both matrices, that are on together:
-alone they are half-units. Units on at 50 tokens of fit take part. What is chosen is chosen on fit,
-what is said is from test; seeds are the unit of replication.
+The null of activation is the other method's units moved to the wrong text, those of weight and
+effect another unit in the partner's place, a random one and the one next to it in likeness, that of
+groups of parts random groups as large. The ceiling is another seed of the row itself, the floors
+are neurons and random directions. SPD's components are asked alone and as clusters of components,
+of both matrices, that are on together: alone they are half-units. Units on at 50 tokens of fit take
+part. What is chosen is chosen on fit, what is said is from test; seeds are the unit of replication.
 
     python -m studies.map       # trains what compare.py has not trained yet; goes on after a kill
     python -m studies.map --methods spd,transcoder --seeds 1 --out results-quick    # a look
@@ -351,14 +351,15 @@ def parts_of_wholes(parts, wholes, gen):
 # ------------------------------------------------------------------------------- weight and effect
 def matched_pairs(one, other, most, gen):
     """Which units are each other's best partners, and linked? Up to `most` pairs (P), (P), drawn at
-    random. By what they say on fit."""
+    random, and which unit of B is the first's next best partner (P). By what they say on fit."""
     r_FG, is_edge_FG = graph(one.fit, other.fit, one.row, gen)
     i = torch.arange(len(r_FG), device=r_FG.device)
     best_F = r_FG.argmax(1)
     is_mutual_F = r_FG.argmax(0)[best_F] == i
     i = i[is_mutual_F & is_edge_FG[i, best_F]]
     i = i[torch.randperm(len(i), generator=gen)[:most].to(i.device)]
-    return i, best_F[i]
+    r_PG = r_FG[i].scatter(1, best_F[i].unsqueeze(1), -torch.inf)
+    return i, best_F[i], r_PG.argmax(1)
 
 
 def correlation_of_pairs(one, other, i_P, j_P):
@@ -407,8 +408,9 @@ def read_cosines(one, other, i_P, j_P):
 
 
 def evidence(one, other, cfg, gen):
-    """Do partners by activation read, write and act alike? Means over up to cfg.pairs pairs, and
-    null_KEY with another unit of B, on about as often, in the partner's place:
+    """Do partners by activation read, write and act alike? Means over up to cfg.pairs pairs, and in
+    the partner's place null_KEY with another unit of B that is on about as often, next_KEY with the
+    unit of B that is next to it in likeness:
 
         r               correlation of what the two say, |r| where one has a sign
         read, write     cosines, times the sign of r
@@ -417,16 +419,16 @@ def evidence(one, other, cfg, gen):
         against         share in which one of them is
 
     A component and its negative are one: with the sign of r, agreement is above 0 for both."""
-    i_P, j_P = matched_pairs(one, other, cfg.pairs, gen)
+    i_P, j_P, next_P = matched_pairs(one, other, cfg.pairs, gen)
     numbers = dict(pairs=len(i_P))
     if not len(i_P):
         return numbers
-    k_P = mapping.control_units(other.fit, j_P, gen)
-    effect_P, null_effect_P = mapping.effect_match(
-        one.m, other.m, one.arena.gpt, one.arena.test[0][:cfg.rows],
-        one.switched(i_P).repeat(2, 1), other.switched(torch.cat([j_P, k_P]))).chunk(2)
+    partners = {"": j_P, "null_": mapping.control_units(other.fit, j_P, gen), "next_": next_P}
+    off_KPG = torch.stack([other.switched(partner_P) for partner_P in partners.values()])
+    effect_KP = mapping.effect_match(
+        one.m, other.m, one.arena.gpt, one.arena.test[0][:cfg.rows], one.switched(i_P), off_KPG)
 
-    for prefix, partner_P, effect_P in (("", j_P, effect_P), ("null_", k_P, null_effect_P)):
+    for (prefix, partner_P), effect_P in zip(partners.items(), effect_KP):
         r_P = correlation_of_pairs(one, other, i_P, partner_P)
         sign_P = r_P.sign()
         found = dict(read=read_cosines(one, other, i_P, partner_P) * sign_P,
@@ -577,6 +579,10 @@ def columns(found):
 
 # -------------------------------------------------------------------------------------------- main
 MEASURES = {"maps": map_numbers, "groups": group_numbers, "evidence": evidence}
+# what each depends on in this file
+HERE = {"maps": (Units, map_numbers),
+        "groups": (Units, group_numbers, parts_of_wholes),
+        "evidence": (Units, evidence, matched_pairs, graph, write_cosines, read_cosines)}
 
 
 def order(row):
@@ -593,7 +599,9 @@ def measure(known, rows, cfg, todo, shared):
         depends_on = [*shared, *rows.of_pair(pair)]
         for name, find in MEASURES.items():
             gen = common.generator(pair.seed, f"{name} {pair}")
-            more = [cfg.pairs, cfg.rows] if name == "evidence" else []
+            more = [compare.code_of(part) for part in HERE[name]]
+            if name == "evidence":
+                more += [cfg.pairs, cfg.rows]
             known.row(name, depends_on + more, pair._asdict(),
                       lambda: find(rows[one], rows[other], cfg, gen))
 

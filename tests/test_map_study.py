@@ -139,7 +139,15 @@ def test_partners_that_are_one_component_agree_in_all_whatever_their_signs(svd, 
         assert found["pairs"] > 5 and found["against"] == 0
         for key in ("r", "read", "write", "effect"):
             assert found[key] == pytest.approx(1, abs=1e-3), key
-            assert found[f"null_{key}"] < 0.8, key
+            assert found[f"null_{key}"] < 0.8 and found[f"next_{key}"] < 0.98, key
+
+
+def test_the_next_partner_is_the_most_alike_of_the_others(svd):
+    one, turned = svd
+    i, best, following = study.matched_pairs(one, turned, 16, common.generator(0, "x"))
+    r_FG, _ = study.graph(one.fit, turned.fit, one.row, common.generator(0, "x"))
+    for p in range(len(i)):
+        assert best[p] == i[p] and r_FG[i[p]].argsort(descending=True)[1] == following[p]
 
 
 def test_weights_are_compared_where_they_can_be(svd, cfg):

@@ -373,7 +373,8 @@ def test_numbers_of_groups_against_brute_force(family):
         assert found[u, q].item() == pytest.approx(sum(expected) / len(expected), abs=1e-6)
         p = torch.bincount(concept_F[stand_in]).double() / len(group)
         assert entropy[u, q].item() == pytest.approx(-(p * p.clamp(min=1e-12).log2()).sum().item(), abs=1e-9)
-    numbers = mapping.union_numbers(a, b, groups, groups.unit_M, torch.arange(24))
+    label_NK = a.label_NK.float()
+    numbers = mapping.union_numbers(a, b, groups, groups.unit_M, label_NK, label_NK.sum(0))
     on, whole = mapping.spread(a, 0, 96) > 0, mapping.spread(b, 0, 24) > 0
     for q, group in enumerate(members):
         union, of = on[:, group].any(1), whole[:, groups.whole_Q[q]]
@@ -430,7 +431,10 @@ def test_effects_are_those_of_the_spliced_model(gpt, rows):
     off_B[torch.arange(6), torch.tensor([0, 2, 5, B.C, B.C + 1, 1])] = True
     off_B[2, :4] = True                                         # a cluster of both
     off_A[5] = False                                            # nothing: no effect
-    found = mapping.effect_match(A, B, gpt, rows, off_A, off_B, top=8)
+    others = torch.stack([off_B, off_B.roll(1, 0)])
+    found, rolled = mapping.effect_match(A, B, gpt, rows, off_A, others, top=8)
+    again, = mapping.effect_match(A, B, gpt, rows, off_A, others[1:], top=8)
+    assert torch.equal(rolled.isnan(), again.isnan()) and torch.allclose(rolled[:5], again[:5])
     for p in range(6):
         changes = []
         for m, off in ((A, off_A[p]), (B, off_B[p])):
@@ -444,7 +448,7 @@ def test_effects_are_those_of_the_spliced_model(gpt, rows):
             assert torch.isnan(found[p])
         else:
             assert found[p].item() == pytest.approx(((x @ y) / (x.norm() * y.norm())).item(), abs=1e-4)
-    whole = mapping.effect_match(A, B, gpt, rows, off_A, off_B, top=10**6, batch=3, at_once=1)
+    whole, = mapping.effect_match(A, B, gpt, rows, off_A, off_B[None], top=10**6, batch=3, at_once=1)
     assert whole.shape == (6,) and not torch.allclose(whole[:5], found[:5], atol=1e-3)
 
 
@@ -459,12 +463,12 @@ def test_an_equal_unit_has_an_equal_effect(gpt, rows):
     assert torch.equal(off.nonzero()[:, 1], units)
     clustered = mapping.switched_clusters(few, torch.arange(few.F) // 2, 20)
     assert torch.equal(clustered, torch.stack([off[i:i + 2].any(0) for i in range(0, few.F, 2)]))
-    assert torch.allclose(mapping.effect_match(A, A, gpt, rows, off, off), torch.ones(len(off)).double(), atol=1e-5)
+    assert torch.allclose(mapping.effect_match(A, A, gpt, rows, off, off[None]), torch.ones(1, len(off)).double(), atol=1e-5)
     control = mapping.control_units(few, torch.arange(few.F), gen("control"))
     assert (control != torch.arange(few.F)).all() and control.max() < few.F
-    null = mapping.effect_match(A, A, gpt, rows, off, mapping.switched(few, control, 20))
+    null = mapping.effect_match(A, A, gpt, rows, off, mapping.switched(few, control, 20)[None])
     assert null.abs().mean() < 0.8
-    assert mapping.effect_match(A, other, gpt, rows, off, off).shape == (few.F,)
+    assert mapping.effect_match(A, other, gpt, rows, off, off[None]).shape == (1, few.F)
 
 
 def test_units_read_alike_within_their_block(gpt, rows):
