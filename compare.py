@@ -121,6 +121,7 @@ class Method(NamedTuple):
     change: dict                    # flags that are not at the defaults of module.Config
     quick: dict                     # more of them with --quick
     text: str                       # what --explain says of the row
+    times: int = 1                  # the tokens of the other rows that it is trained on
 
 
 class Floor(NamedTuple):
@@ -147,6 +148,10 @@ METHODS = {
         spd, "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512), dict(C=256),
         "parameter components of both matrices, masks rounded at 0.1: what is not on is not "
         "written"),
+    "spd-long": Method(
+        # only the length is another: a thousand steps are too few (results/spd-length.md)
+        spd, "c_imp", (5e-5,), dict(C=512), dict(C=256),
+        "spd on three times the tokens that all other rows are trained on", times=3),
     "transcoder": Method(
         transcoder, "k", (8, 16, 32), MUON, dict(F=SMALL),
         "from the MLP's input to its output, TopK"),
@@ -281,7 +286,7 @@ class Job:
             seed=self.seed, eval_tokens=min(cfg.eval_tokens, 6_400))
         setattr(run, self.knob, self.value)
         run.T = min(run.T, gpt.cfg.n_positions)
-        run.steps = max(1, cfg.tokens // tokens_per_step(run))
+        run.steps = max(1, self.method.times * cfg.tokens // tokens_per_step(run))
 
         # A flag at its default is not in the key, so that one that is new moves no model. A
         # default that changes is found by `out_of_date`.

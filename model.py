@@ -23,6 +23,7 @@ be taken apart by the same files if it has:
     model.predictions(logits)                   as probabilities, where they are scored
     model.distance(clean, other)                how far apart predictions are, at each position
     model.distance_from(r, y, layer)            d(y_hat): the same distance for training, cheap
+    model.hidden, .unembedding                  suffix in two steps, for what is cheaper than logits
     model.device                                where its weights lie
     model.cfg.n_layer, .n_embd, .n_positions    number of MLPs, width of x and y, longest row
 

@@ -800,6 +800,7 @@ def read_similarity(m, recording):
 
 
 # ---------------------------------------------------------------------------------------- effects
+# here K alternatives in B for each of P ablations of A, M tables of moments, E = D + 1
 def switched(recording, units_P, n_units):
     """Which of m's n_units units does each of P ablations switch off? (P, n_units), bool: the unit
     that units_P is, or is a half of."""
@@ -863,22 +864,28 @@ def effect_match(A, B, gpt, rows_RT, off_PF, off_KPG, top=50, batch=4, at_once=4
     their importances as masks.
 
     off_PF, off_KPG: the units of A and of B to switch off, bool: one unit (`switched`), or a
-    cluster. (1 + K) P passes of what comes after the MLP, but for the unembedding: logits are
-    linear in what it reads, so the covariances of a word's are found in those of the D numbers
-    there; 0.15 s each for 32 rows of 128 tokens. Memory: (1 + 2 K) P tables of D x D."""
-    sums = 0
+    cluster. Of a cross-layer feature, what it writes at this MLP.
+
+    Logits are linear in what the unembedding reads: with C the covariance of its D numbers, or of
+    theirs under two ablations, and w the word's row of W_U less the mean row, w' C w is that of the
+    word's logit. So no logits are needed: (1 + K) P passes of what lies between the MLP and the
+    unembedding, 0.15 s each for 32 rows of 128 tokens. Memory: (1 + 2 K) P tables of D x D, in
+    double."""
+    K = len(off_KPG)
+    P = len(off_PF)
+    E = gpt.cfg.n_embd + 1          # and a 1
+    means_MPEE = torch.zeros(1 + 2 * K, P, E, E, dtype=torch.double, device=gpt.device)
     for idx_BT in split_rows(rows_RT, batch):
         a = Ablations(A, gpt, idx_BT)
         b = Ablations(B, gpt, idx_BT)
-        parts = []
-        for pairs in torch.arange(len(off_PF)).split(at_once):
+        for pairs in torch.arange(P).split(at_once):
             of_A = a.changes(off_PF[pairs])
             of_B = torch.stack([b.changes(off_PG[pairs]) for off_PG in off_KPG])
-            parts.append(torch.cat([(of_A.mT @ of_A).unsqueeze(0), of_A.mT @ of_B, of_B.mT @ of_B]))
-        sums = sums + torch.cat(parts, 1)
+            means_MPEE[0, pairs] += of_A.mT @ of_A
+            means_MPEE[1:, pairs] += torch.cat([of_A.mT @ of_B, of_B.mT @ of_B])
     R, T = rows_RT.shape
-    K = len(off_KPG)
-    of_words = covariances_of_words(sums / (R * (T - 2)), gpt.unembedding)
+    means_MPEE /= R * (T - 2)
+    of_words = covariances_of_words(means_MPEE, gpt.unembedding)
     one_1PV, product_KPV, other_KPV = of_words.split([1, K, K])
     return correlation_of_top(product_KPV, one_1PV.expand_as(product_KPV), other_KPV, top)
 

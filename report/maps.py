@@ -56,10 +56,19 @@ EVIDENCE = {
     "against_read": ("read < 0", 2),
     "against_effect": ("effect < 0", 2),
     "against": ("any < 0", 2),
-    "next_r": ("r, next", 2),
-    "next_write": ("write, next", 2),
-    "next_read": ("read, next", 2),
-    "next_effect": ("effect, next", 2),
+    "next_r": ("second r", 2),
+    "next_write": ("second write", 2),
+    "next_read": ("second read", 2),
+    "next_effect": ("second effect", 2),
+}
+NEURONS = {
+    "units": ("units", 0),
+    "write": ("write", 2),
+    "write_0.7": ("write 0.7", 2),
+    "write_0.9": ("write 0.9", 2),
+    "both_0.7": ("both 0.7", 2),
+    "both_0.9": ("both 0.9", 2),
+    "found_0.9": ("neurons found", 2),
 }
 CLUSTERS = {
     "units": ("components", 0),
@@ -88,7 +97,8 @@ ABOUT = """\
 
 Means over the seeds that have a number ± half of their 95 % t interval; in brackets the null, a
 mean over seeds too. The rows are compare.py's, at the middle of their sparsities, on {tokens:,}
-tokens of training: they differ in L0, and sizes.md says how far from settled such models are."""
+tokens of training (spd-long: three times as many): they differ in L0, and sizes.md says how far
+from settled such models are."""
 ABOUT_MAPS = """\
 r: Pearson's correlation of what two units say, over tokens. Two units are linked where r, or |r|
 where one has a sign, is 0.4 or more and one tells more of when the other is on than 99.9 % of
@@ -97,12 +107,12 @@ of the units in such a component of the graph, own side first; best r: with the 
 explained: share of what there is to know about when units are on that the other row's best unit
 tells. R²₁, R²₅, R² of all: of a unit rebuilt from one, from five, from all units of the other row;
 back: the other row's, rebuilt from these. is a part: share of the units of which 90 % of the tokens
-are one unit's of the other row, which is on at least 1.8 times as often, and three times as often
-there as anywhere; has parts: the other way round.
+are one unit's of the other row, fewer than half of whose tokens are this one's, and which is on
+three times as often there as anywhere; has parts: the other way round.
 Null: the other row's units moved to the wrong text: it says what chance links, not what the weights
 alone do. That the floors say, last: neurons, and random directions. Ceiling: another seed; read
-each line beside both. The more units a row has, the better the best of them fits. Two rows are
-compared at unlike seeds: transcoders of one seed, of whatever kind, start with the same weights.
+each line beside both. The more units a row has, the better the best of them fits. Where there are
+several seeds, two rows are compared at unlike ones: transcoders of one seed start alike.
 The three pairs of seeds of a ceiling share seeds: its intervals are too narrow."""
 ABOUT_PARTS = """\
 Groups of two parts or more of one whole; two rows without any are left out. seeds: that have
@@ -110,29 +120,38 @@ groups. members: units that are parts of a whole, each counted once, though grou
 z: how far the parts are more alike than random units that are on as often, in standard deviations,
 mean over groups: in what they write and read (components of two matrices count as 0), in the
 concept that says best where one of them is on, and in sharing their best concepts, which comes with
-lying in one whole. coherent: share of the parts in groups with z > 2 in writing and in the concept,
-in the concept alone where what they write is n/a. Null: of random groups. F1: of the concept that
-is best for the whole, and of those that are best for its parts. A whole is on more often, and that
-alone makes its F1 higher: hold it against other wholes, not against 0."""
+lying in one whole. coherent: share of the parts (of each group anew) in groups with z > 2 in
+writing and in the concept, in the concept alone where what they write is n/a. Null: of random
+groups. F1: of the concept that is best for the whole, and of those that are best for its parts. A
+whole is on more often, and that alone makes its F1 higher: hold it against other wholes, not
+against 0."""
 ABOUT_ANSWERS = """\
 Parts of one whole share tokens, whatever the whole is. So each number is held against that of the
 same row's parts in neurons, as a / b: more, less: surely (Welch's test over seeds, Holm's
-correction over this table, p < 0.05); without a word: some seed has no groups."""
+correction over this table, p < 0.05); not shown: p above that; without a word: some seed has no
+groups. Another seed's lines are of pairs of seeds that share seeds: their p is too low."""
 ABOUT_EVIDENCE = """\
 Partners are each other's best and linked, on fit; of all such pairs, pairs are drawn. read, write:
 cosines. effect: correlation of the changes of logits when the one or the other is switched off.
-Null: another unit that is on about as often in the partner's place, so mostly elsewhere. next: the
-unit that is next to the partner in likeness, on at much the same tokens. < 0: share of the pairs
-with that evidence in which it contradicts the activations; any: by what they have.
-Weights of clusters, of two matrices and of what reads different things are n/a."""
+Null: another unit that is on about as often in the partner's place, so mostly elsewhere. second:
+the unit of the other row that is most like the first after its partner, often linked with it too:
+what the partner has beyond that is more than to be on together. < 0: share of the pairs with that
+evidence in which it contradicts the activations; any: by what they have. Weights of clusters, of
+two matrices and of what reads different things are n/a. Of a cross-layer feature, what it writes at
+this one MLP is switched off."""
+ABOUT_NEURONS = """\
+Each unit beside the neuron that writes most alike. write: mean cosine; write 0.7, 0.9: share of the
+units in which it is so high, both 0.7, 0.9: and that of what they read as well; neurons found:
+share of the neurons that some unit writes like at 0.9. Null: with what units write drawn anew,
+alike in mean and covariance. What reads different things is n/a."""
 ABOUT_CLUSTERS = """\
 Clusters as a minimum-description-length merge finds them. together: share of the components that
 are in one with others; across: share of these clusters that have components of both matrices; bits
 saved: share of what it takes to say where all are on. Null: components moved to the wrong text."""
 ABOUT_CASES = """\
-Seed 0, the clearest on fit first. r: of the weakest link; of an orphan the largest that it has.
-Each unit: at which share of the tokens it is on, its rule in words and its best true concept with
-their F1, and where it says most, the token in [[ ]]."""
+Seeds {seed} and {other_seed}, the clearest on fit first. r: of the weakest link; of an orphan the
+largest that it has. Each unit: at which share of the tokens it is on, its rule in words and its
+best true concept with their F1, and where it says most, the token in [[ ]]."""
 
 
 # ------------------------------------------------------------------------- as each side sees it
@@ -288,15 +307,29 @@ def evidence(found, names):
             *table("partners", EVIDENCE, by_name)]
 
 
-def clusters(found):
+def neurons(found, names):
+    """How far a row finds the neurons again."""
+    by_name = of_single(found["neurons"], names)
+    return ["## Units that are neurons", "", ABOUT_NEURONS, "", *table("units", NEURONS, by_name)]
+
+
+def clusters(found, names):
     """How far components hang together."""
-    by_name = {}
-    for row in found["clusters"]:
-        by_name.setdefault(row["one"], []).append(row)
+    by_name = of_single(found["clusters"], names)
     if not by_name:
         return []
     return ["## Components that are on together", "", ABOUT_CLUSTERS, "",
             *table("clusters", CLUSTERS, by_name)]
+
+
+def of_single(rows, names):
+    """What is said of a row alone: {name: its rows of all seeds}."""
+    by_name = {}
+    for name in names.all:
+        of_name = [row for row in rows if row["one"] == name]
+        if of_name:
+            by_name[name] = of_name
+    return by_name
 
 
 def unit_line(row, unit):
@@ -313,7 +346,8 @@ def cases(found):
     """The clearest cases of each kind, to be read."""
     lines = []
     for row in found["cases"]:
-        lines += [f"## The clearest cases, {row['one']} and {row['other']}", "", ABOUT_CASES, ""]
+        heading = f"## The clearest cases, {row['one']} and {row['other']}"
+        lines += [heading, "", ABOUT_CASES.format(**row), ""]
         for kind, heading in KINDS.items():
             some = row["kinds"][kind]
             lines += ["### " + heading.format(**row), "", *([] if some else ["None.", ""])]
@@ -333,7 +367,8 @@ def render(found, names):
     provenance = found["provenance"]
     about = ABOUT.format(command=provenance["command"], tokens=provenance["config"]["tokens"])
     lines = [about, "", *partners(found, names), *answers(found, names), *parts(found, names),
-             *evidence(found, names), *clusters(found), *cases(found)]
+             *evidence(found, names), *neurons(found, names), *clusters(found, names),
+             *cases(found)]
     return "\n".join(lines)
 
 

@@ -5,11 +5,12 @@ kinds of evidence (metrics/mapping.py):
 
     activation  which units are on together? Partners, orphans, one to many; which units are parts
                 of another; what few units of one method tell of a unit of the other
-    weight      do units that are each other's best partner read and write alike?
+    weight      do units that are each other's best partner read and write alike? And which units
+                are neurons?
     effect      does switching off the one do to the predictions what switching off the other does?
 
 The null of activation is the other method's units moved to the wrong text, those of weight and
-effect another unit in the partner's place, a random one and the one next to it in likeness, that of
+effect another unit in the partner's place, a random one and the second-best partner, that of
 groups of parts random groups as large. The ceiling is another seed of the row itself, the floors
 are neurons and random directions. SPD's components are asked alone and as clusters of components,
 of both matrices, that are on together: alone they are half-units. Units on at 50 tokens of fit take
@@ -34,13 +35,13 @@ import common
 import compare
 import data
 import evals
-from metrics import atoms, mapping, matching, recording, words
+from metrics import atoms, effects, mapping, matching, recording, stability, words
 from metrics.stability import mean
 from model import GPT
 from report import curve, maps
 from studies.kept import Found, apart, column
 
-METHODS = "spd,transcoder,transcoder-kl,transcoder-stochastic,clt,molt,sae"
+METHODS = "spd,transcoder,transcoder-kl,transcoder-stochastic,clt,molt,sae,spd-long"
 
 
 @dataclass
@@ -68,10 +69,12 @@ class Config:
 
 FLOORS = ("neurons", "random")
 CLUSTERED = {"spd clusters": "spd"}     # rows that are made of another row's units
+COMPONENTS = ("spd", "spd-long", *CLUSTERED)    # rows of parameter components, or of clusters
 CASES = 20                              # shown of each kind
 SHOWN = 6                               # units of one side of a case that are described
 FEWEST = 2                              # units that a row needs: one has no control
-CODE = (evals, baselines, mapping, matching, recording, atoms)  # what all numbers depend on
+ALIKE = (0.7, 0.9)                      # cosines from which on a unit is a neuron
+CODE = (evals, baselines, mapping, matching, recording, atoms, effects, stability)
 
 
 # ----------------------------------------------------------------------------------- what is asked
@@ -257,6 +260,10 @@ class Rows:
         one = self.depends_on(pair.one, pair.seed)
         return [one, self.depends_on(pair.other, pair.other_seed), pair]
 
+    def both(self, pair):
+        """The Units of a pair."""
+        return self[pair.one, pair.seed], self[pair.other, pair.other_seed]
+
     def __getitem__(self, key):
         """The Units of a row and seed."""
         if key not in self.units:
@@ -351,7 +358,7 @@ def parts_of_wholes(parts, wholes, gen):
 # ------------------------------------------------------------------------------- weight and effect
 def matched_pairs(one, other, most, gen):
     """Which units are each other's best partners, and linked? Up to `most` pairs (P), (P), drawn at
-    random, and which unit of B is the first's next best partner (P). By what they say on fit."""
+    random, and A's second-best partners (P). By what they say on fit."""
     r_FG, is_edge_FG = graph(one.fit, other.fit, one.row, gen)
     i = torch.arange(len(r_FG), device=r_FG.device)
     best_F = r_FG.argmax(1)
@@ -410,15 +417,16 @@ def read_cosines(one, other, i_P, j_P):
 def evidence(one, other, cfg, gen):
     """Do partners by activation read, write and act alike? Means over up to cfg.pairs pairs, and in
     the partner's place null_KEY with another unit of B that is on about as often, next_KEY with the
-    unit of B that is next to it in likeness:
+    unit of B that is most like A's after the partner:
 
         r               correlation of what the two say, |r| where one has a sign
-        read, write     cosines, times the sign of r
+        read, write     cosines, times the sign of r where one has a sign
         effect          `mapping.effect_match` of switching them off
         against_KEY     share of the pairs in which KEY is below 0: it contradicts the activations
         against         share in which one of them is
 
-    A component and its negative are one: with the sign of r, agreement is above 0 for both."""
+    A component and its negative are one: with the sign of r, agreement is above 0 for both. What
+    has no evidence is left out."""
     i_P, j_P, next_P = matched_pairs(one, other, cfg.pairs, gen)
     numbers = dict(pairs=len(i_P))
     if not len(i_P):
@@ -430,17 +438,51 @@ def evidence(one, other, cfg, gen):
 
     for (prefix, partner_P), effect_P in zip(partners.items(), effect_KP):
         r_P = correlation_of_pairs(one, other, i_P, partner_P)
-        sign_P = r_P.sign()
+        likeness_P = matching.unsigned(r_P, one.test, other.test)
+        sign_P = torch.where(likeness_P == r_P, 1., -1.)
         found = dict(read=read_cosines(one, other, i_P, partner_P) * sign_P,
                      write=write_cosines(one, other, i_P, partner_P) * sign_P,
                      effect=effect_P)
-        numbers[f"{prefix}r"] = mean(r_P.abs().tolist())
+        numbers[f"{prefix}r"] = mean(likeness_P.tolist())
         for key, value_P in found.items():
             numbers[f"{prefix}{key}"] = mean(value_P.tolist())
-            is_against_P = (value_P < 0).double().where(~value_P.isnan(), torch.nan)
-            numbers[f"{prefix}against_{key}"] = mean(is_against_P.tolist())
-        is_against_P = torch.stack([value_P < 0 for value_P in found.values()]).any(0)
-        numbers[f"{prefix}against"] = is_against_P.double().mean().item()
+            numbers[f"{prefix}against_{key}"] = share_below_0(value_P)
+        all_P = torch.stack([*found.values()])
+        lowest_P = all_P.nan_to_num(torch.inf).amin(0)
+        numbers[f"{prefix}against"] = share_below_0(lowest_P.where(lowest_P.isfinite(), torch.nan))
+    return numbers
+
+
+def share_below_0(value_P):
+    """Which share of those that are no NaN?"""
+    return mean((value_P < 0).double().where(~value_P.isnan(), torch.nan).tolist())
+
+
+# ----------------------------------------------------------------------------------------- neurons
+def neuron_numbers(one, neurons, gen):
+    """Which of a row's units are neurons? Each is held against the neuron that writes most alike:
+
+        units           how many
+        write           mean cosine of what the two write
+        write_0.7, ..   share of the units in which it is so high
+        both_0.7        and that of what they read, too; not where the two do not read the same
+        found_0.7       share of the neurons that such a unit writes like
+
+    null_KEY: with what the units write drawn anew, alike in mean and covariance."""
+    i_F = torch.arange(one.fit.F)
+    write_FD = one.write_FD * one.sign_F.unsqueeze(1)
+    own_MD = neurons.write_FD * neurons.sign_F.unsqueeze(1)
+    numbers = dict(units=one.fit.F)
+    for prefix, rows_FD in (("", write_FD), ("null_", matching.redraw(write_FD, gen))):
+        cosine_F, best_F = matching.cosines(rows_FD, own_MD).max(1)
+        read_F = read_cosines(one, neurons, i_F, best_F)
+        numbers[f"{prefix}write"] = cosine_F.mean().item()
+        for least in ALIKE:
+            is_alike_F = cosine_F >= least
+            both_F = (is_alike_F & (read_F >= least)).double().where(~read_F.isnan(), torch.nan)
+            numbers[f"{prefix}write_{least}"] = is_alike_F.double().mean().item()
+            numbers[f"{prefix}both_{least}"] = mean(both_F.tolist())
+            numbers[f"{prefix}found_{least}"] = len(best_F[is_alike_F].unique()) / len(own_MD)
     return numbers
 
 
@@ -543,8 +585,7 @@ def described(units, asked, literals):
 # ----------------------------------------------------------------------------------- to be shown
 def panel(rows, pair):
     """The map of one pair, on test."""
-    one = rows[pair.one, pair.seed]
-    other = rows[pair.other, pair.other_seed]
+    one, other = rows.both(pair)
     gen = common.generator(pair.seed, f"picture {pair}")
     labels = [f"{pair.one}, seed {pair.seed}", f"{pair.other}, seed {pair.other_seed}"]
     return maps.Panel(*labels, *graph(one.test, other.test, one.row, gen))
@@ -554,18 +595,20 @@ def names_in(found):
     """The rows that something is known of, in the order of compare.py's table."""
     known = {row["one"] for row in found["maps"]} | {row["other"] for row in found["maps"]}
     ordered = [name for name in (*compare.METHODS, *CLUSTERED, *FLOORS) if name in known]
-    components = [name for name in (*CLUSTERED.values(), *CLUSTERED) if name in known]
-    return maps.Names(ordered, FLOORS, components)
+    return maps.Names(ordered, FLOORS, [name for name in COMPONENTS if name in known])
 
 
 # ------------------------------------------------------------------------------- for the table
 def columns(found):
     """What compare.py's table takes from here: {row: {key: metric}}.
 
-    The degree of a row's units is a mean over the other rows that are trained."""
+    The degree of a row's units is a mean over the other methods that are trained; an SPD that is
+    trained for longer is no other one."""
     degrees = {}
     for row in found["maps"]:
-        if {row["one"], row["other"]} <= compare.METHODS.keys() and row["one"] != row["other"]:
+        both = {row["one"], row["other"]}
+        is_one_method = len(both) == 1 or both <= {*COMPONENTS}
+        if both <= compare.METHODS.keys() and not is_one_method:
             for name, side in ((row["one"], "a"), (row["other"], "b")):
                 by_seed = degrees.setdefault(name, {})
                 by_seed.setdefault(row["seed"], []).append(
@@ -579,10 +622,20 @@ def columns(found):
 
 # -------------------------------------------------------------------------------------------- main
 MEASURES = {"maps": map_numbers, "groups": group_numbers, "evidence": evidence}
-# what each depends on in this file
-HERE = {"maps": (Units, map_numbers),
-        "groups": (Units, group_numbers, parts_of_wholes),
-        "evidence": (Units, evidence, matched_pairs, graph, write_cosines, read_cosines)}
+HERE = {                                # the code that each table depends on alone
+    "maps": (map_numbers,),
+    "groups": (group_numbers, parts_of_wholes),
+    "evidence": (evidence, share_below_0, matched_pairs, graph, correlation_of_pairs,
+                 write_cosines, same_inputs, read_cosines),
+    "clusters": (cluster_numbers,),
+    "neurons": (neuron_numbers, same_inputs, read_cosines),
+    "cases": (clearest_cases, clearness, told, described, graph, words),
+    "drawn": (panel, graph, maps),
+}
+
+
+def code_of(table):
+    return [compare.code_of(part) for part in (Rows, Units, *HERE[table])]
 
 
 def order(row):
@@ -593,22 +646,49 @@ def order(row):
 def measure(known, rows, cfg, todo, shared):
     """Ask all pairs what is not known yet, with progress."""
     for pair in compare.in_turn(todo):
-        one = pair.one, pair.seed
-        other = pair.other, pair.other_seed
         rows.keep_only({pair.seed, pair.other_seed})
         depends_on = [*shared, *rows.of_pair(pair)]
         for name, find in MEASURES.items():
             gen = common.generator(pair.seed, f"{name} {pair}")
-            more = [compare.code_of(part) for part in HERE[name]]
+            more = code_of(name)
             if name == "evidence":
                 more += [cfg.pairs, cfg.rows]
             known.row(name, depends_on + more, pair._asdict(),
-                      lambda: find(rows[one], rows[other], cfg, gen))
+                      lambda: find(*rows.both(pair), cfg, gen))
+
+
+def measure_rows(known, rows, names, seeds, shared):
+    """Ask of each row alone, and not of two: which of its units are neurons, and for clusters,
+    which components are on together."""
+    neurons = "neurons", 0
+    for name, seed in product([name for name in names if name not in FLOORS], seeds):
+        depends_on = [*shared, rows.depends_on(name, seed)]
+        gen = common.generator(seed, name)
+        row = dict(one=name, seed=seed)
+        print(f"{name}, seed {seed}", flush=True)
+        if name in CLUSTERED:
+            known.row("clusters", depends_on + code_of("clusters"), row,
+                      lambda: cluster_numbers(rows[name, seed], gen))
+        else:
+            depends_on += [rows.depends_on(*neurons), ALIKE, code_of("neurons")]
+            known.row("neurons", depends_on, row,
+                      lambda: neuron_numbers(rows[name, seed], rows[neurons], gen))
+
+
+def keep_asked(found, todo, shown):
+    """Forget the pairs that only another run asked: they would be averaged with this one's."""
+    for table in MEASURES:
+        found[table] = [row for row in found[table] if pair_of(row) in todo]
+    found["cases"] = [row for row in found["cases"] if pair_of(row) == shown]
+
+
+def pair_of(row):
+    return Pair(*(row.get(name) for name in Pair._fields))
 
 
 def draw(known, rows, drawn, shared, path):
     """Draw the maps of some pairs, unless the picture that is there is of these."""
-    key = compare.digest([shared, compare.code_of(maps), [rows.of_pair(pair) for pair in drawn]])
+    key = compare.digest([shared, code_of("drawn"), [rows.of_pair(pair) for pair in drawn]])
     if known.found.get("drawn") != key or not path.exists():
         curve.save_picture(maps.picture([panel(rows, pair) for pair in drawn]), path)
         known.write(drawn=key)
@@ -633,35 +713,28 @@ def main(cfg):
     seeds = range(cfg.seeds)
     for name in trained:
         compare.check_models(base, arena, [rows.job(name, seed) for seed in seeds])
-    known = Found(Path(cfg.out) / "map.json", ("maps", "groups", "evidence", "clusters", "cases"),
-                  order)
+    known = Found(Path(cfg.out) / "map.json", (*MEASURES, "neurons", "clusters", "cases"), order)
     common.must_be_writable(cfg.out, cfg.runs)
     common.hold(cfg.out)
 
     # pairs of rows
     code = [compare.code_of(part) for part in CODE]
     shared = [gpt.hash, layer, data.fingerprint(cfg.data), cfg.eval_tokens, code]
-    measure(known, rows, cfg, pairs(names, cfg.seeds), shared)
+    todo = pairs(names, cfg.seeds)
+    pair = Pair(*shown, 0, 1 % cfg.seeds)       # of unlike seeds, as all of them
+    keep_asked(known.found, todo, pair)
+    measure(known, rows, cfg, todo, shared)
 
-    # components that are on together
-    for name, seed in product(CLUSTERED.keys() & {*names}, seeds):
-        print(f"{name}, seed {seed}", flush=True)
-        known.row("clusters", [*shared, rows.depends_on(name, seed)], dict(one=name, seed=seed),
-                  lambda: cluster_numbers(rows[name, seed], common.generator(seed, name)))
+    measure_rows(known, rows, names, seeds, shared)
 
     # single cases
-    one, other = shown
-    print(f"the clearest cases of {one} and {other}", flush=True)
-    known.found["cases"] = [row for row in known.found["cases"]
-                            if (row["one"], row["other"]) == (one, other)]
-    known.row("cases", [*shared, rows.depends_on(one, 0), rows.depends_on(other, 0)],
-              dict(one=one, other=other, seed=0),
-              lambda: clearest_cases(rows[one, 0], rows[other, 0], common.generator(0, "cases")))
+    print(f"the clearest cases of {pair}", flush=True)
+    depends_on = [*shared, *rows.of_pair(pair), code_of("cases"), CASES, SHOWN]
+    known.row("cases", depends_on, pair._asdict(),
+              lambda: clearest_cases(*rows.both(pair), common.generator(0, "cases")))
 
     # what it looks like
-    drawn = [Pair(one, other, 0, 0)]
-    if cfg.seeds > 1:
-        drawn.append(Pair(other, other, 0, 1))
+    drawn = [pair] + ([pair._replace(one=pair.other)] if cfg.seeds > 1 else [])
     draw(known, rows, drawn, shared, Path(cfg.out) / "map.png")
     known.write(columns=columns(known.found), provenance=common.provenance(cfg, gpt))
     text = maps.render(known.found, names_in(known.found))

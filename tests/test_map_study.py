@@ -150,6 +150,56 @@ def test_the_next_partner_is_the_most_alike_of_the_others(svd):
         assert best[p] == i[p] and r_FG[i[p]].argsort(descending=True)[1] == following[p]
 
 
+def test_cosines_are_turned_round_only_where_units_have_a_sign(svd, cfg, monkeypatch):
+    """Two units that are never on together have r below 0; without a sign, that says nothing of their weights."""
+    one, turned = svd
+    i = torch.arange(one.fit.F)
+    cfg = dataclasses.replace(cfg, pairs=16)
+    monkeypatch.setattr(study, "matched_pairs", lambda one, other, most, gen: (i, i, i))
+    monkeypatch.setattr(study, "correlation_of_pairs", lambda *_: -torch.ones(len(i)).double())
+    signed = study.evidence(one, one, cfg, common.generator(0, "x"))
+    assert (one.test.value_E < 0).any() and signed["r"] == 1 and signed["read"] == pytest.approx(-1, abs=1e-5)
+    one.test.value_E = one.test.value_E.abs()
+    unsigned = study.evidence(one, one, cfg, common.generator(0, "x"))
+    assert unsigned["r"] == -1 and unsigned["read"] == pytest.approx(1, abs=1e-5) and unsigned["against_read"] == 0
+    assert signed["against_read"] == signed["against"] == 1
+
+
+def test_neurons_are_neurons_and_components_that_are_singular_vectors_are_not(svd, cfg):
+    one, _ = svd
+    neurons = units(Neurons(1, one.arena.gpt.mlp(1), 4), one.arena)
+    found = study.neuron_numbers(neurons, neurons, common.generator(0, "x"))
+    for key in ("write", "write_0.7", "write_0.9", "both_0.7", "both_0.9", "found_0.9"):
+        assert found[key] == pytest.approx(1, abs=1e-5), key
+    assert found["units"] == neurons.fit.F and found["null_write_0.9"] < 0.5 and found["null_both_0.9"] < 0.2
+    other = study.neuron_numbers(one, neurons, common.generator(0, "x"))
+    # only what W_in's components read can be compared
+    best = study.matching.cosines(one.write_FD * one.sign_F[:, None], neurons.write_FD * neurons.sign_F[:, None]).max(1)
+    is_in = one.block_of(one.fit.origin_F) == 0
+    read = study.read_cosines(one, neurons, torch.arange(one.fit.F), best.indices)
+    assert torch.equal(read.isnan(), ~is_in) and other["write"] == pytest.approx(best.values.mean().item())
+    assert other["both_0.7"] == ((best.values >= .7) & (read >= .7))[is_in].double().mean().item()
+    assert other["found_0.7"] == len({j for j, c in zip(best.indices.tolist(), best.values) if c >= .7}) / neurons.fit.F
+
+
+def test_what_is_not_known_is_no_evidence_against_or_for():
+    assert study.share_below_0(torch.tensor([-1., 1., torch.nan, 2.])) == pytest.approx(1 / 3)
+
+
+def test_what_only_another_run_asked_is_forgotten():
+    rows = [dict(one="a", other="b", seed=0, other_seed=n, x=n) for n in range(3)]
+    found = {name: list(rows) for name in (*study.MEASURES, "cases", "clusters")}
+    study.keep_asked(found, [study.Pair("a", "b", 0, 2), study.Pair("a", "c", 0, 1)], study.Pair("a", "b", 0, 1))
+    assert found == {"maps": rows[2:], "groups": rows[2:], "evidence": rows[2:], "cases": rows[1:2], "clusters": rows}
+
+
+def test_an_spd_that_is_trained_for_longer_is_no_other_method():
+    degrees = {("spd", "sae"): 1, ("spd-long", "sae"): 3, ("spd", "spd-long"): 50, ("sae", "sae"): 50, ("sae", "pca"): 50}
+    found = {"maps": [dict(one=one, other=other, seed=0, degree_a=d, degree_b=2 * d, null_degree_a=0, null_degree_b=0)
+                      for (one, other), d in degrees.items()]}
+    assert {name: row["degree"]["mean"] for name, row in study.columns(found).items()} == {"spd": 1, "sae": 4, "spd-long": 3}
+
+
 def test_weights_are_compared_where_they_can_be(svd, cfg):
     """Not of clusters, not across matrices, and what is read only with what reads the same thing."""
     one, _ = svd
