@@ -470,19 +470,18 @@ def neuron_numbers(one, neurons, gen):
 
     null_KEY: with what the units write drawn anew, alike in mean and covariance."""
     i_F = torch.arange(one.fit.F)
-    write_FD = one.write_FD * one.sign_F.unsqueeze(1)
-    own_MD = neurons.write_FD * neurons.sign_F.unsqueeze(1)
     numbers = dict(units=one.fit.F)
-    for prefix, rows_FD in (("", write_FD), ("null_", matching.redraw(write_FD, gen))):
-        cosine_F, best_F = matching.cosines(rows_FD, own_MD).max(1)
-        read_F = read_cosines(one, neurons, i_F, best_F)
+    for prefix, write_FD in (("", one.write_FD), ("null_", matching.redraw(one.write_FD, gen))):
+        cosine_F, best_F = matching.cosines(write_FD, neurons.write_FD).max(1)
+        # a component and its negative are one: as it is on average, as what it writes
+        read_F = read_cosines(one, neurons, i_F, best_F) * one.sign_F * neurons.sign_F[best_F]
         numbers[f"{prefix}write"] = cosine_F.mean().item()
         for least in ALIKE:
             is_alike_F = cosine_F >= least
             both_F = (is_alike_F & (read_F >= least)).double().where(~read_F.isnan(), torch.nan)
             numbers[f"{prefix}write_{least}"] = is_alike_F.double().mean().item()
             numbers[f"{prefix}both_{least}"] = mean(both_F.tolist())
-            numbers[f"{prefix}found_{least}"] = len(best_F[is_alike_F].unique()) / len(own_MD)
+            numbers[f"{prefix}found_{least}"] = len(best_F[is_alike_F].unique()) / neurons.fit.F
     return numbers
 
 

@@ -174,10 +174,13 @@ def test_neurons_are_neurons_and_components_that_are_singular_vectors_are_not(sv
     assert found["units"] == neurons.fit.F and found["null_write_0.9"] < 0.5 and found["null_both_0.9"] < 0.2
     other = study.neuron_numbers(one, neurons, common.generator(0, "x"))
     # only what W_in's components read can be compared
-    best = study.matching.cosines(one.write_FD * one.sign_F[:, None], neurons.write_FD * neurons.sign_F[:, None]).max(1)
+    best = study.matching.cosines(one.write_FD, neurons.write_FD).max(1)
     is_in = one.block_of(one.fit.origin_F) == 0
     read = study.read_cosines(one, neurons, torch.arange(one.fit.F), best.indices)
     assert torch.equal(read.isnan(), ~is_in) and other["write"] == pytest.approx(best.values.mean().item())
+    turned = study.neuron_numbers(svd[1], neurons, common.generator(0, "x"))
+    assert {k: v for k, v in turned.items() if "null" not in k} == pytest.approx({k: v for k, v in other.items() if "null" not in k})
+    read = read * one.sign_F * neurons.sign_F[best.indices]
     assert other["both_0.7"] == ((best.values >= .7) & (read >= .7))[is_in].double().mean().item()
     assert other["found_0.7"] == len({j for j, c in zip(best.indices.tolist(), best.values) if c >= .7}) / neurons.fit.F
 
