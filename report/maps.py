@@ -310,7 +310,8 @@ def evidence(found, names):
 def neurons(found, names):
     """How far a row finds the neurons again."""
     by_name = of_single(found["neurons"], names)
-    return ["## Units that are neurons", "", ABOUT_NEURONS, "", *table("units of", NEURONS, by_name)]
+    return ["## Units that are neurons", "", ABOUT_NEURONS, "",
+            *table("units of", NEURONS, by_name)]
 
 
 def clusters(found, names):
