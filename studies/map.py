@@ -22,7 +22,7 @@ part. What is chosen is chosen on fit, what is said is from test; seeds are the 
 P pairs of units; i, j units of two methods A and B; other letters as in metrics/mapping.py
 """
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
@@ -633,6 +633,7 @@ HERE = {                                # the code that each table depends on al
 }
 
 
+@cache
 def code_of(table):
     return [compare.code_of(part) for part in (Rows, Units, *HERE[table])]
 
@@ -649,10 +650,8 @@ def measure(known, rows, cfg, todo, shared):
         depends_on = [*shared, *rows.of_pair(pair)]
         for name, find in MEASURES.items():
             gen = common.generator(pair.seed, f"{name} {pair}")
-            more = code_of(name)
-            if name == "evidence":
-                more += [cfg.pairs, cfg.rows]
-            known.row(name, depends_on + more, pair._asdict(),
+            more = [cfg.pairs, cfg.rows] if name == "evidence" else []
+            known.row(name, depends_on + code_of(name) + more, pair._asdict(),
                       lambda: find(*rows.both(pair), cfg, gen))
 
 
@@ -660,7 +659,8 @@ def measure_rows(known, rows, names, seeds, shared):
     """Ask of each row alone, and not of two: which of its units are neurons, and for clusters,
     which components are on together."""
     neurons = "neurons", 0
-    for name, seed in product([name for name in names if name not in FLOORS], seeds):
+    for seed, name in product(seeds, [name for name in names if name not in FLOORS]):
+        rows.keep_only({seed, 0})
         depends_on = [*shared, rows.depends_on(name, seed)]
         gen = common.generator(seed, name)
         row = dict(one=name, seed=seed)
