@@ -347,8 +347,8 @@ def cases(found):
     """The clearest cases of each kind, to be read."""
     lines = []
     for row in found["cases"]:
-        lines += [f"## The clearest cases, {row['one']} and {row['other']}", "",
-                  ABOUT_CASES.format(**row), ""]
+        heading = f"## The clearest cases, {row['one']} and {row['other']}"
+        lines += [heading, "", ABOUT_CASES.format(**row), ""]
         for kind, heading in KINDS.items():
             some = row["kinds"][kind]
             lines += ["### " + heading.format(**row), "", *([] if some else ["None.", ""])]
