@@ -117,7 +117,7 @@ class Method(NamedTuple):
     """A row of the table that is trained: one file, at several sparsities."""
     module: Any                     # Config, MAY_CHANGE_ON_RESUME, train(cfg), load(path, gpt)
     knob: str                       # the flag that sets how sparse it is
-    values: tuple                   # of the knob, for the curves; the middle one is in the table
+    values: tuple                   # of the knob, for the curves; values[len // 2] is in the table
     change: dict                    # flags that are not at the defaults of module.Config
     quick: dict                     # more of them with --quick
     text: str                       # what --explain says of the row
@@ -150,7 +150,7 @@ METHODS = {
         "written"),
     "spd-long": Method(
         # only the length is another: a thousand steps are too few (results/spd-length.md)
-        spd, "c_imp", (5e-5,), dict(C=512), dict(C=256),
+        spd, "c_imp", (1e-4, 5e-5), dict(C=512), dict(C=256),
         "spd on three times the tokens that all other rows are trained on", times=3),
     "transcoder": Method(
         transcoder, "k", (8, 16, 32), MUON, dict(F=SMALL),

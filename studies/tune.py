@@ -1,8 +1,8 @@
 """Which optimizer and learning rate should each row of the table use?
 
-Every row gets the same trials: two optimizers at five learning rates each, at its middle sparsity
-and seed 0, on half of the table's tokens. Trials are scored on fit, which no number of the table
-comes from.
+Every row gets the same trials: two optimizers at five learning rates each, at one sparsity and
+seed 0, on half of the table's tokens. Trials are scored on fit, which no number of the table comes
+from. A row that differs from another in its tokens alone has that one's setting.
 
     gain = ln KL(what the table uses, at the trial's L0) - ln KL(trial)
 
@@ -12,7 +12,8 @@ than WORTH, the best is to be used: the best near the L0 at which the table read
 can cross, so a trial that lands elsewhere has no gain.
 
 Muon is for matrices. Where the table trains a row by Adam, a trial with Muon trains biases and
-thresholds (lr_rest) at the rate of that Adam: it is what they are known to need.
+thresholds (lr_rest) at the rate of that Adam: it is what they are known to need. The rates that are
+tried for spd are of V and U; its importance net keeps its own, which differs by the optimizer.
 
     python -m studies.tune                      # trains what is missing, beside compare.py's models
     python -m studies.tune --methods sae,molt   # these rows alone
@@ -36,6 +37,7 @@ import common
 import compare
 import data
 import evals
+import spd
 from model import GPT
 from report.table import AT, markdown_table
 
@@ -57,8 +59,11 @@ RATES = {
     "adam": (2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
     "muon": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
 }
+ADAM_LR_CI = 8e-3                   # the rate of spd's importance net beside Adam
 WORTH = 0.1                         # in ln KL; less is chance, with one seed and 3 points a curve
 NEAR = 1.5                          # times or over table.AT: the L0 of trials that have a gain
+# Trials are at a row's middle sparsity, but on half of the tokens that of spd is far from table.AT.
+SPARSITY = {"spd": 1.5e-4}
 
 
 # ----------------------------------------------------------------------------------- the trials
@@ -93,20 +98,27 @@ def at(job, setting):
     elif (used.optimizer, setting.optimizer) == ("muon", "adam"):
         # Adam ignores it: without it, all such trials have one name, and one model
         change.pop("lr_rest", None)
+        if job.method.module is spd:
+            change["lr_ci"] = ADAM_LR_CI
     return dataclasses.replace(job, method=job.method._replace(change=change))
+
+
+def is_tried(job):
+    """Is it at the sparsity at which its row is tried at all settings?"""
+    return job.value == SPARSITY[job.name] if job.name in SPARSITY else job.middle
 
 
 def trials(cfg):
     """{row: [(setting, job)]} of the rows that are trained.
 
-    The middle sparsity is tried at all settings, the outer ones at the table's alone."""
+    One sparsity is tried at all settings, the others at the table's alone."""
     tried = [Setting("adam", lr) for lr in RATES["adam"]]
     tried += [Setting("muon", lr) for lr in RATES["muon"]]
     out = {}
     for job in compare.jobs(cfg):
-        if job.method and not job.floor:
+        if job.method and not job.floor and job.method.times == 1:
             settings = [own(job)]
-            if job.middle:
+            if is_tried(job):
                 settings += [setting for setting in tried if setting != own(job)]
             row = out.setdefault(job.name, [])
             row += [(setting, at(job, setting)) for setting in settings]
@@ -194,8 +206,8 @@ def keep(row, path):
 
 
 def cell(row, setting):
-    """One trial of the middle sparsity as text; bold if it is what should be used."""
-    point, = [p for p in row["points"] if p["middle"] and setting_of(p) == setting]
+    """One trial as text; bold if it is what should be used."""
+    point, = [p for p in row["points"] if p["tried"] and setting_of(p) == setting]
     text = "diverged"
     if point["kl"] is not None:
         text = f"{1e3 * point['kl']:.3g}@{point['l0']:.1f}"
@@ -207,8 +219,8 @@ def cell(row, setting):
 
 
 HEADER = f"""\
-KL@L0 on fit after {{tokens:,}} tokens, at the middle sparsity, KL in thousandths of a nat; near L0
-{AT} also the gain in ln KL over what the table uses (table). Bold: what should be used, another
+KL@L0 on fit after {{tokens:,}} tokens, at one sparsity of each row, KL in thousandths of a nat; near
+L0 {AT} also the gain in ln KL over what the table uses (table). Bold: what should be used, another
 setting where one gains more than {WORTH}.
 """
 
@@ -301,12 +313,12 @@ def main(cfg):
                 known.score(job, setting)
         points = []
         for setting, job in row:
-            about = dict(**setting._asdict(), value=job.value, middle=job.middle)
+            about = dict(**setting._asdict(), value=job.value, tried=is_tried(job))
             points.append(known.score(job, setting) | about)
         used, _ = row[0]
         gains, best = verdict(used, points)
         for point in points:
-            point["gain"] = gains.get(setting_of(point)) if point["middle"] else None
+            point["gain"] = gains.get(setting_of(point)) if point["tried"] else None
         rows = keep(dict(name=name, of=of, own=used._asdict(), best=best._asdict(), points=points,
                          provenance=common.provenance(cfg, gpt)), path)
 

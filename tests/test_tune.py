@@ -22,12 +22,12 @@ EVERY = {Setting(optimizer, lr) for optimizer, rates in tune.RATES.items() for l
 
 
 def point(setting, **found):
-    return setting._asdict() | dict(middle=True) | found
+    return setting._asdict() | dict(tried=True) | found
 
 
 def points(**trial):
     """Adam at 1 on the curve KL = 0.1 / L0, and one trial of Muon at 2."""
-    own = [point(ADAM, middle=l0 == 16, l0=l0, kl=0.1 / l0) for l0 in (32.0, 8.0, 16.0)]
+    own = [point(ADAM, tried=l0 == 16, l0=l0, kl=0.1 / l0) for l0 in (32.0, 8.0, 16.0)]
     return own + [point(MUON, **trial)] * bool(trial)
 
 
@@ -64,15 +64,17 @@ def test_what_diverged_has_no_say():
 
 def test_every_row_gets_the_same_trials():
     every = tune.trials(compare.Config(seeds=1))
-    assert set(every) == {name for name in compare.METHODS if ":" not in name}
+    assert set(every) == {name for name in compare.METHODS if ":" not in name and name != "spd-long"}
     assert {len(rates) for rates in tune.RATES.values()} == {5} and len(EVERY) == 10
     for name, tried in every.items():
         own = tune.own(compare.Job(name, "", 0, 0, True, compare.METHODS[name]))
-        assert {setting for setting, job in tried if job.middle} == {own} | EVERY and tried[0][0] == own
+        at = {job.value for setting, job in tried if setting != own}
+        assert at == {tune.SPARSITY.get(name, compare.METHODS[name].values[1 if len(compare.METHODS[name].values) == 3 else 0])}
+        assert {setting for setting, job in tried if job.value in at} == {own} | EVERY and tried[0][0] == own
         for setting, job in tried:
             change = job.method.change
             assert Setting(change["optimizer"], change["lr"]) == setting and job.seed == 0
-            assert job.middle or setting == own
+            assert job.value in at or setting == own
             assert change.keys() <= {f.name for f in dataclasses.fields(job.method.module.Config)}
 
 
@@ -88,6 +90,15 @@ def test_beside_muon_biases_are_trained_at_the_rate_of_the_tables_adam(name, rat
     assert {run.lr_rest for (setting, _), run in before.items() if setting.optimizer == "muon"} == {rate}
     both = before.keys() & after.keys()
     assert all(before[k].out == after[k].out for k in both) and {setting for setting, _ in both} == EVERY
+
+
+def test_spd_is_tried_near_the_l0_of_the_others_and_its_importance_net_at_a_rate_that_suits(target):
+    gpt, cfg = GPT.load(target), compare.Config(model=str(target), data=str(target / "x.bin"), methods="spd", seeds=1)
+    runs = [(setting, job.value, job.config(cfg, gpt, 1)) for setting, job in tune.trials(cfg)["spd"]]
+    assert {(value, setting) for setting, value, _ in runs} == {
+        (2e-5, Setting("muon", 0.03)), (5e-5, Setting("muon", 0.03)), *((1.5e-4, s) for s in {Setting("muon", 0.03)} | EVERY)}
+    assert {(run.optimizer, run.lr_ci, run.lr_rest) for *_, run in runs} == {("adam", 8e-3, 8e-3), ("muon", 0.02, 8e-3)}
+    assert len({run.out for *_, run in runs}) == len(runs) == 13
 
 
 @pytest.fixture
@@ -110,9 +121,9 @@ def test_trains_scores_and_writes(small, tmp_path, capsys):
     tune.main(small)
     row, shown = rows(small)["transcoder"], capsys.readouterr().out
     assert row["own"] == dict(optimizer="adam", lr=4e-3) and len(row["points"]) == 12 and row["provenance"]["target"]
-    middle = {Setting(p["optimizer"], p["lr"]): p for p in row["points"] if p["middle"]}
-    assert middle.keys() == EVERY and [p["value"] for p in row["points"] if not p["middle"]] == [1, 4]
-    assert all(p["gain"] is not None and p["seconds"] > 0 and p["steps"] == 6 for p in middle.values())
+    tried = {Setting(p["optimizer"], p["lr"]): p for p in row["points"] if p["tried"]}
+    assert tried.keys() == EVERY and [p["value"] for p in row["points"] if not p["tried"]] == [1, 4]
+    assert all(p["gain"] is not None and p["seconds"] > 0 and p["steps"] == 6 for p in tried.values())
     assert len({(p["kl"], p["l0"]) for p in row["points"]}) == len({p["key"] for p in row["points"]}) == 12
     assert "[2/12] transcoder k=2 seed 0, adam 0.004; about " in shown and "min left" in shown
     assert len(list((tmp_path / "runs").glob("transcoder-k2-seed0-*"))) == 10
@@ -149,7 +160,7 @@ def test_a_rate_that_diverges_is_shown_and_never_used(small, monkeypatch, capsys
     tune.main(small)
     row, text = rows(small)["transcoder"], (Path(small.out) / "tuning.md").read_text()
     assert text.count("diverged") == 6 and row["best"]["lr"] < 0.01
-    assert {p["lr"] for p in row["points"] if p["middle"] and p["gain"] is not None} == {2e-3, 4e-3, 8e-3, 5e-3}
+    assert {p["lr"] for p in row["points"] if p["tried"] and p["gain"] is not None} == {2e-3, 4e-3, 8e-3, 5e-3}
     tune.main(small)
     assert len(calls) == 12                         # not even what diverged is tried again
 
