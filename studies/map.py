@@ -378,7 +378,7 @@ def write_cosines(one, other, i_P, j_P):
     """Do the two units of each pair write alike where both say something above 0? (P). NaN for
     clusters, and for components of two matrices, which are no alternatives to each other."""
     if one.are_clusters or other.are_clusters:
-        return torch.full((len(i_P),), torch.nan)
+        return torch.full((len(i_P),), torch.nan, device=i_P.device)
     cosine_P = (one.write_FD[i_P] * other.write_FD[j_P]).sum(1)
     cosine_P = cosine_P * one.sign_F[i_P] * other.sign_F[j_P]
     if one.m.kind == other.m.kind == "component":
@@ -398,7 +398,7 @@ def same_inputs(x_ND, y_ND):
 def read_cosines(one, other, i_P, j_P):
     """Do the two units of each pair read alike? (P). NaN for clusters, for units of a map, which
     read more than one direction, and where the two do not read the same thing."""
-    cosine_P = torch.full((len(i_P),), torch.nan)
+    cosine_P = torch.full((len(i_P),), torch.nan, device=i_P.device)
     if one.are_clusters or other.are_clusters or "map" in (one.m.kind, other.m.kind):
         return cosine_P
     origin_P = one.fit.origin_F[i_P]
@@ -469,7 +469,7 @@ def neuron_numbers(one, neurons, gen):
         found_0.7       share of the neurons that such a unit writes like
 
     null_KEY: with what the units write drawn anew, alike in mean and covariance."""
-    i_F = torch.arange(one.fit.F)
+    i_F = torch.arange(one.fit.F, device=one.write_FD.device)
     numbers = dict(units=one.fit.F)
     for prefix, write_FD in (("", one.write_FD), ("null_", matching.redraw(one.write_FD, gen))):
         cosine_F, best_F = matching.cosines(write_FD, neurons.write_FD).max(1)
