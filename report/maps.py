@@ -143,7 +143,8 @@ ABOUT_NEURONS = """\
 Each unit beside the neuron that writes most alike. write: mean cosine; write 0.7, 0.9: share of the
 units in which it is so high, both 0.7, 0.9: and that of what they read as well; neurons found:
 share of the neurons that some unit writes like at 0.9. Null: with what units write drawn anew,
-alike in mean and covariance. What reads different things is n/a."""
+alike in mean and covariance. Units that do not read what neurons do are left out of both, n/a if
+none is left."""
 ABOUT_CLUSTERS = """\
 Clusters as a minimum-description-length merge finds them. together: share of the components that
 are in one with others; across: share of these clusters that have components of both matrices; bits
@@ -347,8 +348,8 @@ def cases(found):
     """The clearest cases of each kind, to be read."""
     lines = []
     for row in found["cases"]:
-        heading = f"## The clearest cases, {row['one']} and {row['other']}"
-        lines += [heading, "", ABOUT_CASES.format(**row), ""]
+        lines += [f"## The clearest cases, {row['one']} and {row['other']}", "",
+                  ABOUT_CASES.format(**row), ""]
         for kind, heading in KINDS.items():
             some = row["kinds"][kind]
             lines += ["### " + heading.format(**row), "", *([] if some else ["None.", ""])]

@@ -629,7 +629,7 @@ HERE = {                                # the code that each table depends on al
     "clusters": (cluster_numbers,),
     "neurons": (neuron_numbers, same_inputs, read_cosines),
     "cases": (clearest_cases, clearness, told, described, graph, words),
-    "drawn": (panel, graph, maps),
+    "drawn": (panel, graph, maps.picture, maps.draw_map, maps.in_order, maps.sort_by),
 }
 
 
@@ -687,7 +687,8 @@ def pair_of(row):
 
 def draw(known, rows, drawn, shared, path):
     """Draw the maps of some pairs, unless the picture that is there is of these."""
-    key = compare.digest([shared, code_of("drawn"), [rows.of_pair(pair) for pair in drawn]])
+    of_pairs = [rows.of_pair(pair) for pair in drawn]
+    key = compare.digest([shared, code_of("drawn"), maps.DRAWN, of_pairs])
     if known.found.get("drawn") != key or not path.exists():
         curve.save_picture(maps.picture([panel(rows, pair) for pair in drawn]), path)
         known.write(drawn=key)
