@@ -52,6 +52,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as nnf
 
 import common
 from evals import reads
@@ -67,13 +68,16 @@ TAU = 0.1               # a component is active where its importance is above it
 GROUP = 16              # later features at a time
 PAIRS = 64              # of a piece and a token that the causal check removes, for each feature
 OF_ALL = 20             # they are the largest of so many times as many: the top 5 %
-CANDIDATES = 65_536     # (token, piece) pairs of a feature that the causal check draws from
+FEW = 5                 # what is on at fewer tokens of fit has no weight that could be fitted
+# {how pieces are chosen: the end of a key}
+BY = {"size": "", "spread": "_by_spread", "correlation": "_by_r", "forward": "_forward"}
 EQUAL = 0.7             # a later feature with an earlier one at this cosine is a copy
 COLUMNS = {             # of compare.py's table, filled by studies/across.py
-    "r2_5": Column(
+    "r2_5_forward": Column(
         "R² of 5", "up", None, 3, table="studies",
-        text="R² of what the MLP gives a later layer's SAE features by what passes through five "
-             "of its units; components: of W_in, null: random pieces of the same sum"),
+        text="R² of what the MLP gives the features of an SAE after it by five of its units, "
+             "chosen one after the other; components: of W_in, null: random pieces of the same "
+             "sum"),
 }
 TINY = 1e-30            # below it act(z) / z is no number
 
@@ -348,6 +352,11 @@ class Components:
         self.y_ND = self.W_out.output()
         self.error_ND = mlp(x_ND) - self.y_ND
 
+    @property
+    def rebuilt_ND(self):
+        """What the components write together."""
+        return self.y_ND
+
     def back_to_z(self, w_ND):
         """Along which direction is z read, through the secant of the nonlinearity? (N, M)."""
         return self.W_out.back(w_ND) * secant(self.act, self.z_NM)
@@ -389,6 +398,11 @@ class Units:
     def decode(self, f_NF, x_ND):
         return self.m.decode(self.m.layers[0], f_NF.unsqueeze(0), x_ND.unsqueeze(0))[0]
 
+    @property
+    def rebuilt_ND(self):
+        """What the units write together."""
+        return self.decode(self.f_NF, self.x_ND)
+
     def shares(self, w_ND):
         """{"all": Shares}. decode is linear in f, so that f times its slope is a unit's share."""
         with torch.enable_grad():
@@ -405,7 +419,7 @@ class Units:
         f_PF = self.f_NF[row_P]
         x_PD = self.x_ND[row_P]
         y_hat_PD = self.decode(f_PF, x_PD)
-        f_PF[torch.arange(len(f_PF)), piece_P] = 0
+        f_PF[torch.arange(len(f_PF), device=f_PF.device), piece_P] = 0
         return self.y_ND[row_P] - y_hat_PD + self.decode(f_PF, x_PD)
 
 
@@ -457,7 +471,9 @@ def rotated(m, gen):
 
         V U = (V Q) (Q^T U)         Q a random orthogonal matrix (C, C)
 
-    The sum is the same, and so is the rest; which directions are a piece is chance. Each has the
+    V_c and U_c are scaled to one length first, so that it does not matter how m shares the length
+    of a piece between them. The sum is the same, and so is the rest; which directions are a piece
+    is chance. Each has the
     importance of one of m's components, so that as many are active at a token. Of baselines.SVD it
     is a random factorisation at the rank of W. 0.3 s for C = 1,024."""
     Vs = []
@@ -468,8 +484,9 @@ def rotated(m, gen):
         Q_CC, R_CC = torch.linalg.qr(normal_CC)
         # the signs make Q uniform: qr alone prefers some rotations (Mezzadri 2007)
         Q_CC = (Q_CC * R_CC.diagonal().sign()).to(read_CD.dtype)
-        Vs.append(read_CD.T @ Q_CC)
-        Us.append(Q_CC.T @ write_CD)
+        length_C1 = (read_CD.norm(dim=1) * write_CD.norm(dim=1)).sqrt().unsqueeze(1)
+        Vs.append((nnf.normalize(read_CD, dim=1) * length_C1).T @ Q_CC)
+        Us.append(Q_CC.T @ (nnf.normalize(write_CD, dim=1) * length_C1))
     return Factors(m, Vs, Us)
 
 
@@ -488,49 +505,98 @@ def correlate(a, b, weight=None):
     return r, both / square_a.clamp(min=TINY)
 
 
+def can_be_fitted(X_UJn):
+    """Which numbers vary, and at enough tokens for a weight to be fitted to them? Bool (U, n)."""
+    varies_Un = X_UJn.std(1) > 1e-6 * X_UJn.abs().amax(1)
+    return varies_Un & ((X_UJn != 0).sum(1) >= FEW)
+
+
+def explained_variance(q_hat_UJ, q_UJ):
+    """R^2 (U): 1 = q_hat is q, 0 = it is no better than q's mean."""
+    wrong_U = (q_UJ - q_hat_UJ).square().sum(1)
+    spread_U = (q_UJ - q_UJ.mean(1, keepdim=True)).square().sum(1)
+    return (1 - wrong_U / spread_U.clamp(min=TINY)).float()
+
+
 def r2(X_fit_UJn, q_fit_UJ, X_test_UJn, q_test_UJ):
-    """How well do n numbers predict q on test, by the least squares of fit? R^2 (U): 1 = exactly, 0
-    = no better than q's mean on test."""
+    """How well do n numbers predict q on test, by the least squares of fit? R^2 (U)."""
     # standardised on fit; in double precision, since pieces can be nearly the same
     X_fit = X_fit_UJn.double()
     q_fit = q_fit_UJ.double().unsqueeze(-1)
-    q_test = q_test_UJ.double().unsqueeze(-1)
     mean_X = X_fit.mean(1, keepdim=True)
     mean_q = q_fit.mean(1, keepdim=True)
-    std_X = X_fit.std(1, keepdim=True)
-    std_X = torch.where(std_X > 1e-6 * X_fit.abs().amax(1, keepdim=True), std_X, torch.inf)
+    std_X = torch.where(can_be_fitted(X_fit), X_fit.std(1), torch.inf).unsqueeze(1)
 
     # the smallest of the solutions, where pieces are dependent
     slope_Un1 = torch.linalg.pinv((X_fit - mean_X) / std_X, rtol=1e-6) @ (q_fit - mean_q)
     q_hat = ((X_test_UJn.double() - mean_X) / std_X) @ slope_Un1 + mean_q
-    wrong_U = (q_test - q_hat).square().sum((1, 2))
-    spread_U = (q_test - q_test.mean(1, keepdim=True)).square().sum((1, 2))
-    return (1 - wrong_U / spread_U.clamp(min=TINY)).float()
+    return explained_variance(q_hat.squeeze(-1), q_test_UJ.double())
+
+
+def r2_as_they_are(X_fit_UJn, q_fit_UJ, X_test_UJn, q_test_UJ):
+    """How well does the sum of n shares predict q on test? R^2 (U): no weights, but the mean of
+    what they lack on fit is added."""
+    lacking_U1 = (q_fit_UJ - X_fit_UJn.sum(2)).mean(1, keepdim=True)
+    return explained_variance(X_test_UJn.sum(2) + lacking_U1, q_test_UJ)
 
 
 def choose(piece_UJF, q_UJ, most, by):
     """Choose pieces for each later feature, the best first: (U, most).
 
     by "size": of largest E|share|; by "spread": of largest standard deviation of the share; by
-    "correlation": of largest |Pearson's r| with q."""
+    "correlation": of largest |Pearson's r| with q; "forward": one after the other."""
+    most = min(most, piece_UJF.shape[2])
+    if by == "forward":
+        return forward(piece_UJF, q_UJ, most)
     if by == "size":
         worth_UF = piece_UJF.abs().mean(1)
     elif by == "spread":
         worth_UF = piece_UJF.std(1)
     else:
         worth_UF, _ = correlate(piece_UJF, q_UJ.unsqueeze(-1).expand_as(piece_UJF))
-    return worth_UF.abs().topk(min(most, worth_UF.shape[1])).indices
+    return (worth_UF.abs() * can_be_fitted(piece_UJF)).topk(most).indices
+
+
+def forward(piece_UJF, q_UJ, most):
+    """Choose pieces one after the other, each the one that with those before it leaves the least of
+    q, by least squares: (U, most). Orthogonal least squares (Chen, Billings and Luo 1989).
+
+    A pivoted Cholesky decomposition of the pieces' correlations: a column of it for each choice."""
+    X_UJF = nnf.normalize(piece_UJF - piece_UJF.mean(1, keepdim=True), dim=1)
+    X_UJF = X_UJF * can_be_fitted(piece_UJF).unsqueeze(1)
+    left_UF = torch.einsum("ujf,uj->uf", X_UJF, q_UJ - q_UJ.mean(1, keepdim=True))
+    square_UF = X_UJF.square().sum(1)       # of each piece, what those chosen don't have
+    chosen_Un = torch.zeros(len(q_UJ), 0, dtype=torch.long, device=q_UJ.device)
+    columns = []
+    for _ in range(most):
+        gain_UF = torch.where(square_UF > 1e-4, left_UF.square() / square_UF, 0.)
+        best_U1 = gain_UF.scatter(1, chosen_Un, -1.).argmax(1, keepdim=True)
+        chosen_Un = torch.cat([chosen_Un, best_U1], 1)
+        x_UJ = X_UJF.gather(2, best_U1.unsqueeze(1).expand(-1, X_UJF.shape[1], -1)).squeeze(2)
+        column_UF = torch.einsum("ujf,uj->uf", X_UJF, x_UJ)
+        for earlier_UF in columns:
+            column_UF = column_UF - earlier_UF * earlier_UF.gather(1, best_U1)
+        length_U1 = square_UF.gather(1, best_U1).clamp(min=1e-4).sqrt()
+        column_UF = column_UF / length_U1
+        columns.append(column_UF)
+        left_UF = left_UF - column_UF * left_UF.gather(1, best_U1) / length_U1
+        square_UF = square_UF - column_UF.square()
+    return chosen_Un
 
 
 def r2_of_best(fit_UJF, q_fit_UJ, test_UJF, q_test_UJ, counts, by):
-    """How well do the n best pieces, and weights for them, predict q? Chosen and fitted on fit,
-    scored on test: {"r2_n": (U)}, and the pieces chosen, "chosen" (U, most)."""
+    """How well do the n best pieces predict q? Chosen and fitted on fit, scored on test: {"r2_n":
+    (U), "sum_n"}, with weights and as they are, and the pieces chosen, "chosen" (U, most)."""
     chosen_Un = choose(fit_UJF, q_fit_UJ, max(counts), by)
     place_UJn = chosen_Un.unsqueeze(1).expand(-1, fit_UJF.shape[1], -1)
     X_fit = fit_UJF.gather(2, place_UJn)
     X_test = test_UJF.gather(2, place_UJn)
-    found = {f"r2_{n}": r2(X_fit[..., :n], q_fit_UJ, X_test[..., :n], q_test_UJ) for n in counts}
-    return found | {"chosen": chosen_Un}
+    found = dict(chosen=chosen_Un)
+    for n in counts:
+        some = X_fit[..., :n], q_fit_UJ, X_test[..., :n], q_test_UJ
+        found[f"r2_{n}"] = r2(*some)
+        found[f"sum_{n}"] = r2_as_they_are(*some)
+    return {f"{key}{BY[by]}": value for key, value in found.items()}
 
 
 def how_many(size_UF, share=0.9):
@@ -540,13 +606,29 @@ def how_many(size_UF, share=0.9):
 
 
 def sizes(shares_UJ):
-    """How much of q do active units make up, how much the rest, and how many pieces 90 %?"""
+    """How much of q do all pieces explain, and active ones, how much is the rest, and how many
+    pieces are 90 % of all?"""
     varying_UJ = shares_UJ.q - shares_UJ.bias_N
     missing_U = (varying_UJ - shares_UJ.by_active).abs().mean(1)
     active_U = 1 - missing_U / varying_UJ.abs().mean(1).clamp(min=TINY)
     rest_U = shares_UJ.rest_N.abs().mean(1) / shares_UJ.q.abs().mean(1).clamp(min=TINY)
+    error_UJ = shares_UJ.error_N - shares_UJ.error_N.mean(1, keepdim=True)
     return dict(active_share=active_U, rest_share=rest_U,
+                r2_all=explained_variance(shares_UJ.q - error_UJ, shares_UJ.q),
                 n90=how_many(shares_UJ.piece_NF.abs().mean(1)))
+
+
+def still_on(reading, rows, units, rebuilt_ND):
+    """Is a later feature on where it was, if the MLP writes what its pieces add up to? still_on:
+    at which share of these tokens; still_f: its mean value there, over what it was. (U) each."""
+    own_N1 = units.repeat_interleave(len(rows.x_ND) // len(units)).unsqueeze(1)
+    before_UJ, after_UJ = [
+        reading.values(rows.other_ND, y_ND).gather(1, own_N1).view(len(units), -1)
+        for y_ND in (rows.y_ND, rebuilt_ND)]
+    was_UJ = before_UJ > 0
+    n_U = was_UJ.sum(1).clamp(min=1)
+    return dict(still_on=((after_UJ > 0) & was_UJ).sum(1) / n_U,
+                still_f=(after_UJ * was_UJ).sum(1) / before_UJ.sum(1).clamp(min=TINY))
 
 
 def join(parts):
@@ -561,12 +643,17 @@ def join(parts):
 
 @torch.no_grad()
 def attribute(m, gpt, fit, test, units, choose_masks=nothing_masked, tau=TAU, counts=COUNTS,
-              each=EACH, by="size", group=GROUP):
+              each=EACH, by=("size",), group=GROUP):
     """How few of m's pieces explain what the MLP does for each later feature?
 
     For each matrix, or "all", a dict of (U):
         r2_n            R^2 of q on its n pieces of largest E|share|, chosen and fitted on fit,
                         scored on test; higher is better. Also chosen (U, n), their numbers
+        sum_n           R^2 of the sum of these shares: no weights are fitted
+        r2_n_by_r, ..   the same of pieces that are chosen otherwise: BY has the ends of keys
+        r2_all          R^2 of the sum of all pieces: 1 where nothing is left out
+        still_on        at which share of its tokens the feature is on if the MLP writes that sum;
+        still_f         and its mean value there over what it was
         active_share    1 - E|q - bias - shares of active units| / E|q - bias|: 1 = what is off adds
                         nothing
         rest_share      E|rest| / E|q|; lower is better
@@ -575,9 +662,9 @@ def attribute(m, gpt, fit, test, units, choose_masks=nothing_masked, tau=TAU, co
     also says whether masks keep what later features read.
 
     Null: the same of `rotated(m, gen)`. A large but constant share says nothing of q's variance, so
-    that by="size" may choose what is of no use; by="spread" chooses by what varies, and
-    by="correlation" by |r| with q, as `directly` does, which is blind to what pieces say together.
-    fit, test: Readings. 18 s, under masks 27 s."""
+    that "size" may choose what is of no use; "spread" chooses by what varies; "correlation" by |r|
+    with q, as `directly` does, which is blind to what pieces say together; "forward" sees that.
+    fit, test: Readings. 20 s."""
     layer, = m.layers
     mlp = gpt.mlp(layer)
     parts = []
@@ -585,23 +672,26 @@ def attribute(m, gpt, fit, test, units, choose_masks=nothing_masked, tau=TAU, co
         found = []
         for reading in (fit, test):
             rows = reading.rows(some, each)
-            found.append(shares(m, mlp, rows.x_ND, rows.w_ND, choose_masks, tau))
+            at = at_tokens(m, mlp, rows.x_ND, choose_masks, tau)
+            found.append(at.shares(rows.w_ND))
+        kept = still_on(test, rows, some, at.rebuilt_ND)
         numbers = {}
         for matrix in found[0]:
             a, b = [of_matrix[matrix].by_feature(len(some)) for of_matrix in found]
-            best = r2_of_best(a.piece_NF, a.q, b.piece_NF, b.q, counts, by)
-            numbers[matrix] = best | sizes(b)
+            numbers[matrix] = kept | sizes(b)
+            for rule in by:
+                numbers[matrix] |= r2_of_best(a.piece_NF, a.q, b.piece_NF, b.q, counts, rule)
         parts.append(numbers)
     return join(parts)
 
 
 @torch.no_grad()
-def directly(earlier, gpt, fit, test, units, counts=COUNTS, each=EACH, group=GROUP):
+def directly(earlier, gpt, fit, test, units, counts=COUNTS, each=EACH,
+             by=("correlation", "forward"), group=GROUP):
     """How well do few earlier features predict q, with no transform between?
 
-    As `attribute`: {"r2_n": (U)} and chosen, of the earlier features' values, those of largest |r|
-    with q on fit: they have no share to choose by, and this choice sees q, which makes them a hard
-    competitor. earlier: an SAE that reads the MLP's input. 4 s."""
+    As `attribute`, of the earlier features' values: they have no share, and so they can't be chosen
+    by its size, and their sum, sum_n, says nothing. earlier: an SAE that reads the MLP's input."""
     layer, = earlier.layers
     mlp = gpt.mlp(layer)
     parts = []
@@ -612,7 +702,10 @@ def directly(earlier, gpt, fit, test, units, counts=COUNTS, each=EACH, group=GRO
             f_NI = earlier.encode(layer, rows.x_ND.unsqueeze(0), mlp)[0]
             q_N = (rows.w_ND * rows.y_ND).sum(1)
             values += [f_NI.view(len(some), each, -1), q_N.view(len(some), each)]
-        parts.append(r2_of_best(*values, counts, by="correlation"))
+        numbers = {}
+        for rule in by:
+            numbers |= r2_of_best(*values, counts, rule)
+        parts.append(numbers)
     return join(parts)
 
 
@@ -656,12 +749,12 @@ def path_completeness(m, gpt, earlier, test, units, choose_masks=nothing_masked,
     """Which part of what runs to later features runs from earlier features through active
     components of W_in? (U): 1 = all; higher is better.
 
-        sum |path i -> c -> k| / (that + sum |error paths| + sum |bias paths| + |remainder|)
+        sum |path i -> c -> k| / (that + sum |error paths| + sum |bias paths| + remainder)
 
     over active c. Error paths and bias paths: what each active component reads of x - x_hat and of
-    b_dec, and the MLP's biases. The remainder, one path, is what is not from active components: the
-    rest, inactive components and the error, with their signs. A mean over tokens, weighted by |q|.
-    Sizes are added, so that paths that cancel count. Null: `rotated(m, gen)`. 13 s."""
+    b_dec, and the MLP's biases. The remainder is what is not from active components: |rest|,
+    |error|, and of each inactive component |share|. A mean over tokens, weighted by |q|. Sizes are
+    added, so that paths that cancel count. Null: `rotated(m, gen)`. 13 s."""
     layer, = m.layers
     mlp = gpt.mlp(layer)
     parts = []
@@ -678,9 +771,10 @@ def path_completeness(m, gpt, earlier, test, units, choose_masks=nothing_masked,
         good_N = (slope_NC * reach_NC).sum(1)
         by_error_N = (slope_NC * parts_of_x.error_NC.abs()).sum(1)
         by_bias_N = slope_NC @ parts_of_x.bias_C.abs() + of_in.bias_N.abs()
-        remainder_N = of_in.q - of_in.bias_N - of_in.by_active
+        by_inactive_N = (of_in.piece_NF.abs() * ~of_in.active_NF).sum(1)
+        remainder_N = by_inactive_N + of_in.rest_N.abs() + of_in.error_N.abs()
 
-        all_N = good_N + by_error_N + by_bias_N + remainder_N.abs()
+        all_N = good_N + by_error_N + by_bias_N + remainder_N
         weight_UJ = of_in.q.abs().view(len(some), -1)
         share_UJ = (good_N / all_N.clamp(min=TINY)).view(len(some), -1)
         parts.append((weight_UJ * share_UJ).sum(1) / weight_UJ.sum(1).clamp(min=TINY))
@@ -781,15 +875,12 @@ def causal(m, gpt, test, units, gen, choose_masks=nothing_masked, tau=TAU, each=
         null_pre_..         the same over random pairs
     Shares that say nothing have r = 0, up to 1 / sqrt(pairs). Only pairs with a share count: where
     masks leave a feature few, more than the top 5 % of them are taken. A second null is
-    `rotated(m, gen)`. The tokens are `each` or fewer, evenly spread, so that CANDIDATES bounds the
-    pairs to draw from. 10 s."""
+    `rotated(m, gen)`. 15 s."""
     layer, = m.layers
     mlp = gpt.mlp(layer)
-    F = max(len(read) for _, read, _, _ in m.unit_directions())
-    J = max(1, min(each, CANDIDATES // F))
     parts = []
     for some in units.split(group):
-        rows = test.rows(some, J)
+        rows = test.rows(some, each)
         at = at_tokens(m, mlp, rows.x_ND, choose_masks, tau)
         numbers = {}
         for matrix, of_matrix in at.shares(rows.w_ND).items():

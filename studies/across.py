@@ -7,16 +7,18 @@ whether the later feature moves as its shares say when a piece is removed:
 
     R^2 of n pieces     for SPD, and at as many pieces for transcoder features, MOLT's transforms,
                         neurons, singular vectors, random pieces of the weights, and earlier
-                        features themselves, without anything between; chosen by three rules, and
+                        features themselves, without anything between; chosen by four rules, and
                         for random directions in the place of the later features too
+    as they are         the same of the sum of these shares, to which no weights are fitted
     under three masks   none; the causal importances; these rounded. SPD is trained on predictions,
                         not to keep hidden activations: what masks cost here is a finding
 
-Earlier SAE: of the MLP's input. Later SAE: of the stream after the MLP. Both are sae.py's, trained
-here, one pair for each seed; the decompositions are compare.py's own models, at the middle of their
-sparsities. All of a seed goes together, and seeds are the unit of replication. A later feature
-counts where it is on often enough, more than half of it comes from the MLP, and no earlier feature
-is its copy. Features and pieces are chosen on fit, every number is from test.
+Earlier SAE: of the MLP's input. Later SAE: of the stream right after the MLP. Both are sae.py's, as
+in the table, trained here, one pair for each seed; the decompositions are compare.py's own models,
+at the middle of their sparsities. All of a seed goes together, and seeds are the unit of
+replication. A later feature counts where it is on often enough, more than half of it comes from the
+MLP, and no earlier feature is its copy. Features and pieces are chosen on fit, every number is from
+test.
 
     python -m studies.across    # 20 minutes on one core, and compare.py's models if they are not
                                 # there; goes on after a kill
@@ -37,7 +39,7 @@ import data
 import evals
 import sae
 import spd
-from metrics import attribution, masks, matching, recording
+from metrics import attribution, masks, matching, recording, stability
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
@@ -50,7 +52,7 @@ class Config:
     model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
-    methods: str = "spd,transcoder,molt"    # rows of compare.py; the first: of components, asked
+    methods: str = "spd,spd-long,transcoder,molt"   # rows of compare.py; the first: of components
     # how much of it
     seeds: int = 3                  # [1, 10] pairs of SAEs, and models of each method
     tokens: int = compare.Config.tokens     # [1, 1e11] that each model is trained on
@@ -68,9 +70,11 @@ class Config:
 
 SAES = {
     "earlier": compare.Method(
-        sae, "k", (sae.Config.k,), dict(site="mlp_in"), {}, "an SAE of the MLP's input"),
+        sae, "k", (sae.Config.k,), dict(compare.MUON, site="mlp_in"), {},
+        "an SAE of the MLP's input"),
     "later": compare.Method(
-        sae, "k", (sae.Config.k,), dict(site="resid"), {}, "an SAE of the stream after the MLP"),
+        sae, "k", (sae.Config.k,), dict(compare.MUON, site="resid"), {},
+        "an SAE of the stream after the MLP"),
 }
 MASKS = {
     "off": attribution.nothing_masked,
@@ -78,13 +82,16 @@ MASKS = {
     "rounded": partial(masks.rounded, threshold=spd.ON_ABOVE),
 }
 COUNTS = (1, 2, 3, 5, 10, 20, 40)   # numbers of pieces that q is rebuilt from
-# {how pieces are chosen: the end of a key}
-BY = {"size": "", "spread": "_by_spread", "correlation": "_by_r"}
+BY = attribution.BY
 CHAINS = 10                         # later features whose strongest paths are written out
 PATHS = 2                           # paths of each
 CLIFF = 0.1                         # of R^2: masks that surely cost more are a cliff
 TABLES = ("features", "rows", "chains")         # of across.json
-CODE = (attribution, masks, recording, baselines)       # what answers depend on beside the models
+# rows of the table that are of components: SPD, and forks of it
+COMPONENTS = [name for name, method in compare.METHODS.items()
+              if ":" not in name and hasattr(method.module.Config, "c_imp")]
+# what answers depend on beside the models
+CODE = (attribution, masks, recording, matching, stability, evals, baselines, spd)
 
 
 # ------------------------------------------------------------------------------------- the models
@@ -107,6 +114,10 @@ def check(cfg, gpt):
             common.fail(f"--methods {name}: allowed are {', '.join(allowed)}")
     if len({*names}) < len(names):
         common.fail(f"--methods {cfg.methods}: names a row twice")
+    if names[0] not in COMPONENTS:
+        common.fail(f"--methods {cfg.methods}: the first has to be of components, as spd is")
+    if cfg.each > cfg.eval_tokens:
+        common.fail(f"--each {cfg.each}: of --eval_tokens {cfg.eval_tokens}, that many at most")
     layer, _ = compare.check(table_of(cfg), gpt)
     return layer
 
@@ -138,8 +149,6 @@ def seeds_of(cfg, arena):
         m = compare.trained(job, run, arena.gpt, cfg.retrain, cfg.keep).model
         seeds[job.seed].models[job.name] = m
         seeds[job.seed].which[job.name] = compare.identity(run, job.method.module)
-        if job.name == first_of(cfg) and m.kind != "component":
-            common.fail(f"--methods {cfg.methods}: the first has to be of components, as spd is")
     return seeds
 
 
@@ -178,6 +187,14 @@ class Seed:
         """Which way the later features point in the stream."""
         return attribution.stream_directions(self.models["later"], self.arena.gpt)
 
+    def fve(self, name):
+        """How well does one of the two SAEs rebuild what it reads, on test?"""
+        m = self.models[name]
+        _, test = self.readings
+        a_ND = test.x_ND if name == "earlier" else test.other_ND + test.y_ND
+        wrong_ND = a_ND - m.rebuild(m.codes(a_ND))
+        return 1 - (wrong_ND.square().sum() / (a_ND - a_ND.mean(0)).square().sum()).item()
+
     @cached_property
     def drawn(self):
         """The readings of random directions, of equal mean and covariance, in the place of the
@@ -207,6 +224,12 @@ class Seed:
                         f"at --each {self.each} tokens or more the MLP computes none: give more "
                         "--eval_tokens, or --tokens to train on")
         return self.frequent[is_computed_U]
+
+    @cached_property
+    def drawn_units(self):
+        """Of which of these is the random direction, too, more than half the MLP's?"""
+        share_U = attribution.computed_share(self.drawn[0], self.computed, self.each)
+        return self.computed[share_U > 0.5]
 
     @cached_property
     def decompositions(self):
@@ -243,13 +266,15 @@ def label_features(seed):
     gen = common.generator(seed.number, "directions that nothing reads")
     nothing = dataclasses.replace(test, w_FD=matching.redraw(test.w_FD, gen))
     null_write_FD = matching.redraw(seed.write_FD, gen)
-    counted = dict(frequent=len(seed.frequent), computed=len(seed.computed))
+    counted = dict(layer=seed.arena.layer, frequent=len(seed.frequent), computed=len(seed.computed))
     for null, reading, write_FD in (("", test, seed.write_FD), ("null_", nothing, null_write_FD)):
         share_U, cosine_U = seed.labels(reading, write_FD)
         is_computed_U = attribution.is_computed(share_U, cosine_U)
         counted[f"{null}share"] = average(share_U)
         counted[f"{null}share_passthrough"] = average(cosine_U >= attribution.EQUAL)
         counted[f"{null}share_computed"] = average(is_computed_U)
+    for name in SAES:
+        counted[f"fve_{name}"] = seed.fve(name)
     return counted
 
 
@@ -261,11 +286,24 @@ def listed(value_U):
     return [round(value, 4) for value in value_U.tolist()]
 
 
-def few_pieces(found, end):
+def few_pieces(found, kinds):
     """R^2 of few pieces, below 0 as 0: means over the features, and of 5 pieces each feature's."""
-    numbers = {f"r2_{n}{end}": average(found[f"r2_{n}"].clamp(min=0)) for n in COUNTS}
-    numbers[f"r2_5_each{end}"] = listed(found["r2_5"].clamp(min=0))
+    numbers = {}
+    for end in BY.values():
+        for kind in kinds:
+            for n in COUNTS:
+                key = f"{kind}_{n}{end}"
+                if key in found:
+                    numbers[key] = average(found[key].clamp(min=0))
+        if f"r2_5{end}" in found:
+            numbers[f"r2_5_each{end}"] = listed(found[f"r2_5{end}"].clamp(min=0))
     return numbers
+
+
+def of_drawn(found):
+    """R^2 of 5 pieces for random directions."""
+    return {f"drawn_r2_5{end}": average(found[f"r2_5{end}"].clamp(min=0))
+            for end in BY.values() if f"r2_5{end}" in found}
 
 
 def ask(seed, name, mask):
@@ -275,25 +313,22 @@ def ask(seed, name, mask):
     _, test = seed.readings
     m = seed.decompositions[name]
     choose_masks = MASKS[mask]
-    found = {}
 
-    # how few pieces do, chosen in three ways, for features and for random directions
-    for by, end in BY.items():
-        few, of_drawn = [
-            attribution.attribute(m, gpt, *readings, seed.computed, choose_masks, counts=COUNTS,
-                                  each=seed.each, by=by)
-            for readings in (seed.readings, seed.drawn)]
-        for matrix, of_matrix in few.items():
-            numbers = found.setdefault(matrix, {})
-            numbers |= few_pieces(of_matrix, end)
-            numbers[f"drawn_r2_5{end}"] = average(of_drawn[matrix]["r2_5"].clamp(min=0))
-            if by == "size":
-                # both matrices' pieces have as many parameters
-                parameters_U = m.params_F[of_matrix["chosen"][:, :5]].sum(1)
-                numbers["params"] = average(parameters_U)
-                numbers["pieces"] = m.C if m.kind == "component" else len(m.params_F)
-                for key in ("active_share", "rest_share", "n90"):
-                    numbers[key] = average(of_matrix[key])
+    # how few pieces do, for features and for random directions
+    few, for_drawn = [
+        attribution.attribute(m, gpt, *readings, units, choose_masks, counts=COUNTS, each=seed.each,
+                              by=BY) if len(units) else {}
+        for readings, units in ((seed.readings, seed.computed), (seed.drawn, seed.drawn_units))]
+    found = {}
+    for matrix, of_matrix in few.items():
+        numbers = few_pieces(of_matrix, ("r2", "sum")) | of_drawn(for_drawn.get(matrix, {}))
+        # both matrices' pieces have as many parameters
+        params_F = m.params_F.to(of_matrix["chosen"].device)
+        numbers["params"] = average(params_F[of_matrix["chosen"][:, :5]].sum(1))
+        numbers["pieces"] = m.C if m.kind == "component" else len(m.params_F)
+        for key in ("r2_all", "still_on", "still_f", "active_share", "rest_share", "n90"):
+            numbers[key] = average(of_matrix[key])
+        found[matrix] = numbers
 
     # does a feature do as its shares say?
     gen = common.generator(seed.number, "pairs")
@@ -313,17 +348,14 @@ def ask(seed, name, mask):
 
 def ask_earlier(seed):
     """How well do earlier features explain the computed ones without anything between? In the form
-    of `ask`. They have no shares: they are chosen by correlation alone, and none is removed."""
-    found, of_drawn = [
-        attribution.directly(seed.earlier, seed.arena.gpt, *readings, seed.computed, COUNTS,
-                             seed.each)
-        for readings in (seed.readings, seed.drawn)]
+    of `ask`. They have no shares: none is chosen by its size, and none is removed."""
+    found, for_drawn = [
+        attribution.directly(seed.earlier, seed.arena.gpt, *readings, units, COUNTS, seed.each)
+        if len(units) else {}
+        for readings, units in ((seed.readings, seed.computed), (seed.drawn, seed.drawn_units))]
     params_F = seed.earlier.params_F
     numbers = dict(params=5. * params_F[0].item(), pieces=len(params_F))
-    for end in BY.values():
-        numbers |= few_pieces(found, end)
-        numbers[f"drawn_r2_5{end}"] = average(of_drawn["r2_5"].clamp(min=0))
-    return {"all": numbers}
+    return {"all": numbers | few_pieces(found, ("r2",)) | of_drawn(for_drawn)}
 
 
 # ------------------------------------------------------------------------------------- the chains
@@ -436,8 +468,12 @@ def held_against(numbers, others):
     """How does one entry compare to others of its seed? Flat dict, of `attribution.compare`."""
     found = {}
     for end in BY.values():
-        r2_U = torch.tensor(numbers[f"r2_5_each{end}"])
-        r2s = {label: torch.tensor(other[f"r2_5_each{end}"]) for label, other in others.items()}
+        key = f"r2_5_each{end}"
+        r2s = {label: torch.tensor(other[key]) for label, other in others.items() if key in other}
+        # earlier features aren't chosen by all rules
+        if key not in numbers or not r2s:
+            continue
+        r2_U = torch.tensor(numbers[key])
         compared = attribution.compare(r2_U, r2s)
         found |= {f"{key}{end}": compared[key] for key in ("delta", "best", "wins")}
         for key in ("pre_pearson", "pearson"):
@@ -494,27 +530,39 @@ def cliffs(entries):
 
 # ---------------------------------------------------------------------------------- what it shows
 HEADLINE = {                        # key: (head, digits, key of what stands in brackets)
-    "r2_1": ("R² of 1 ↑", 3, None),
-    "r2_5": ("of 5 ↑", 3, "drawn_r2_5"),
-    "r2_10": ("of 10 ↑", 3, None),
-    "r2_5_by_spread": ("of 5 by spread ↑", 3, "drawn_r2_5_by_spread"),
-    "r2_5_by_r": ("of 5 by r ↑", 3, "drawn_r2_5_by_r"),
-    "explained_pearson": ("explained ↑", 3, None),
+    "r2_1_forward": ("R² of 1 ↑", 3, None),
+    "r2_5_forward": ("of 5 ↑", 3, "drawn_r2_5_forward"),
+    "r2_10_forward": ("of 10 ↑", 3, None),
+    "r2_5": ("of 5 by size ↑", 3, "drawn_r2_5"),
+    "r2_5_by_spread": ("by spread ↑", 3, "drawn_r2_5_by_spread"),
+    "r2_5_by_r": ("by r ↑", 3, "drawn_r2_5_by_r"),
+    "sum_5_by_spread": ("as they are ↑", 3, None),
+    "r2_all": ("all as they are ↑", 3, None),
+    "explained_pearson_forward": ("explained ↑", 3, None),
     "path_completeness": ("paths ↑", 3, None),
     "pre_pearson": ("causal r", 3, "null_pre_pearson"),
     "pearson": ("by f", 3, "null_pearson"),
     "pieces": ("in all", 0, None),
     "params": ("parameters of 5", 0, None),
 }
-CHOSEN = {"size": "by size", "spread": "by spread", "correlation": "by r"}
+CHOSEN = {"size": "by size", "spread": "by spread", "correlation": "by r", "forward": "forward"}
+LESS = {                            # key: of what is said which decomposition has more
+    "r2_5_forward": "R² of 5, forward",
+    "r2_20_forward": "R² of 20, forward",
+    "r2_5_by_spread": "R² of 5 by spread",
+    "sum_5_by_spread": "the same as they are",
+    "r2_5_by_r": "R² of 5 by r"}
 FALLS = {                           # key: head
-    "r2_5": "of 5", "r2_10": "of 10", "r2_20": "of 20", "r2_5_by_spread": "of 5 by spread",
+    "r2_all": "of all", "r2_5_forward": "of 5", "r2_20_forward": "of 20", "r2_5": "of 5 by size",
     "r2_5_by_r": "of 5 by r"}
 MASKED = {                          # key: (head, digits); in brackets what random pieces have
-    "r2_1": ("R² of 1 ↑", 3),
-    "r2_5": ("of 5 ↑", 3),
-    "r2_10": ("of 10 ↑", 3),
-    "delta": ("Δ of 5 ↑", 3),
+    "r2_all": ("R² of all, as they are ↑", 3),
+    "still_on": ("still on ↑", 2),
+    "still_f": ("of f ↑", 2),
+    "r2_1_forward": ("R² of 1 ↑", 3),
+    "r2_5_forward": ("of 5 ↑", 3),
+    "r2_10_forward": ("of 10 ↑", 3),
+    "delta_forward": ("Δ of 5 ↑", 3),
     "active_share": ("active ↑", 2),
     "rest_share": ("rest ↓", 3),
     "n90": ("n90 ↓", 0),
@@ -523,47 +571,57 @@ MASKED = {                          # key: (head, digits); in brackets what rand
     "pearson": ("by f", 3),
     "pre_slope": ("slope", 2),
     "pre_sign_agreement": ("sign ↑", 2),
-    "explained_pearson": ("explained ↑", 3),
+    "explained_pearson_forward": ("explained ↑", 3),
 }
 ABOUT = """
-q: what the MLP's output y adds to a later feature's pre-activation, w . y. Share of a piece: what
-it adds to q. Later features are of an SAE of the stream after the MLP, earlier ones of an SAE of
-its input; often enough: on at {each} tokens of fit and at {each} of test, and all numbers are over
-{each} tokens at which they are on. The pieces are compare.py's rows at the middle of their
-sparsities, on {tokens:,} tokens of training: spd-length.md says how far from settled SPD is then.
+q: what the MLP's output y, of layer {layer}, adds to a later feature's pre-activation, w . y. Share
+of a piece: what it adds to q. Later features are of an SAE of the stream right after the MLP,
+earlier ones of an SAE of its input; often enough: on at {each} tokens of fit and at {each} of test,
+and all numbers are over {each} tokens at which they are on. The pieces are compare.py's rows at the
+middle of their sparsities, on {tokens:,} tokens of training (spd-long: three times as many):
+spd-length.md says how far from settled SPD is then.
 """.strip()
 LEGEND = """
 Numbers are means over the computed features, then over seeds ± half of the 95 % t interval; neurons
 and singular vectors are the same in all seeds, and only the SAEs differ.
-R² of n: of q on n pieces, chosen and fitted on fit, scored on test; below 0 counts as 0. Chosen by
-size: of largest E|share|; by spread: of largest standard deviation of the share; by r: of largest
-|r| with q, which is how `earlier` is always chosen. In brackets: for random directions in the place
-of the later features, at their tokens. A share that is large but constant says nothing of how q
-varies, and the first rule chooses it; the last is blind to what pieces say together.
-Explained: R² of 5 by size of .8 or more, and a causal r by f of .7 or more. Causal r: of what the
+R² of n: of q on n pieces, chosen and fitted on fit, scored on test; below 0 counts as 0. Forward,
+where nothing else is said: pieces one after the other, each the one that with those before it
+leaves least. By size: of largest E|share|; by spread: of largest standard deviation of the share;
+by r: of largest |r| with q. A share that is large but constant says nothing of how q varies, and
+the rule by size chooses it; all but forward are blind to what pieces say together. In brackets: for
+random directions in the place of the later features, at their tokens, those of which more than half
+is the MLP's.
+As they are: the sum of the five shares of largest spread, to which no weights are fitted, only a
+constant; a weight can make up for much that a piece writes elsewhere. All as they are: of all
+pieces, 1 where nothing is left out.
+Explained: R² of 5 of .8 or more, and a causal r by f of .7 or more. Causal r: of what the
 pre-activation loses when a piece is removed, and the piece's share, over the largest 5 % of the
 shares; in brackets over random pairs. It says that shares are right, not that pieces are good:
 random pieces have it too. For W_out and for what writes y directly it is 1 by construction: only
 W_in's components act through the nonlinearity. By f: of what the feature itself loses, in
 competition with all others of a TopK. Paths: completeness, of W_in's components alone: the size of
-all paths from earlier features through what is on is added up, what else there is counts as one.
-In all: how many pieces there are. Parameters: of 5; those of molt are maps of many ranks.
+all paths from earlier features through what is on is added up, and what else there is, component by
+component. In all: how many pieces there are. Parameters: of 5 by size; those of molt are maps of
+many ranks.
 :rotated is the null, as many random pieces of the same sum; `earlier` has nothing between.
 W_in's components and W_out's each add up to q: they are two answers, each with the other matrix and
 the gates of all neurons as they are at each token, which other pieces don't have.
 """.strip()
-LESS = """
-R² of 5 pieces of the components less that of the others, seed by seed. What is within ± is a tie;
-nothing is corrected for how many were asked.
+LESS_LEGEND = """
+The components less the others, seed by seed. What is within ± is a tie; nothing is corrected for
+how many were asked.
 """.strip()
 MASKS_LEGEND = """
 In brackets: random pieces of the same sum (:rotated) under the same masks, which are the
-importances of other pieces: chance, not a competitor. Δ: less the best other decomposition, without
-masks. Active: 1 - what all but the active components (importance over 0.1) add, in units of q;
-rest: E|rest| / E|q|; n90: how many components make up 90 % of all shares. Under masks q stays that
-of the MLP itself.
+importances of other pieces: chance, not a competitor. Still on: at which share of its tokens a
+feature is on if the MLP writes what its masks leave, and its mean there over what it was. Δ: less
+the best other decomposition, without masks. Active: 1 - what all but the active components
+(importance over 0.1) add, in units of q: of what is left out by masks, and of what is not active
+without; rest: E|rest| / E|q|; n90: how many components make up 90 % of all shares. Under masks q
+stays that of the MLP itself.
 
-By how much R² falls from masks off; a cliff: surely by more than 0.1.
+By how much R² falls from masks off; a cliff: surely by more than 0.1. Weights are fitted anew under
+masks, except to all pieces, which are as they are.
 """.strip()
 
 
@@ -615,21 +673,20 @@ def headline_table(entries):
     return markdown_table(["pieces", *(head for head, _, _ in HEADLINE.values())], lines)
 
 
-def less_table(entries):
-    """The components that are asked about against each other decomposition, in pairs of seeds."""
+def less_tables(entries):
+    """The components that are asked about against each other decomposition, in pairs of seeds: a
+    table for each of LESS."""
     ours = asked(entries)
-    heads = ["less"]
-    for entry in ours:
-        heads += [f"{entry.label} {CHOSEN[by]}" for by in BY]
     lines = []
-    for other in entries:
-        if other.masks == "off" and other not in ours:
-            cells = []
-            for entry in ours:
-                cells += [written(difference(entries, entry, other, f"r2_5{end}"), 3)
-                          for end in BY.values()]
-            lines.append([other.label, *cells])
-    return markdown_table(heads, lines)
+    for key, head in LESS.items():
+        cells = []
+        for other in entries:
+            if other.masks == "off" and other not in ours:
+                less = [written(difference(entries, entry, other, key), 3) for entry in ours]
+                cells.append([other.label, *less])
+        heads = [f"{head}, less", *(entry.label for entry in ours)]
+        lines += ["", *markdown_table(heads, cells)]
+    return lines
 
 
 def masks_table(entries):
@@ -655,7 +712,9 @@ def count_lines(rows):
         f"The MLP computes {number('share_computed')} of them, {number('computed', 0)} features, "
         "the *computed* ones: more than half is the MLP's, and no earlier feature is a copy (cosine"
         f" of {attribution.EQUAL}; {number('share_passthrough')} of all are copies).",
-        f"Computed share, E|q| / (E|q| + E|what else is read|), of all: {number('share')}."]
+        f"Computed share, E|q| / (E|q| + E|what else is read|), of all: {number('share')}.",
+        f"Both SAEs have {sae.Config.F:,} features, {sae.Config.k} on at a token; FVE of the "
+        f"earlier {number('fve_earlier', 3)}, of the later {number('fve_later', 3)}."]
 
 
 def render(found):
@@ -664,10 +723,12 @@ def render(found):
     provenance = found["provenance"]
     config = provenance["config"]
     lines = ["# Later SAE features from the pieces of an MLP", f"`{provenance['command']}` wrote "
-             "this.", "", ABOUT.format(each=config["each"], tokens=config["tokens"]), "",
+             "this.", "",
+             ABOUT.format(layer=found["features"][0]["layer"], each=config["each"],
+                          tokens=config["tokens"]), "",
              *count_lines(found["features"])]
     lines += ["", *headline_lines(entries), "", *headline_table(entries), "", LEGEND]
-    lines += ["", LESS, "", *less_table(entries)]
+    lines += ["", LESS_LEGEND, *less_tables(entries)]
     lines += ["", "## Under masks", "", *masks_table(entries), "", MASKS_LEGEND]
     lines += ["", *cliffs(entries)]
     for row in found["chains"]:
@@ -681,9 +742,9 @@ def render(found):
 
 
 def picture(found):
-    """Draw R^2 over the number of pieces: all decompositions, chosen in three ways, and masks."""
+    """Draw R^2 over the number of pieces: all decompositions, chosen in four ways, and masks."""
     entries = collect(found["rows"])
-    figure = pictures.blank(20, 5)
+    figure = pictures.blank(25, 6)
     panels = figure.subplots(1, len(BY) + 1, sharey=True)
     by_mask = panels[-1]
     off = {entry: by_seed for entry, by_seed in entries.items() if entry.masks == "off"}
@@ -692,15 +753,17 @@ def picture(found):
         for ax, end in zip(panels, BY.values()):
             draw_r2(ax, by_seed, end, style[entry.label], not is_floor(entry))
     for entry in masked(entries):
+        if entry.name != asked(entries)[0].name:
+            continue
         color = f"C{[*MASKS].index(entry.masks)}"
         marker = "o" if entry.matrix == "in" else "s"
         look = dict(color=color, marker=marker, mfc="w")
         label = f"{entry.label}, {entry.masks}"
-        draw_r2(by_mask, entries[entry], "", look | dict(ls="-", label=label))
+        draw_r2(by_mask, entries[entry], BY["forward"], look | dict(ls="-", label=label))
         null_look = look | dict(ls=":", label=f"{label}, random")
-        draw_r2(by_mask, entries[entry.null], "", null_look, has_band=False)
+        draw_r2(by_mask, entries[entry.null], BY["forward"], null_look, has_band=False)
     titles = ("pieces of largest E|share|", "of largest spread of the share",
-              "of largest |r| with q", "largest E|share|, under masks")
+              "of largest |r| with q", "one after the other", "one after the other, under masks")
     for ax, title in zip(panels, titles):
         ax.set(xlabel="number of pieces", xscale="log", title=title, ylim=(-0.02, 1.02))
         ax.set_xticks(COUNTS, COUNTS)
@@ -719,6 +782,8 @@ def draw_r2(ax, by_seed, end, look, has_band=True):
     """A line through the means over seeds, with the band of their interval."""
     means = []
     halves = []
+    if not over_seeds(by_seed, f"r2_1{end}"):
+        return                      # earlier features aren't chosen by all rules
     for n in COUNTS:
         summary = over_seeds(by_seed, f"r2_{n}{end}")
         means.append(summary["mean"])
@@ -789,11 +854,11 @@ def columns(found):
     for row in found["rows"]:
         if row["masks"] == "off":
             first = next(iter(row["matrices"].values()))        # components: of W_in
-            values.setdefault(row["name"], []).append(first["r2_5"])
+            values.setdefault(row["name"], []).append(first["r2_5_forward"])
     rows = {}
     for name, of_seeds in values.items():
         if ":" not in name:
-            rows[name] = column("r2_5", of_seeds, values.get(f"{name}:rotated", []))
+            rows[name] = column("r2_5_forward", of_seeds, values.get(f"{name}:rotated", []))
     return rows
 
 

@@ -219,9 +219,9 @@ def cell(row, setting):
 
 
 HEADER = f"""\
-KL@L0 on fit after {{tokens:,}} tokens, at one sparsity of each row, KL in thousandths of a nat; near
-L0 {AT} also the gain in ln KL over what the table uses (table). Bold: what should be used, another
-setting where one gains more than {WORTH}.
+KL@L0 on fit after {{tokens:,}} tokens, at one sparsity of each row, KL in thousandths of a nat;
+near L0 {AT} also the gain in ln KL over what the table uses (table). Bold: what should be used,
+another setting where one gains more than {WORTH}.
 """
 
 

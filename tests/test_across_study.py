@@ -52,6 +52,7 @@ def found(cfg):
 def numbers(r2, r2_by_r=None, pearson=None):
     """What `ask` says of one entry, as far as entries are held against each other."""
     found = dict(r2_5=sum(r2) / len(r2), r2_5_each=r2, r2_5_each_by_spread=r2, r2_5_each_by_r=r2_by_r or r2)
+    found |= dict(r2_5_forward=found["r2_5"], r2_5_each_forward=r2)
     return found | (dict(pre_pearson_each=pearson, pearson_each=pearson) if pearson else {})
 
 
@@ -87,23 +88,28 @@ def test_answers_are_those_of_the_metrics(cfg, found):
         fit.w_FD, common.generator(1, "directions in the place of features"))) for reading in (fit, test)]
     m = across.spd.load(trained["spd"], gpt).raw
     of_spd, = (row["matrices"] for row in found["rows"] if (row["name"], row["seed"], row["masks"]) == ("spd", 1, "off"))
+    drawn_units = units[attribution.computed_share(drawn[0], units, cfg.each) > 0.5]
+    assert len(drawn_units)
     for by, end in across.BY.items():
-        of_drawn, of_features = (attribution.attribute(m, gpt, *readings, units, counts=(5,), each=cfg.each, by=by)
-                                 for readings in (drawn, (fit, test)))
+        of_drawn, of_features = (attribution.attribute(m, gpt, *readings, some, counts=(5,), each=cfg.each, by=(by,))
+                                 for readings, some in ((drawn, drawn_units), ((fit, test), units)))
         for matrix, answer in of_spd.items():
-            assert answer[f"drawn_r2_5{end}"] == pytest.approx(of_drawn[matrix]["r2_5"].clamp(min=0).mean().item(), abs=1e-5)
-            assert answer[f"r2_5{end}"] == pytest.approx(of_features[matrix]["r2_5"].clamp(min=0).mean().item(), abs=1e-5)
+            mean = lambda value_U: pytest.approx(value_U.clamp(min=0).mean().item(), abs=1e-5)
+            assert answer[f"drawn_r2_5{end}"] == mean(of_drawn[matrix][f"r2_5{end}"])
+            assert answer[f"r2_5{end}"] == mean(of_features[matrix][f"r2_5{end}"])
+            assert answer[f"sum_5{end}"] == mean(of_features[matrix][f"sum_5{end}"])
             assert answer[f"r2_5{end}"] != answer[f"drawn_r2_5{end}"] and answer["pieces"] == M
     by_masks = {row["masks"]: row["matrices"] for row in found["rows"] if (row["name"], row["seed"]) == ("spd", 1)}
     for mask, choose_masks in across.MASKS.items():
         few = attribution.attribute(m, gpt, fit, test, units, choose_masks, counts=(1, 5), each=cfg.each)
-        by_r = attribution.attribute(m, gpt, fit, test, units, choose_masks, counts=(5,), each=cfg.each, by="correlation")
+        by_r = attribution.attribute(m, gpt, fit, test, units, choose_masks, counts=(5,), each=cfg.each, by=("correlation",))
         checked = attribution.causal(m, gpt, test, units, common.generator(1, "pairs"), choose_masks, each=cfg.each)
         complete_U = attribution.path_completeness(m, gpt, earlier, test, units, choose_masks, each=cfg.each)
         for matrix, answer in by_masks[mask].items():
             expected = dict(r2_1=few[matrix]["r2_1"].clamp(min=0), r2_5=few[matrix]["r2_5"].clamp(min=0),
-                            r2_5_by_r=by_r[matrix]["r2_5"].clamp(min=0), active_share=few[matrix]["active_share"],
-                            rest_share=few[matrix]["rest_share"], n90=few[matrix]["n90"].float(), **checked[matrix])
+                            r2_5_by_r=by_r[matrix]["r2_5_by_r"].clamp(min=0), active_share=few[matrix]["active_share"],
+                            rest_share=few[matrix]["rest_share"], n90=few[matrix]["n90"].float(), r2_all=few[matrix]["r2_all"],
+                            still_on=few[matrix]["still_on"], still_f=few[matrix]["still_f"], **checked[matrix])
             for key, value_U in expected.items():
                 assert answer[key] == pytest.approx(value_U.mean().item(), abs=1e-5), key
             assert answer["r2_5_each"] == pytest.approx(few[matrix]["r2_5"].clamp(min=0).tolist(), abs=1e-4)
@@ -120,8 +126,12 @@ def test_the_page_has_all_tables_chains_and_a_picture(cfg, found):
     assert [line.split(" | ")[0].strip("| ") for line in table[2:]] == labels
     assert [line.split(" | ")[1] for line in masked[2:]] == [*across.MASKS] * 2
     assert [line.split(" | ")[0].strip("| ") for line in falls[2:]] == ["spd in"] * 2 + ["spd out"] * 2
-    less = text.split("| less |")[1].split("\n\n")[0].splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in less[2:]] == labels[2:] and less[0].count("by r") == 2
+    for head in across.LESS.values():
+        less = text.split(f"| {head}, less |")[1].split("\n\n")[0].splitlines()
+        assert [line.split(" | ")[0].strip("| ") for line in less[2:]] == labels[2:] and less[0] == " spd in | spd out |"
+    # what earlier features are not asked, since they have no shares
+    earlier = [line for line in table if line.startswith("| earlier")][0].split(" | ")
+    assert [earlier[i] == "n/a" for i in range(1, 9)] == [False] * 3 + [True, True, False, True, True]
     assert text.count("path of") == across.PATHS * text.count("\nlater feature #")
     for word in ("component of W_in #", "<- earlier feature #", "[["):
         assert word in text
@@ -139,9 +149,9 @@ def test_a_second_run_finds_all_and_says_the_same(cfg, found, capsys, monkeypatc
     across.main(cfg)
     again = json.loads((Path(cfg.out) / "across.json").read_text())
     assert all(again[table] == found[table] for table in across.TABLES)
-    of_spd = {name: [row["matrices"]["in"]["r2_5"] for row in found["rows"] if (row["name"], row["masks"]) == (name, "off")]
+    of_spd = {name: [row["matrices"]["in"]["r2_5_forward"] for row in found["rows"] if (row["name"], row["masks"]) == (name, "off")]
               for name in ("spd", "spd:rotated")}
-    assert [again["columns"]["spd"][key]["values"] for key in ("r2_5", "null_r2_5")] == [*of_spd.values()]
+    assert [again["columns"]["spd"][key]["values"] for key in ("r2_5_forward", "null_r2_5_forward")] == [*of_spd.values()]
     assert (Path(cfg.out) / "across.md").read_text() == before and before in capsys.readouterr().out
     # fewer seeds: the page is of these alone
     across.main(dataclasses.replace(cfg, seeds=1))
@@ -173,6 +183,13 @@ def test_a_killed_run_goes_on_at_the_question_where_it_was(cfg, found, tmp_path,
     assert all(again[table] == found[table] for table in across.TABLES)
 
 
+def test_random_directions_count_where_they_are_the_mlps_as_features_are(monkeypatch):
+    seed = across.Seed(0, {}, {}, None, 20)
+    seed.computed, seed.drawn = torch.tensor([3, 5, 8]), ["fit", "test"]
+    monkeypatch.setattr(attribution, "computed_share", lambda reading, units, each: torch.tensor([.4, .6, .5]))
+    assert seed.drawn_units.tolist() == [5]
+
+
 def test_what_entries_are_held_against():
     """The best of other decompositions of the same seed, without masks; in means, not feature by feature."""
     rows = [row("spd", 0, **{"in": numbers([.9, .7], [.2, .2], [.9, .2]), "out": numbers([1., 1.], None, [1., 1.])}),
@@ -200,7 +217,7 @@ def test_a_cliff_is_more_than_noise_and_more_than_a_little(falls, words):
                 r2 = .9 + .01 * seed - fall * (masks == "importances")
                 rows.append(row(name, seed, masks, **{"in": numbers([r2, r2])}))
     lines = across.cliffs(across.collect(rows))[2:]
-    assert len(lines) == 2 and words in lines[0] and lines[0].endswith("| n/a | n/a | n/a | n/a |")
+    assert len(lines) == 2 and words in lines[0] and lines[0].startswith("| spd in | importances | n/a | ") and lines[0].endswith("| n/a |")
     assert "no cliff" in lines[1] or len(falls) == 1
 
 
@@ -213,6 +230,7 @@ def test_a_cell_has_its_interval_and_its_null():
 @pytest.mark.parametrize("change, words", [
     (dict(methods="spd,clt"), "--methods clt: allowed are spd, spd-long, transcoder"), (dict(methods="spd,svd"), "--methods svd"),
     (dict(methods="spd,spd"), "names a row twice"), (dict(methods="spd,sae:untrained"), "--methods sae:untrained"),
+    (dict(methods="transcoder,spd"), "the first has to be of components"), (dict(each=601), "--each 601"),
     (dict(layer=9), "--layer 9"), (dict(eval_tokens=1), "--eval_tokens 1"), (dict(keep=True, retrain=True), "--retrain --keep")])
 def test_bad_input_is_one_line(cfg, tmp_path, capsys, change, words):
     other = dataclasses.replace(cfg, out=str(tmp_path / "o"), runs=str(tmp_path / "r"), table=str(tmp_path / "t"), **change)
@@ -222,8 +240,7 @@ def test_bad_input_is_one_line(cfg, tmp_path, capsys, change, words):
 
 def test_what_has_no_components_or_no_features_is_refused(cfg, found, tmp_path, capsys):
     cfg = dataclasses.replace(cfg, out=str(tmp_path))
-    fails(capsys, lambda: across.main(dataclasses.replace(cfg, methods="transcoder")), "the first has to be of components")
-    fails(capsys, lambda: across.main(dataclasses.replace(cfg, each=10_000)), "seed 0: of 0 later features", "--eval_tokens")
+    fails(capsys, lambda: across.main(dataclasses.replace(cfg, each=500)), "seed 0: of 0 later features", "--eval_tokens")
 
 
 def test_models_of_other_code_stop_it_before_anything_is_done(cfg, found, tmp_path, capsys, monkeypatch):

@@ -315,6 +315,39 @@ def test_what_is_chosen():
     assert attribution.choose(piece_UJF, q_UJ, 2, "correlation").tolist() == [[2, 1]]
 
 
+def test_pieces_one_after_the_other_are_those_of_least_squares():
+    """Greedily, each choice by trying all: of pieces that are correlated, and cancel."""
+    X, q = normal(0, 2, 60, 8), normal(1, 2, 60)
+    X[..., 1] = X[..., 0] + 0.1 * normal(2, 2, 60)
+    X[..., 2] = 3 + 0.2 * X[..., 5] + 0.02 * normal(3, 2, 60)
+    q = q + 5 * (X[..., 0] - X[..., 1]) + X[..., 3]
+    X[..., 7] = 0
+    X[:, :attribution.FEW - 1, 7] = q[:, :attribution.FEW - 1] * 100        # on at too few tokens
+    found = attribution.forward(X, q, 5)
+    for u in range(2):
+        chosen = []
+        for _ in range(5):
+            wrong = {}
+            for f in {*range(7)} - {*chosen}:
+                A = np.c_[X[u][:, [*chosen, f]].double().numpy(), np.ones(60)]
+                wrong[f] = np.square(q[u].double().numpy() - A @ np.linalg.lstsq(A, q[u].double().numpy(), rcond=None)[0]).sum()
+            chosen.append(min(wrong, key=wrong.get))
+        assert found[u].tolist() == chosen
+    for by in attribution.BY:
+        assert 7 not in attribution.choose(X, q, 6, by)[0].tolist()
+
+
+def test_shares_as_they_are_have_no_weights():
+    X, q = normal(0, 2, 60, 3), normal(1, 2, 60)
+    whole = X.sum(2)
+    assert torch.allclose(attribution.r2_as_they_are(X, whole + 3, X, whole + 3), torch.ones(2), atol=1e-5)
+    expected = 1 - ((q - whole - (q - whole).mean(1, keepdim=True))**2).sum(1) / (59 * q.var(1))
+    assert torch.allclose(attribution.r2_as_they_are(X, q, X, q), expected, atol=1e-5)
+    # twice as large as they should be, fitted they would be exact
+    assert torch.allclose(attribution.r2_as_they_are(2 * X, whole, 2 * X, whole), torch.zeros(2), atol=1e-5)
+    assert torch.allclose(attribution.r2(2 * X, whole, 2 * X, whole), torch.ones(2), atol=1e-5)
+
+
 def test_how_many():
     size_UF = torch.tensor([[0., 10, 0, 0], [5, 1, 4, 0], [1, 1, 1, 1], [8.9, 0.2, 0.9, 0]])
     assert attribution.how_many(size_UF).tolist() == [1, 2, 4, 2]
@@ -360,8 +393,10 @@ def test_a_feature_of_one_component_takes_one(planted):
     assert (found["r2_1"] > 1 - 1e-5).all() and (found["n90"] == 1).all()
     assert found["chosen"][:, 0].tolist() == list(range(6))
     assert (found["rest_share"] < 1e-4).all()
-    by_r = attribute(m, gpt, *readings, units, counts=(1,), by="correlation")[matrix]
-    assert by_r["chosen"][:, 0].tolist() == list(range(6)) and (by_r["r2_1"] > 1 - 1e-5).all()
+    for rule, end in attribution.BY.items():
+        by = attribute(m, gpt, *readings, units, counts=(1,), by=(rule,))[matrix]
+        assert by[f"chosen{end}"][:, 0].tolist() == list(range(6)) and (by[f"r2_1{end}"] > 1 - 1e-5).all()
+        assert (by[f"sum_1{end}"] > 1 - 1e-4).all() and (by["r2_all"] > 1 - 1e-5).all() and (by["still_on"] == 1).all()
 
     # random pieces of the same matrices need more
     null = attribute(rotated(m, common.generator(0, "Q")), gpt, *readings, units, counts=(1, 6))[matrix]
@@ -371,6 +406,14 @@ def test_a_feature_of_one_component_takes_one(planted):
     wrong = [replace(r, w_FD=r.w_FD.roll(1, 0)) for r in readings]
     found = attribute(m, gpt, *wrong, units, counts=(1,))[matrix]
     assert found["chosen"][:, 0].tolist() == [5, 0, 1, 2, 3, 4]
+
+
+def rebuilt(m, mlp, x_ND, choose_masks):
+    """What the MLP writes by a decomposition, by the method's own forward."""
+    g = m.encode(LAYER, x_ND[None], mlp)[0]
+    if m.kind == "component":
+        return m.site(*choose_masks(g.split(m.C, -1))).mlp(x_ND)
+    return m.decode(LAYER, g[None], x_ND[None])[0]
 
 
 def test_attribute_against_a_loop_over_features(gpt, readings, every):
@@ -395,6 +438,13 @@ def test_attribute_against_a_loop_over_features(gpt, readings, every):
                 assert numbers["active_share"][i].item() == pytest.approx(expected, abs=1e-4)
                 assert numbers["rest_share"][i].item() == pytest.approx(
                     b.rest_N.abs().mean().item() / abs(q[1]).mean(), abs=1e-4)
+                # what all pieces add up to, and what the feature says if the MLP writes that
+                expected = 1 - b.error_N.var() / torch.tensor(q[1]).var()
+                assert numbers["r2_all"][i].item() == pytest.approx(expected.item(), abs=1e-4)
+                y_ND = rebuilt(m, gpt.mlp(LAYER), own[1].x_ND, choose_masks)
+                before, after = (test.values(own[1].other_ND, y)[:, units[i]] for y in (own[1].y_ND, y_ND))
+                assert numbers["still_on"][i].item() == pytest.approx((after > 0)[before > 0].float().mean().item())
+                assert numbers["still_f"][i].item() == pytest.approx((after[before > 0].sum() / before.sum()).item(), abs=1e-4)
 
 
 def test_masks_of_one_are_no_masks_and_looking_changes_nothing(gpt, readings, every):
@@ -418,10 +468,12 @@ def test_earlier_features_directly(gpt, readings):
         planted.append(replace(r, y_ND=f_NF[:, :D]))
     planted = [replace(r, w_FD=torch.eye(F, D)) for r in planted]
     on_at = [r.rows(units, EACH) for r in planted]
-    live = [u for u in range(4) if all((r.w_ND * r.y_ND).sum(1).view(4, -1)[u].std() > 0 for r in on_at)]
+    values = [(r.w_ND * r.y_ND).sum(1).view(4, -1) for r in on_at]
+    live = [u for u in range(4) if all((q[u] != 0).sum() >= attribution.FEW and q[u].std() > 0 for q in values)]
     found = attribution.directly(earlier, gpt, *planted, units, counts=(1, 2), each=EACH)
-    assert live and (found["r2_1"][live] > 1 - 1e-5).all()
-    assert found["chosen"][live, 0].tolist() == units[live].tolist()
+    assert live
+    for end in ("_by_r", "_forward"):
+        assert (found[f"r2_1{end}"][live] > 1 - 1e-5).all() and found[f"chosen{end}"][live, 0].tolist() == units[live].tolist()
 
 
 # --------------------------------------------------------------------------------------------- paths
@@ -471,8 +523,8 @@ def test_path_completeness_against_a_loop(gpt, readings, every, name, mask, tau)
                     bad += abs(slope_NC[n, c] * (V_DC[:, c] @ (rows.x_ND[n] - x_hat_ND[n]))).item()
                     bad += abs(slope_NC[n, c] * (V_DC[:, c] @ earlier.b_dec / earlier.scale)).item()
                 else:
-                    remainder += s.piece_NF[n, c].item()
-            bad += abs(s.bias_N[n].item()) + abs(remainder + s.rest_N[n].item() + s.error_N[n].item())
+                    remainder += abs(s.piece_NF[n, c].item())
+            bad += abs(s.bias_N[n].item()) + remainder + abs(s.rest_N[n].item()) + abs(s.error_N[n].item())
             q = abs(rows.w_ND[n] @ rows.y_ND[n]).item()
             top += q * good / (good + bad)
             bottom += q
