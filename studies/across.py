@@ -553,7 +553,7 @@ LESS = {                            # key: of what is said which decomposition h
     "sum_5_by_spread": "the same as they are",
     "r2_5_by_r": "R² of 5 by r"}
 FALLS = {                           # key: head
-    "r2_all": "of all", "r2_5_forward": "of 5", "r2_20_forward": "of 20", "r2_5": "of 5 by size",
+    "r2_all": "of all", "r2_5_forward": "of 5", "r2_10_forward": "of 10", "r2_5": "of 5 by size",
     "r2_5_by_r": "of 5 by r"}
 MASKED = {                          # key: (head, digits); in brackets what random pieces have
     "r2_all": ("R² of all, as they are ↑", 3),
@@ -593,7 +593,8 @@ random directions in the place of the later features, at their tokens, those of 
 is the MLP's.
 As they are: the sum of the five shares of largest spread, to which no weights are fitted, only a
 constant; a weight can make up for much that a piece writes elsewhere. All as they are: of all
-pieces, 1 where nothing is left out.
+pieces, 1 where nothing is left out; below 0 stays below.
+Weights are fitted to {each} tokens: where pieces are on at few of them, more can tell less.
 Explained: R² of 5 of .8 or more, and a causal r by f of .7 or more. Causal r: of what the
 pre-activation loses when a piece is removed, and the piece's share, over the largest 5 % of the
 shares; in brackets over random pairs. It says that shares are right, not that pieces are good:
@@ -727,7 +728,8 @@ def render(found):
              ABOUT.format(layer=found["features"][0]["layer"], each=config["each"],
                           tokens=config["tokens"]), "",
              *count_lines(found["features"])]
-    lines += ["", *headline_lines(entries), "", *headline_table(entries), "", LEGEND]
+    lines += ["", *headline_lines(entries), "", *headline_table(entries), "",
+              LEGEND.format(each=config["each"])]
     lines += ["", LESS_LEGEND, *less_tables(entries)]
     lines += ["", "## Under masks", "", *masks_table(entries), "", MASKS_LEGEND]
     lines += ["", *cliffs(entries)]
