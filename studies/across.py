@@ -20,7 +20,7 @@ replication. A later feature counts where it is on often enough, more than half 
 MLP, and no earlier feature is its copy. Features and pieces are chosen on fit, every number is from
 test.
 
-    python -m studies.across    # 20 minutes on one core, and compare.py's models if they are not
+    python -m studies.across    # half an hour on one core, and compare.py's models if they are not
                                 # there; goes on after a kill
     python -m studies.across --methods spd,transcoder --tokens 200000 --seeds 1 --out results-quick
 """
@@ -771,8 +771,12 @@ def picture(found):
         ax.set_xticks(COUNTS, COUNTS)
         ax.minorticks_off()
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7)
     panels[0].set_ylabel("R² of q, mean over computed features")
+    # one legend for all rules: earlier features have no place in the first two
+    of_rules = panels[-2].get_legend_handles_labels()
+    figure.legend(*of_rules, loc="outside lower left", ncols=8, fontsize=9)
+    figure.legend(*by_mask.get_legend_handles_labels(), loc="outside lower right", ncols=3,
+                  fontsize=9)
     return figure
 
 
