@@ -291,7 +291,7 @@ def main(cfg):
     layer, _ = compare.check(base, gpt)
     tried = trials(base)
     if not tried:
-        common.fail(f"--methods {cfg.methods}: names no row that is trained")
+        common.fail(f"--methods {cfg.methods}: no row of these has a setting of its own")
 
     # what is known already: rows of the same target, text and sizes
     path = Path(cfg.out) / "tuning.json"
