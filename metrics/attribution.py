@@ -443,13 +443,6 @@ def at_tokens(m, mlp, x_ND, choose_masks=nothing_masked, tau=TAU):
     return Units(m, mlp, x_ND)
 
 
-@torch.no_grad()
-def shares(m, mlp, x_ND, w_ND, choose_masks=nothing_masked, tau=TAU):
-    """Which share does each unit have in q = w . y at each token? {matrix: Shares}, "all" where
-    units are not components of a matrix. w_ND: a direction for each token."""
-    return at_tokens(m, mlp, x_ND, choose_masks, tau).shares(w_ND)
-
-
 @dataclass
 class Factors:
     """Other rank-one pieces with the importances of m's components: m but for V and U."""
@@ -473,9 +466,8 @@ def rotated(m, gen):
 
     V_c and U_c are scaled to one length first, so that it does not matter how m shares the length
     of a piece between them. The sum is the same, and so is the rest; which directions are a piece
-    is chance. Each has the
-    importance of one of m's components, so that as many are active at a token. Of baselines.SVD it
-    is a random factorisation at the rank of W. 0.3 s for C = 1,024."""
+    is chance. Each has the importance of one of m's components, so that as many are active at a
+    token. Of baselines.SVD it is a random factorisation at the rank of W. 0.3 s for C = 1,024."""
     Vs = []
     Us = []
     for _, read_CD, write_CD, _ in m.unit_directions():

@@ -114,7 +114,7 @@ def check(cfg, gpt):
             common.fail(f"--methods {name}: allowed are {', '.join(allowed)}")
     if len({*names}) < len(names):
         common.fail(f"--methods {cfg.methods}: names a row twice")
-    if names[0] not in COMPONENTS:
+    if first_of(cfg) not in COMPONENTS:
         common.fail(f"--methods {cfg.methods}: the first has to be of components, as spd is")
     if cfg.each > cfg.eval_tokens:
         common.fail(f"--each {cfg.each}: of --eval_tokens {cfg.eval_tokens}, that many at most")

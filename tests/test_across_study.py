@@ -217,7 +217,7 @@ def test_a_cliff_is_more_than_noise_and_more_than_a_little(falls, words):
                 r2 = .9 + .01 * seed - fall * (masks == "importances")
                 rows.append(row(name, seed, masks, **{"in": numbers([r2, r2])}))
     lines = across.cliffs(across.collect(rows))[2:]
-    assert len(lines) == 2 and words in lines[0] and lines[0].startswith("| spd in | importances | n/a | ") and lines[0].endswith("| n/a |")
+    assert len(lines) == 2 and words in lines[0] and lines[0].split(" | ")[2::2] == ["n/a", "n/a", "n/a |"]
     assert "no cliff" in lines[1] or len(falls) == 1
 
 

@@ -17,7 +17,7 @@ import spd
 import transcoder
 from conftest import D, M, T, V, noisy_gpt
 from metrics import attribution, masks, matching
-from metrics.attribution import attribute, causal, nothing_masked, rotated, shares
+from metrics.attribution import TAU, attribute, causal, nothing_masked, rotated
 from test_common import fails
 
 LAYER, F, EACH = 1, 24, 20
@@ -41,6 +41,11 @@ def shaken(m, seed, size=0.3):
     for i, p in enumerate(m.parameters()):
         p.data += size * normal(seed + i, *p.shape)
     return m.requires_grad_(False)
+
+
+@torch.no_grad()
+def shares(m, mlp, x_ND, w_ND, choose_masks=nothing_masked, tau=TAU):
+    return attribution.at_tokens(m, mlp, x_ND, choose_masks, tau).shares(w_ND)
 
 
 @pytest.fixture(scope="module")
