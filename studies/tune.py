@@ -13,7 +13,7 @@ can cross, so a trial that lands elsewhere has no gain.
 
 Muon is for matrices. Where the table trains a row by Adam, a trial with Muon trains biases and
 thresholds (lr_rest) at the rate of that Adam: it is what they are known to need. The rates that are
-tried for spd are of V and U; its importance net keeps its own, which differs by the optimizer.
+tried for spd are of V and U; its importance net keeps its own, beside Adam that of its biases.
 
     python -m studies.tune                      # trains what is missing, beside compare.py's models
     python -m studies.tune --methods sae,molt   # these rows alone
@@ -37,7 +37,6 @@ import common
 import compare
 import data
 import evals
-import spd
 from model import GPT
 from report.table import AT, markdown_table
 
@@ -59,7 +58,6 @@ RATES = {
     "adam": (2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
     "muon": (5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
 }
-ADAM_LR_CI = 8e-3                   # the rate of spd's importance net beside Adam
 WORTH = 0.1                         # in ln KL; less is chance, with one seed and 3 points a curve
 NEAR = 1.5                          # times or over table.AT: the L0 of trials that have a gain
 # Trials are at a row's middle sparsity, but on half of the tokens that of spd is far from table.AT.
@@ -98,8 +96,9 @@ def at(job, setting):
     elif (used.optimizer, setting.optimizer) == ("muon", "adam"):
         # Adam ignores it: without it, all such trials have one name, and one model
         change.pop("lr_rest", None)
-        if job.method.module is spd:
-            change["lr_ci"] = ADAM_LR_CI
+        # Adam trains a whole importance net at lr_ci, Muon its biases by Adam at lr_rest
+        if hasattr(job.method.module.Config, "lr_ci"):
+            change["lr_ci"] = job.method.module.Config.lr_rest
     return dataclasses.replace(job, method=job.method._replace(change=change))
 
 
