@@ -434,7 +434,7 @@ def bench_yardstick(cfg):
     gpt, job = yardstick_job(cfg)
     per_component = replace(job, ci_fn="mlp", ci_hidden=16)
     ours = "spd.py"
-    plain = "plain code, PyTorch and glibc as installed (goal: 6 x)"
+    plain = "plain code, PyTorch and glibc as installed"
     steps = {
         ours: SpdStep(gpt, job, losses),
         plain: SpdStep(gpt, job, straightforward, as_installed),

@@ -196,12 +196,14 @@ def cell(value, digits):
 
 TEXT = """# SPD over the length of its training
 `{command}` wrote this.
-*loss*: SPD's own at the end of its schedules, without faithfulness, on other text; *L0*, *CE rec*,
-*KL attack*: of both matrices, masks rounded at 0.1; *stochastic*: CE recovered under random masks;
-*alive*: components of W_in and of W_out on at 10 tokens or more; *same v, i, w*: share of the
-components in pairs that reach 0.7 in the correlation of values, in the cosine of weights over the
-inputs, in that of the weights; *settled(n)*: loss of random starts after n steps over that of the
-neurons' start after 4 n. The other columns are compare.py's (`compare.py --explain`).
+C {C}, c_imp {c_imp:g}, {tokens:,} tokens a step. *loss*: SPD's own at the end of its schedules,
+without faithfulness, on other text; *L0*, *CE rec*: of both matrices, masks rounded at 0.1;
+*stochastic*: CE recovered under random masks; *KL attack*: importances as they are, what they leave
+open set by 20 sign steps; *alive*: components of W_in and of W_out on at 10 tokens or more; *same
+v, i, w*: share of the components in pairs that reach 0.7 in the correlation of values, in the
+cosine of weights over the inputs, in that of the weights; *settled(n)*: loss of random starts after
+n steps over that of the neurons' start after 4 n. The other columns are compare.py's (`compare.py
+--explain`).
 """
 
 
@@ -220,8 +222,10 @@ def render(found):
         cells += [cell(row[key], digits) for key, (_, digits) in ROWS.items()]
         trainings.append(cells)
     heads = ["start", "steps", "seed", *(head for head, _ in ROWS.values())]
-    command = found["provenance"]["command"]
-    lines = [TEXT.format(command=command), *markdown_table(heads, trainings), ""]
+    run = spd.Config(**TABLE.change)
+    text = TEXT.format(command=found["provenance"]["command"], C=run.C, c_imp=run.c_imp,
+                       tokens=run.B * run.T)
+    lines = [text, *markdown_table(heads, trainings), ""]
 
     pairs = []
     for pair in found["pairs"]:
@@ -242,6 +246,7 @@ PANELS = {                          # label: the numbers that are drawn over the
     "KL under attack, 20 steps": ("kl_attack",),
     "alive components of a matrix": ("alive_in", "alive_out"),
     "CE recovered": ("ce_recovered",),
+    "units that match a concept": ("concept_matched_fraction",),
     "shared by seeds": ("activations_shared_0.7", "inputs_shared_0.7", "weights_shared_0.7"),
 }
 
@@ -249,9 +254,9 @@ PANELS = {                          # label: the numbers that are drawn over the
 def picture(found):
     """Draw everything over the length of training, and the spectra of importance beside it."""
     from matplotlib.figure import Figure
-    figure = Figure((15, 6.4), layout="constrained")
-    axes = figure.subplots(2, 4)
-    for ax, (label, keys) in zip(axes[:, :3].flat, PANELS.items()):
+    figure = Figure((13, 9.6), layout="constrained")
+    axes = figure.subplots(3, 3).flat
+    for ax, (label, keys) in zip(axes, PANELS.items()):
         for i, key in enumerate(keys):
             rows = found["pairs"] if key in PAIRS else found["rows"]
             name = PAIRS.get(key, "")
@@ -262,7 +267,7 @@ def picture(found):
         ax.grid(alpha=0.3)
         if ax.lines:
             ax.legend(fontsize=8)
-    for ax, site in zip(axes[:, 3], spd.SITES):
+    for ax, site in zip(axes[len(PANELS):], spd.SITES):
         draw_spectra(ax, found["rows"], site)
     return figure
 

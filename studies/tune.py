@@ -7,9 +7,10 @@ from. A row that differs from another in its tokens alone has that one's setting
     gain = ln KL(what the table uses, at the trial's L0) - ln KL(trial)
 
 The KL of what the table uses is read off its curve over the table's sparsities, linear in log KL
-over log L0, so that a rate which only trades sparsity for KL gains nothing. Once one gains more
-than WORTH, the best is to be used: the best near the L0 at which the table reads all rows. Curves
-can cross, so a trial that lands elsewhere has no gain.
+over log L0, so that a rate which only trades sparsity for KL gains nothing. (A row of one sparsity
+has no curve: its gains are of KL as it is.) Once one gains more than WORTH, the best is to be used:
+the best near the L0 at which the table reads all rows. Curves can cross, so a trial that lands
+elsewhere has no gain.
 
 Muon is for matrices. Where the table trains a row by Adam, a trial with Muon trains biases and
 thresholds (lr_rest) at the rate of that Adam: it is what they are known to need. The rates that are
@@ -218,9 +219,11 @@ def cell(row, setting):
 
 
 HEADER = f"""\
-KL@L0 on fit after {{tokens:,}} tokens, at one sparsity of each row, KL in thousandths of a nat;
-near L0 {AT} also the gain in ln KL over what the table uses (table). Bold: what should be used,
-another setting where one gains more than {WORTH}.
+# Optimizers and rates
+KL@L0 on text that training does not see, after {{tokens:,}} tokens, at one sparsity of each row and
+one seed, KL in thousandths of a nat; near L0 {AT} also the gain in ln KL over what the table uses
+(table), at the trial's L0 where the table has several sparsities of the row. Bold: what should be
+used, another setting where one gains more than {WORTH}.
 """
 
 
