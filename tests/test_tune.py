@@ -144,7 +144,7 @@ def made_up(name, of=None, **best):
 def test_all_trials_are_shown_the_best_in_bold(capsys):
     text = tune.render([made_up("transcoder-stochastic"), made_up("spd", optimizer="adam", lr=16e-3)])
     lines = text.splitlines()
-    assert "after 4,096,000 tokens" in lines[0] and max(map(len, lines)) <= 120 and text.count("3.12@16.0 -0.67") == 1 + 9 + 9
+    assert "after 4,096,000 tokens" in lines[1] and max(map(len, lines)) <= 120 and text.count("3.12@16.0 -0.67") == 1 + 9 + 9
     assert "| spd | adam 0.016 | **3.12@16.0 table** | adam 0.016 | **3.12@16.0 table** |" in lines
     stochastic = [line for line in lines if line.startswith("| transcoder-stochastic")]
     assert "muon 0.02 | **3.12@16.0 -0.67** |" in stochastic[0]
