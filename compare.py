@@ -131,8 +131,8 @@ class Floor(NamedTuple):
     has_seeds: bool = False         # is there chance in it?
 
 
-# Optimizers and rates are, of those that studies/tune.py tries, the best or within 0.1 of it in
-# ln KL (results/tuning.md).
+# Optimizers and rates are, of those that studies/tune.py tries, the best or within 0.11 of it
+# in ln KL (results/tuning.md).
 MUON = dict(optimizer="muon", lr=0.04)
 STOCHASTIC = dict(MUON, lr_rest=16e-3, base="transcoder")
 NOISELESS = dict(STOCHASTIC, noise=False)
