@@ -387,6 +387,7 @@ def bench_spd(cfg):
     memory = peak_gib(cfg)
     gpt, job = default_job(cfg)
     steps = {name: SpdStep(gpt, job, *variant) for name, variant in VARIANTS.items()}
+    steps["Muon: Adam on all matrices"] = SpdStep(gpt, replace(job, optimizer="adam"), losses)
     (forwards, backwards), (before, after) = passes(steps["nothing"], gpt, job.B)
     flops = arithmetic(steps["nothing"])
 

@@ -108,7 +108,8 @@ def test_prints_every_figure(small, flags, monkeypatch, capsys):
     bench.main("spd", "--rounds", "1", "--device", "cpu", *flags)
     out = capsys.readouterr().out
     for name in ("spd.py", "plain code", "public implementation") if flags else (
-            "a step", "tokens/s", "4 forward", "3 backward", "GFLOP", "fraction", "0.50 GiB", *bench.VARIANTS):
+            "a step", "tokens/s", "4 forward", "3 backward", "GFLOP", "fraction", "0.50 GiB", *bench.VARIANTS,
+            "Adam on all matrices"):
         assert name in out
     assert not re.search(r"\bnan\b|\binf\b", out)
 
