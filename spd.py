@@ -28,7 +28,9 @@ What limits training is the optimizer: many components have to turn while their 
 strong faithfulness term pins them, so it is weak here (1 % of |W| missing costs 0.001). A wrong sum
 is punished by the KL already, as the rest is masked too; V U starts as W exactly, and is moved onto
 W once more at the end (`project`). Adam moves each weight by itself. Muon replaces the momentum of
-a matrix by the nearest orthogonal matrix, which turns all components at once.
+a matrix by the nearest orthogonal matrix, which turns all components at once. Two components that
+share two mechanisms are taken apart by the penalty alone, and smooth_l0 is flat at g = 1: lp with
+p = 1 throughout leaves hardly such a pair on planted detectors, but is no better on the target.
 results/spd-recipe.md has the measurements.
 
 Differs from the papers: Muon for Adam; an exact start for a faithfulness warm-up; faithfulness
