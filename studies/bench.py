@@ -466,7 +466,8 @@ def bench_yardstick(cfg):
 
 # The authors' recipe for a language model, with the cheapest of their adversaries.
 AUTHORS = dict(optimizer="adam", lr=1e-3, lr_ci=1e-3, adversary="step", c_faith=1e3, project=False)
-SHARES = [2 ** (-i / 2) for i in range(14, -1, -1)]     # of the authors' steps, until as good
+SHARES = [2 ** (-i / 2) for i in range(14, -1, -1)]     # of the authors' steps, until as good ..
+HALVINGS = 2                    # .. and how often what lies between is halved
 
 
 def quality(gpt, corpus, job):
@@ -523,14 +524,38 @@ def bench_quality(cfg):
             theirs, aim = quality(gpt, corpus, replace(job, **AUTHORS))
             print(f"\n{name}: the authors' recipe, {job.steps} steps: loss {aim:.4f} "
                   f"after {theirs:.1f} s", flush=True)
-            lengths = [max(1, int(job.steps * share)) for share in SHARES]
-            for steps in dict.fromkeys(lengths):
-                ours, loss = quality(gpt, corpus, replace(job, steps=steps))
-                print(f"  spd.py's defaults, {steps} steps: loss {loss:.4f} after {ours:.1f} s",
-                      flush=True)
-                if loss <= aim:
-                    print(f"  {theirs / ours:.1f} times less (goal: {goal})", flush=True)
-                    break
+            ours = soonest(gpt, corpus, job, aim)
+            if ours:
+                print(f"  {theirs / ours:.1f} times less (goal: {goal})", flush=True)
+
+
+def soonest(gpt, corpus, job, aim):
+    """Seconds that the shortest run takes whose loss is `aim` or less; None if none of up to
+    job.steps is that good."""
+    def attempt(steps):
+        seconds, loss = quality(gpt, corpus, replace(job, steps=steps))
+        print(f"  spd.py's defaults, {steps} steps: loss {loss:.4f} after {seconds:.1f} s",
+              flush=True)
+        return seconds if loss <= aim else None
+
+    too_short = 0
+    for steps in dict.fromkeys(max(1, int(job.steps * share)) for share in SHARES):
+        best = attempt(steps)
+        if best:
+            break
+        too_short = steps
+    else:
+        return None
+    for _ in range(HALVINGS):
+        between = round((too_short * steps) ** 0.5)
+        if too_short < between < steps:
+            seconds = attempt(between)
+            if seconds:
+                best = seconds
+                steps = between
+            else:
+                too_short = between
+    return best
 
 
 # -------------------------------------------------------------------- the activation-space methods

@@ -114,7 +114,7 @@ def test_prints_every_figure(small, flags, monkeypatch, capsys):
     assert not re.search(r"\bnan\b|\binf\b", out)
 
 
-def test_time_to_the_authors_quality_stops_at_the_first_run_that_is_as_good(small, tmp_path, monkeypatch, capsys):
+def test_time_to_the_authors_quality_is_that_of_the_shortest_run_that_is_as_good(small, tmp_path, monkeypatch, capsys):
     gpt, job = small
     np.random.default_rng(0).integers(0, 50, 20_000).astype(np.uint16).tofile(tmp_path / "x.bin")
     gpt.vocab = [f"w{i}" for i in range(50)]
@@ -127,8 +127,21 @@ def test_time_to_the_authors_quality_stops_at_the_first_run_that_is_as_good(smal
         return 9. / (1 + len(asked)), {"adam": .3}.get(job.optimizer, 1. / job.steps)
     monkeypatch.setattr(bench, "quality", quality)
     bench.main("spd", "--to-quality")
-    assert asked == [("adam", 8), *[("muon", n) for n in (1, 2, 4)]]
-    assert "times less (goal: 3)" in capsys.readouterr().out and ("muon", 8) not in asked
+    # 4 steps are as good; of what lies between 2 and 4, 3 are not
+    assert asked == [("adam", 8), *[("muon", n) for n in (1, 2, 4, 3)]]
+    assert f"{9 / 2 / (9 / 5):.1f} times less (goal: 3)" in capsys.readouterr().out
+
+    # of 64 the first as good is 45, then between 32 and 45: 38 is, 35 is not
+    jobs["a target"] = gpt, str(tmp_path / "x.bin"), dataclasses.replace(job, steps=64), 3
+    monkeypatch.setattr(bench, "quality", lambda gpt, corpus, job: (job.steps, float(job.steps < 37)
+                        if job.optimizer == "muon" else .3))
+    bench.main("spd", "--to-quality")
+    out = capsys.readouterr().out
+    assert re.findall(r"defaults, (\d+) steps", out)[-4:] == ["32", "45", "38", "35"]
+    assert f"{64 / 38:.1f} times less" in out
+    monkeypatch.setattr(bench, "quality", lambda gpt, corpus, job: (1., float(job.optimizer == "muon")))
+    bench.main("spd", "--to-quality")                           # nothing is as good
+    assert "times less" not in capsys.readouterr().out
 
 
 def test_quality_is_the_loss_of_a_whole_run(small, tmp_path):
