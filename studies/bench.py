@@ -516,8 +516,8 @@ def quality_jobs(cfg, folder):
 def bench_quality(cfg):
     """How much sooner do our defaults reach the loss that the authors' recipe ends at?
 
-    The authors' recipe runs once, then our defaults for longer and longer runs until one's loss is
-    no higher. Schedules end with each run, so that only ends are compared."""
+    The authors' recipe runs once, then our defaults for several lengths (`soonest`). Schedules end
+    with each run, so that only ends are compared."""
     with tempfile.TemporaryDirectory() as folder:
         for name, (gpt, text, job, goal) in quality_jobs(cfg, Path(folder)).items():
             corpus = data.load_for(gpt, text, job.T)
@@ -530,8 +530,10 @@ def bench_quality(cfg):
 
 
 def soonest(gpt, corpus, job, aim):
-    """Seconds that the shortest run takes whose loss is `aim` or less; None if none of up to
-    job.steps is that good."""
+    """Seconds that the shortest run takes whose loss is `aim` or less; None if none is.
+
+    Runs grow up to job.steps until one is as good, then halve the ratio of its length to that of
+    the longest that is not."""
     def attempt(steps):
         seconds, loss = quality(gpt, corpus, replace(job, steps=steps))
         print(f"  spd.py's defaults, {steps} steps: loss {loss:.4f} after {seconds:.1f} s",
