@@ -12,6 +12,7 @@ decomposition of one method, or of one of them alone:
     split_fractions         has a unit of the small one one counterpart, or several?
     canonicity, incompleteness      how many units stay as they are; how many were missing?
     explained_by_few        are the large one's writes sums of a few of the small one's?
+    meta                    .. or of a few common atoms?
     true_splits             in how many units does each true concept live?
     mean_max_cosine         how near is the nearest unit, as papers print it?
 
@@ -38,7 +39,7 @@ import torch
 import torch.nn.functional as nnf       # F is the number of units here
 
 from evals import ALIVE, clean, f1_scores, reads
-from metrics import mapping, matching, stability
+from metrics import atoms, mapping, matching, stability
 from metrics.columns import Column
 from metrics.concepts import auroc
 from metrics.matching import SHARED, cosines, largest
@@ -49,11 +50,13 @@ COLUMNS = {                 # of compare.py's table, filled by studies/sizes.py
     "canonicity": Column(
         "canonical", "up", None, 3, table="studies",
         text="share of the alive units of the smallest dictionary of the study that are in the "
-             "largest one as they are, one to one, by what they read and write"),
+             "largest one as they are, one to one, by what they read and write; null: in another "
+             "seed of the smallest"),
 }
 DEAD = 1e-6             # published: alive from this mean, or this share of tokens, on ..
 EDGE = 0.05             # `cliff`: share of the units that has to be on either side
 ONCE = 0.1              # .. or where it exceeds this at one token
+FEWEST = 10             # units of either kind that similarity has to tell apart, for `novelty`
 TOKENS = 1024           # at once: bounds the memory, to 300 MB beside what is given
 ENTRIES = 4096          # at once
 GROUP = 16              # units at once
@@ -204,10 +207,22 @@ class Sized(NamedTuple):
 
 def look_at(m, gpt, fit_RT, rows_RT, tau=0.):
     """Collect what has to be known of one trained decomposition m: a Sized. Four passes, 15 s."""
-    blocks = matching.with_inputs(matching.blocks(m), m, gpt, fit_RT)
+    blocks = with_inputs(matching.blocks(m), m, gpt, fit_RT)
     is_alive_F = stability.record_units(m, gpt, fit_RT, tau).on() >= ALIVE
     recording = stability.record_units(m, gpt, rows_RT, tau)
     return Sized(m, blocks, recording, is_alive_F, errors(m, gpt, rows_RT))
+
+
+def with_inputs(blocks, m, gpt, rows_RT):
+    """Give the blocks of m the root of their inputs on some rows, of dictionaries of how these
+    vary: a unit's bias has the place of what the mean of the inputs adds to it, so that units which
+    differ by that alone are the same, and units which share it alone need not be."""
+    found = []
+    for block, x_ND in zip(blocks, m.unit_inputs(gpt, rows_RT), strict=True):
+        if block.kind == "dictionary":
+            x_ND = x_ND - x_ND.mean(0)
+        found.append(replace(block, root=matching.root_of(x_ND)))
+    return found
 
 
 @torch.no_grad()
@@ -265,7 +280,7 @@ def similarities(small, large, by="weights"):
                     c_read c_write, the cosine of their matrices; maps: the cosine of their matrices
         both        min(c_read, c_write), of components of their absolute values where their product
                     is above 0: one rule for these two kinds. Maps: that of weights
-        inputs      that of weights, with reads compared over the inputs
+        inputs      that of both, with reads compared over the inputs (`with_inputs`)
         values      Pearson's r of what they say over tokens, |r| where a value is below 0: one rule
                     for all kinds
 
@@ -286,7 +301,7 @@ def similarities(small, large, by="weights"):
             cosine = cosine.abs() if a.kind == "component" else cosine
         else:
             cosine, least = matching.similarity(a, b)
-            cosine = least if by == "both" else cosine
+            cosine = least if by in ("both", "inputs") else cosine
         sim_SL[a.unit_n.unsqueeze(1), b.unit_n] = cosine
     return sim_SL
 
@@ -441,7 +456,8 @@ def novelty(sim_SL, effects, is_alive_S, is_alive_L, at=SHARED):
                         that help shall be, and few others
         cut_gain        share of those that help less share of the others that are then novel
 
-    None where there is nothing to count. Published: at 0.7, for GPT-2's SAEs. That similarity to
+    None where there is nothing to count, or less than FEWEST of either kind to tell apart.
+    Published: at 0.7, for GPT-2's SAEs. That similarity to
     0.7 tells novel units is not given at other widths: read auroc first. Milliseconds.
     """
     most_L = largest(among_alive(sim_SL, is_alive_S, is_alive_L).T)[is_alive_L]
@@ -454,7 +470,7 @@ def novelty(sim_SL, effects, is_alive_S, is_alive_L, at=SHARED):
                  helps_novel=share_of(helps_L[is_novel_L]),
                  helps_reconstruction=share_of(helps_L[~is_novel_L]),
                  auroc=None, cut=None, cut_gain=None)
-    if not 0 < helps_L.sum() < n:
+    if min(helps_L.sum(), n - helps_L.sum()) < FEWEST:
         return found
 
     # Of each similarity as the cut: how many of either kind are up to it?
@@ -710,19 +726,20 @@ def pursuit(cross_LS, gram_SS, k):
     ridge_SS = 1e-6 * torch.eye(len(gram_SS)).to(gram_SS)       # copies of an atom do no harm
     explained = []
     for some_LS in cross_LS.double().split(BAND):
-        atoms = mapping.pursuit(gram_SS + ridge_SS, some_LS, k)[-1]
+        chosen = mapping.pursuit(gram_SS + ridge_SS, some_LS, k)[-1]
         # 1 - |x - A w|^2, which the ridge changes by its square only
-        explained.append(-mapping.squared_error(*atoms, gram_SS, some_LS))
+        explained.append(-mapping.squared_error(*chosen, gram_SS, some_LS))
     return torch.cat(explained)
 
 
-def variance_explained(atoms, rows, k):
-    """Which share of the variance of the rows' writes do k atoms a row explain? Lists of Blocks.
+def variance_explained(smalls, rows, k):
+    """Which share of the variance of the rows' writes do k small units a row explain? Lists of
+    Blocks.
 
     VE = 1 - sum |d - d_hat|^2 / sum |d - mean d|^2, of all blocks, writes d scaled to length 1."""
     missed = 0
     spread = 0
-    for a, b in zip(atoms, rows, strict=True):
+    for a, b in zip(smalls, rows, strict=True):
         explained_L = pursuit(write_cosines(b, a), write_cosines(a, a), k)
         missed += (1 - explained_L).sum().item()
         # sum |d - mean|^2 = n - |sum d|^2 / n
@@ -734,32 +751,31 @@ def variance_explained(atoms, rows, k):
 def explained_by_few(small, large, gen, k=4, draws=3):
     """Are the writes of the large one's units sums of a few of the small one's? A flat dict.
 
-        ve          share of the variance of the large one's writes that k small writes a unit
-                    explain, by orthogonal matching pursuit
+        copies      share of the large units that are copies of a small one (`without_copies`); they
+                    are not composed, and are left out of what follows
+        ve          share of the variance of the others' writes that k small writes a unit explain,
+                    by orthogonal matching pursuit
         ve_null     that share for random units in the place of the large ones, redrawn with equal
                     mean and covariance: at this width chance explains much
         excess      (ve - ve_null) / (1 - ve_null): 0 = no more than chance, 1 = all
-        copies      share of the large units that are copies of a small one (`without_copies`)
 
-    Alive units. A copy is explained by one atom, so that the excess is high also where units stay
-    as they are: whether others are composed, large = without_copies(small, large) says. Of
-    components and maps, the matrices are explained. The small one as a dictionary
-    of the large one's writes: meta-SAEs fit one (`atoms.meta_dictionary` of `write_rows`), Leask et
-    al. 2025, arXiv:2502.04878. 2 s.
+    Alive units. Of components and maps, the matrices are explained; their null draws reads and
+    writes apart. The small one is a dictionary of the large one's writes here: meta-SAEs fit one
+    (`meta`), Leask et al. 2025, arXiv:2502.04878. 2 s.
     """
-    atoms = small.alive_blocks()
-    rows = large.alive_blocks()
-    ve = variance_explained(atoms, rows, k)
+    n_alive = large.is_alive_F.sum()
+    others = without_copies(small, large)
+    copies = (1 - others.is_alive_F.sum() / n_alive).item() if n_alive else None
+    smalls = small.alive_blocks()
+    rows = others.alive_blocks()
+    ve = variance_explained(smalls, rows, k)
     if ve is None:
-        return dict(ve=None, ve_null=None, excess=None, copies=None)
+        return dict(copies=copies, ve=None, ve_null=None, excess=None)
     nulls = []
     for _ in range(draws):
-        nulls.append(variance_explained(atoms, matching.null_blocks(rows, gen), k))
+        nulls.append(variance_explained(smalls, matching.null_blocks(rows, gen), k))
     ve_null = sum(nulls) / draws
-    n_alive = large.is_alive_F.sum()
-    n_others = without_copies(small, large).is_alive_F.sum()
-    return dict(ve=ve, ve_null=ve_null, excess=(ve - ve_null) / (1 - ve_null),
-                copies=(1 - n_others / n_alive).item())
+    return dict(copies=copies, ve=ve, ve_null=ve_null, excess=(ve - ve_null) / (1 - ve_null))
 
 
 def without_copies(small, large, at=0.9):
@@ -771,9 +787,24 @@ def without_copies(small, large, at=0.9):
     return large._replace(is_alive_F=large.is_alive_F & ~is_copy_L)
 
 
+def meta(small, gen, seeds=2):
+    """Are the writes of a decomposition's alive units sums of a few common atoms?
+    `atoms.meta_dictionary` of n / 16 atoms: {ve, ve_null, excess}, means over its blocks, which are
+    weighted by their units. None where no block has 32 units. 30 s for 1,024."""
+    blocks = [block for block in small.alive_blocks() if len(block.unit_n) >= 32]
+    n = sum(len(block.unit_n) for block in blocks)
+    if not blocks:
+        return dict(ve=None, ve_null=None, excess=None)
+    found = dict(ve=0., ve_null=0., excess=0.)
+    for block in blocks:
+        width = len(block.unit_n) // 16
+        for key, value in atoms.meta_dictionary(write_rows(block), gen, width, seeds=seeds).items():
+            found[key] += value * len(block.unit_n) / n
+    return found
+
+
 def write_rows(block, dims=128):
-    """What does each unit of a block write, as one row of length 1? `atoms.meta_dictionary` takes
-    them.
+    """What does each unit of a block write, as one row of length 1? For `atoms.meta_dictionary`.
 
     Dictionaries: the write vector. Components and maps: the matrix, in the `dims` directions in
     which the matrices of the block are largest, from their products alone: with Gram matrix Q
@@ -874,8 +905,8 @@ def mean_max_cosine(one, other):
 
 def null_mean_max_cosine(one, other, gen, over_inputs=False):
     """How near is the nearest of as many random units? `mean_max_cosine` with reads and writes of
-    `other` that point anywhere, as those of a random start do. over_inputs: as the inputs see them;
-    `one` as `look_at` has it.
+    `other` that point anywhere, independently, as those of most random starts do (sae.py begins
+    with reads along writes). over_inputs: as the inputs see them; `one` as `look_at` has it.
     """
     drawn = []
     for block in other.blocks:

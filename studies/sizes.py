@@ -44,8 +44,7 @@ import compare
 import data
 import evals
 import molt
-from metrics import matching, sizes, stability
-from metrics.recording import record_by_sign
+from metrics import atoms, concepts, mapping, matching, recording, sizes, stability
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
@@ -95,14 +94,17 @@ SIMILARITIES = {
     "weights": "what they write and read: components by the product of the two cosines, units of "
                "dictionaries by their mean",
     "both": "the lower of the two cosines, for all kinds alike",
-    "inputs": "what they write and what they get from the inputs that occur, combined as above",
+    "inputs": "the lower of the two cosines, that of what they read over the inputs that occur (of "
+              "dictionaries, whose units have biases, over how these vary)",
     "values": "the correlation of what they say, for all kinds alike",
 }
-MAIN = "both"                   # the similarity that the headline and the table go by
+MAIN = "inputs"                 # the similarity that the headline and the table go by
+SETTLED = 0.05                  # most that a loss may fall over the last part, for sure
+LOG_EVERY = 10                  # steps between the losses that `falling` looks at
 RULES = {"alive": "10 tokens", "alive_mean": "mean > 1e-6", "alive_rate": "rate > 1e-6",
          "alive_once": "once > 0.1"}
 KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")
-CODE = (evals, sizes, matching, stability)      # what all numbers depend on
+CODE = (evals, sizes, matching, stability, mapping, recording, concepts, atoms)    # of all numbers
 
 
 # ---------------------------------------------------------------------------- what is to be trained
@@ -136,7 +138,9 @@ def size_text(which):
 
 def methods_of(cfg):
     """The rows of compare.py that grow: all of one MLP alone, without their controls."""
-    allowed = [name for name in compare.METHODS if ":" not in name and name != "clt"]
+    # a skip has no counterpart on the way from a small to a large one
+    allowed = [name for name, method in compare.METHODS.items()
+               if ":" not in name and name != "clt" and not method.change.get("skip")]
     compare.check_names("methods", cfg.methods, allowed)
     return allowed if cfg.methods == "all" else list(dict.fromkeys(cfg.methods.split(",")))
 
@@ -209,7 +213,8 @@ class Models:
         method = resized(compare.METHODS[setting.method], setting.size)
         job = compare.Job(setting.method, method.knob, setting.value, seed, False, method)
         base = dataclasses.replace(self.base, tokens=self.base.tokens * setting.times)
-        return job, job.config(base, self.arena.gpt, self.arena.layer)
+        run = job.config(base, self.arena.gpt, self.arena.layer)
+        return job, dataclasses.replace(run, log_every=LOG_EVERY)
 
     def model(self, setting, seed):
         """A model, trained or loaded, and the folder of its training."""
@@ -378,18 +383,17 @@ class Tuning:
 # ---------------------------------------------------------------------------- what a model is asked
 class Fall(NamedTuple):
     """How the loss goes over the last part of a training."""
-    is_falling: bool | None     # for sure? None: too few losses were logged
-    share: float | None         # by how much it falls there, over its mean
+    share: float | None         # by how much it falls there, over its mean; None: too few losses
+    half: float | None          # half of the 95 % interval
 
 
 def falling(folder, late=LATE):
     """Does a training's loss still fall at its end? A Fall.
 
-    A line through the losses that log.jsonl has of the last fifth of the steps: it falls if the
-    95 % interval of its slope is below 0. A batch's loss is noisy, so that a short training may
-    fall unseen; the learning rate goes down over these steps, which lowers the loss by itself, so
-    that a training with nothing left to learn may be called falling too. Neither proves anything
-    alone: see what twice the tokens change."""
+    A line through the losses that log.jsonl has of the last fifth of the steps. The learning rate
+    goes down over these steps, which lowers the loss by itself, so that a training with nothing
+    left to learn may fall, too; of SPD the width of the penalty falls until 90 % of the steps, and
+    of a gated method lambda moves. See what twice the tokens change."""
     path = Path(folder) / "log.jsonl"
     rows = []
     if path.exists():
@@ -407,18 +411,19 @@ def falling(folder, late=LATE):
     freedom = len(rows) - 2
     error = math.hypot(*residuals) / freedom ** 0.5
     half = noise.T975[min(freedom, 9) - 1] * error / (statistics.pstdev(steps) * len(rows) ** 0.5)
-    share = -slope * (steps[-1] - steps[0]) / abs(statistics.mean(losses))
-    return Fall(slope + half < 0, share)
+    over = (steps[-1] - steps[0]) / abs(statistics.mean(losses))
+    return Fall(-slope * over, half * over)
 
 
 def settled(kind, counts, fall):
-    """Has a training come to its end? Its loss does not fall any more, and of components the mean
-    importances of each matrix have a cliff, higher than as many means without any order have. A
-    model of whose loss nothing is known is not settled."""
+    """Has a training come to its end? Its loss surely falls by no more than SETTLED, and of
+    components the mean importances of each matrix have a cliff, higher than as many means without
+    any order have. A model of whose loss too little is known is not settled."""
     cliffs = [key for key in counts if key.startswith("cliff") and "units" not in key]
     blocks = [key for key in cliffs if key != "cliff"] or cliffs
     has_cliff = all(counts[key] > counts[f"null_{key}"] for key in blocks)
-    return fall.is_falling is False and (has_cliff or kind != "component")
+    is_flat = fall.share is not None and fall.share + fall.half <= SETTLED
+    return is_flat and (has_cliff or kind != "component")
 
 
 def asked_alone(m, folder, arena, gen):
@@ -426,15 +431,17 @@ def asked_alone(m, folder, arena, gen):
     row = reached(m, arena, "test")
     counts = sizes.alive_counts(m, arena.gpt, arena.fit[0])
     fall = falling(folder)
-    row |= counts | dict(falling=fall.is_falling, fall=fall.share,
+    row |= counts | dict(fall=fall.share, fall_half=fall.half,
                          settled=settled(m.kind, counts, fall))
+    small = sizes.look_at(m, arena.gpt, arena.fit[0], arena.test[0])
+    row |= {f"meta_{key}": value for key, value in sizes.meta(small, gen).items()}
 
     # in how many units does a true concept live? Null: units at the wrong text
-    recordings = record_by_sign(m, arena.gpt, arena.fit, arena.test)
+    recordings = recording.record_by_sign(m, arena.gpt, arena.fit, arena.test)
     row |= split_concepts("concept", recordings)
     R, T = arena.fit[0].shape
     n_rows = int(torch.randint(1, R, (1,), generator=gen))
-    shifted = [matching.shifted(recording, n_rows * (T - 1)) for recording in recordings]
+    shifted = [matching.shifted(one, n_rows * (T - 1)) for one in recordings]
     return row | split_concepts("null_concept", shifted)
 
 
@@ -453,13 +460,23 @@ def asked_together(small, large, arena, gen):
     effects = effects_of(small, large, arena, gen)
     row = counterparts(small, large, effects)
     few = sizes.explained_by_few(small, large, gen)
-    row |= {f"few_{key}": value for key, value in few.items()} | dict(null_few_excess=0.)
+    row |= {f"few_{key}": value for key, value in few.items()}
+    row["null_few_ve"] = row.pop("few_ve_null")
     row |= nearest(small, large, gen)
     if small.recording.F != large.recording.F:
         row["path"] = path(small, large, effects, arena)
 
     random = sizes.by_chance(large, R, T, gen)
-    null = counterparts(small, random, effects_of(small, random, arena, gen))
+    random_effects = effects_of(small, random, arena, gen)
+    null = counterparts(small, random, random_effects)
+
+    # matrix by matrix, where there are two
+    names = [block.name for block in small.blocks]
+    for name in names if len(names) > 1 else []:
+        own = small.within(name)
+        for found, other, of in ((row, large, effects), (null, random, random_effects)):
+            numbers = counterparts(own, other.within(name), of, (MAIN, "writes", "values"))
+            found |= {f"{key}_{name}": value for key, value in numbers.items()}
     return row | {f"null_{key}": value for key, value in null.items()}
 
 
@@ -471,12 +488,12 @@ def effects_of(small, large, arena, gen):
     return sizes.average_effects(effect_RL, large.recording.on(), T, gen)
 
 
-def counterparts(small, large, effects):
+def counterparts(small, large, effects, kinds=SIMILARITIES):
     """Which units are novel, split or stay, by each kind of similarity? A flat dict: KIND_KEY, and
     what does not depend on similarity."""
     row = dict(incompleteness=sizes.incompleteness(effects, large.is_alive_F))
     alive = small.is_alive_F, large.is_alive_F
-    for by in SIMILARITIES:
+    for by in kinds:
         sim_SL = sizes.similarities(small, large, by)
         found = sizes.novelty(sim_SL, effects, *alive) | sizes.split_fractions(sim_SL, *alive)
         found["canonicity"] = sizes.canonicity(small, large, sim_SL)
@@ -566,6 +583,14 @@ def tasks(cfg):
     return todo
 
 
+HERE = {                                # the code that each table depends on alone
+    "trials": (reached, worth),
+    "models": (reached, worth, asked_alone, falling, settled, split_concepts, LATE, SETTLED),
+    "pairs": (asked_together, effects_of, counterparts, ratio, nearest, with_null, path, MAIN,
+              [*SIMILARITIES], KINDS, SPLICED, SPLICED_ROWS),
+}
+
+
 class Study:
     """The study, which goes from task to task."""
 
@@ -575,8 +600,12 @@ class Study:
         self.known = known
         code = [compare.code_of(part) for part in CODE]
         text = data.fingerprint(cfg.data)
-        self.shared = [arena.gpt.hash, arena.layer, text, cfg.eval_tokens, code]
-        self.tuning = Tuning(cfg, self.models, known, self.shared)
+        shared = [arena.gpt.hash, arena.layer, text, cfg.eval_tokens, code]
+        self.shared = {}                # {table: what its rows depend on beside their models}
+        for table, parts in HERE.items():
+            own = [compare.code_of(part) if callable(part) else str(part) for part in parts]
+            self.shared[table] = shared + own
+        self.tuning = Tuning(cfg, self.models, known, self.shared["trials"])
         self.tuned = {}                 # {cell: what its search found}
 
     def setting(self, cell):
@@ -608,7 +637,7 @@ class Study:
             gen = common.generator(seed, f"ask {setting}")
             return asked_alone(m, folder, self.arena, gen)
 
-        depends_on = [*self.shared, self.models.which(setting, seed)]
+        depends_on = [*self.shared["models"], self.models.which(setting, seed)]
         self.known.row("models", depends_on, setting._asdict() | dict(seed=seed), find)
 
     def compare(self, one, other):
@@ -618,7 +647,8 @@ class Study:
             large = self.models.sized(*other)
             return asked_together(small, large, self.arena, gen)
 
-        depends_on = [*self.shared, self.models.which(*one), self.models.which(*other)]
+        which = [self.models.which(*one), self.models.which(*other)]
+        depends_on = [*self.shared["pairs"], *which]
         self.known.row("pairs", depends_on, names_of_pair(one, other), find)
 
 
@@ -746,27 +776,31 @@ PREFACE = """
 {arms}.
 number±half [floor] (null): mean over {seeds} seed(s), half of the 95 % interval over them; n: how
 many seeds have a number, if not all; floor: that number for two seeds of the smaller size, a mean
-over pairs that share seeds; null: random units in the place of the larger one's. ~: a model is not
-settled: its loss surely falls, by itself or as seeds go, or its components have no cliff. What is
-marked so says nothing of the method once it has been trained to its end; what is not may fall
-unseen, where losses are noisy (fall, below). A size of spd is that of each matrix: it has twice as
-many components, and its L0 is of both matrices together.
+over pairs that share seeds, whose noise intervals of number - floor know in part; null: random
+units in the place of the larger one's. ~: a model is not known to be settled: its loss may fall by
+more than 5 % over the last fifth of training, or surely falls as seeds go, or its components have
+no cliff. What is marked so says nothing of the method once it has been trained to its end. A size
+of spd is that of each matrix: it has twice as many components, and its L0 is of both matrices
+together.
 
 Number - floor, from the smallest to the largest size, by one rule for all kinds of units: the lower
-of the cosines of what they read and of what they write (maps: the cosine of their matrices), 0.7 or
-more. Canonicity: share of the small one's units that are in the large one as they are: one to one,
-and the correlation of what they say is 0.7 or more. Split: share of the small one's units with
-several counterparts. In values: both by that correlation alone. Incompleteness: share of the large
-one's units that the small one lacked, see below.
+of the cosines of what they write and of what they read, over the inputs, 0.7 or more (maps: the
+cosine of their matrices). The tables of counterparts have other rules, which need not agree.
+Canonicity: share of the small one's units that are in the large one as they are: one to one, and
+the correlation of what they say is 0.7 or more. Split: share of the small one's units with several
+counterparts; of the matched: of those with any. In values: all by that correlation alone.
+Incompleteness: share of the large one's units that the small one lacked, see below.
 """
 COUNTS = """
 Each size by itself. Alive on {tokens:,} tokens of fit: on at 10 tokens or more; mean of f above
 1e-6; f > 0 at a share of the tokens above 1e-6, which is once here; f > 0.1 once. Cliff: largest
 gap in the sorted log10 of mean f (null: 95 % of as many means without any order have a lower one);
 here of all units, while components need one in each matrix. Fall: of the loss over the last fifth
-of training, over its mean. Units a concept: units of a true concept that has any, components by the
-sign of what they say (null: units at the wrong text); concepts held: share of the concepts that
-have one, of few of which the former says little.
+of training, over its mean. Meta: of the variance of writes that n / 16 atoms, 4 a unit, can't
+explain of random ones, the share that they explain. Units a concept: units of a true concept that
+has any, components by the sign of what they say (null: units at the wrong text); concepts held:
+share of the concepts that have one, of few of which the former says little: other concepts at each
+size.
 """
 COUNTERPARTS = """
 Counterparts: units are similar by {name}, 0.7 or more.
@@ -778,16 +812,18 @@ ADDED = """
 Units of the large one, added to the small one. Error: squared, of the MLP's output, which spd and
 transcoder-kl are not trained on. Shares of the large one's alive units: that the small one lacked
 (its error falls, with all of the 95 % interval); that help (it falls); that are novel (similar
-below 0.7 by what they read and write, or what they write; some must be, where there are more of
-them). AUROC: how well similarity tells which help, 0.5 = not at all, where the cut says nothing.
-Cut: Youden's, up to which most of those that help are.
+below 0.7 as in the first table, or by what they write; some must be, where there are more of them).
+AUROC: how well similarity tells which help, 0.5 = not at all, where the cut says nothing; n/a where
+fewer than 10 do, or do not. Cut: Youden's, up to which most of those that help are. By matrix: of
+spd, where both together also tell matrices apart.
 """
 COSINES = """
-By 4 writes: of the variance of the large one's writes that 4 of the small one's can't explain of
-random ones, the share that they explain. As papers print them: E, D: mean over the small one's
-alive units of the largest cosine of what they read, write, with any unit of the large one; rank
-one: of their products; over inputs: reads count as the inputs see them. The null of cosines is a
-random start.
+Copies: share of the large one's units whose writes are one of the small one's, at a cosine of 0.9
+or more. By 4 writes: of the variance of the other units' writes, the share that 4 of the small
+one's explain (null: of random writes). As papers print them: E, D: mean over the small one's alive
+units of the largest cosine of what they read, write, with any unit of the large one; rank one: of
+their products; over inputs: reads count as the inputs see them. The null of cosines is independent
+random directions.
 """
 TUNED = """
 How sparsity was tuned, on fit and the first seed. A ! stands where no trial came near enough; what
@@ -797,7 +833,7 @@ was tried for one arm counts for the other one too.
 
 HEADLINE = {f"{MAIN}_canonicity": "canonicity", f"{MAIN}_split": "split",
             "values_canonicity": "canonicity in values", "values_split": "split in values",
-            "incompleteness": "incompleteness"}
+            "values_split_if_matched": "of the matched", "incompleteness": "incompleteness"}
 
 
 def headline(results):
@@ -826,13 +862,14 @@ def counts_table(results):
         split = f"{means['concept_units']} ({means['null_concept_units']})"
         lines.append([cell.method, cell.arm, size_text(cell), means["l0"], means["ce"],
                       means["units"], *alive, f"{means['cliff']} ({means['null_cliff']})",
-                      means["fall"], split, held])
+                      f"{means['fall']}±{means['fall_half']}", means["meta_excess"], split, held])
     heads = ["method", "arm", "size", "L0", "CE rec", "units", *RULES.values(), "cliff", "fall",
-             "units a concept", "concepts held"]
+             "meta", "units a concept", "concepts held"]
     return markdown_table(heads, lines)
 
 
-COUNTED = {"l0": 1, "ce": 4, "units": 0, "cliff": 2, "null_cliff": 2, "fall": 3,
+COUNTED = {"l0": 1, "ce": 4, "units": 0, "cliff": 2, "null_cliff": 2, "fall": 3, "fall_half": 3,
+           "meta_excess": 3,
            "concept_units": 2, "null_concept_units": 2, "concept_held": 3, "null_concept_held": 3}
 
 
@@ -851,25 +888,31 @@ def tuning_table(found, results):
     return markdown_table(heads, lines)
 
 
-def pair_table(results, columns):
-    """Each pair of cells, a line each. columns: {key: head}."""
+def pair_table(results, columns, own=None):
+    """Each pair of cells, a line each. columns: {key: head}; own: the pairs, if not all."""
     lines = []
     for small, large in contrasts(list(results.tuned)):
+        if own is not None and (small, large) not in own:
+            continue
         which = f"{mark(results, small, large)}{size_text(small)} → {size_text(large)}"
         texts = [pair_text(results, small, large, key) for key in columns]
         lines.append([small.method, small.arm, which, *texts])
     return markdown_table(["method", "arm", "sizes", *columns.values()], lines)
 
 
-NOVEL = {"incompleteness": "lacked", "weights_helps": "helps", "weights_novel": "novel",
-         "weights_helps_novel": "helps, of the novel", "weights_auroc": "AUROC",
-         "weights_cut": "cut", "writes_novel": "novel by writes", "writes_auroc": "AUROC by writes",
-         "inputs_auroc": "AUROC over inputs"}
+NOVEL = {"incompleteness": "lacked", f"{MAIN}_helps": "helps", f"{MAIN}_novel": "novel",
+         f"{MAIN}_helps_novel": "helps, of the novel", f"{MAIN}_auroc": "AUROC",
+         f"{MAIN}_cut": "cut", "writes_novel": "novel by writes", "writes_auroc": "AUROC by writes",
+         "values_auroc": "AUROC by values"}
+MATRICES = {"incompleteness": "lacked", f"{MAIN}_canonicity": "canonicity",
+            "values_canonicity": "canonicity in values", "values_split": "split in values",
+            "values_split_if_matched": "of the matched", "writes_novel": "novel by writes",
+            "writes_auroc": "AUROC by writes"}
 SPLITS = {"canonicity": "canonicity", "matched": "matched", "split": "split",
           "split_if_matched": "of the matched", "one_to_one": "1:1",
           "one_to_one_if_matched": "of the matched", "one_to_many": "1:n", "many_to_one": "n:1",
           "many_to_many": "n:m"}
-NEAREST = {"few_excess": "by 4 writes", "cosine_read": "E", "cosine_write": "D",
+NEAREST = {"few_copies": "copies", "few_ve": "by 4 writes", "cosine_read": "E", "cosine_write": "D",
            "cosine_rank_one": "rank one", "cosine_inputs_read": "E, inputs",
            "cosine_inputs_rank_one": "rank one, inputs"}
 
@@ -880,15 +923,16 @@ def about_arms(results):
                 ce=f"Arm ce: CE recovered is held, within {NEAR_CE:g} of {results.aims['ce']:g}")
     arms = dict.fromkeys(arm for _, arm in results.groups())
     texts = [held[arm] for arm in arms]
-    if any(cell.times > 1 for cell in results.tuned):
-        texts.append("512x2: 512 units on twice the tokens")
+    longer = next((cell for cell in results.tuned if cell.times > 1), None)
+    if longer:
+        texts.append(f"{size_text(longer)}: {longer.size} units on twice the tokens")
     return ". ".join(texts)
 
 
 def render(found):
     """All that was found, as Markdown."""
     results = Results(found)
-    n_tokens = next(iter(results.models.values()))["tokens"]
+    n_tokens = results.models[results.setting(next(iter(results.tuned))), 0]["tokens"]
     command = found["provenance"]["command"]
     preface = PREFACE.format(command=command, seeds=results.n, arms=about_arms(results))
     lines = [preface.strip(), "", *headline(results)]
@@ -896,21 +940,36 @@ def render(found):
     for by, name in SIMILARITIES.items():
         columns = {f"{by}_{key}": head for key, head in SPLITS.items()}
         lines += ["", COUNTERPARTS.format(name=name).strip(), "", *pair_table(results, columns)]
-    lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL)]
+    lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL), *by_matrix(results)]
     lines += ["", COSINES.strip(), "", *pair_table(results, NEAREST)]
     lines += ["", TUNED.strip(), "", *tuning_table(found, results)]
     return "\n".join([*lines, ""])
 
 
+def by_matrix(results):
+    """Some numbers of each matrix of components by itself, a table for each."""
+    lines = []
+    for name in ("in", "out"):
+        columns_of = {f"{key}_{name}": head for key, head in MATRICES.items()}
+        own = []
+        for pair in contrasts(list(results.tuned)):
+            if results.between(*pair, f"incompleteness_{name}")[0] is not None:
+                own.append(pair)
+        if own:
+            lines += ["", f"By matrix, W_{name}:", "", *pair_table(results, columns_of, own)]
+    return lines
+
+
 def columns(found):
-    """What compare.py's table takes from here: {row: {key: metric}}."""
+    """What compare.py's table takes from here: {row: {key: metric}}. In the place of a null: two
+    seeds of the smallest size."""
     results = Results(found)
     rows = {}
     for small, large in ends_of(results):
         if small.arm == "l0":
-            values, nulls = (results.between(small, large, key)
-                             for key in (f"{MAIN}_canonicity", f"null_{MAIN}_canonicity"))
-            rows[small.method] = column("canonicity", values, nulls)
+            key = f"{MAIN}_canonicity"
+            values = results.between(small, large, key)
+            rows[small.method] = column("canonicity", values, results.floor(small, key))
     return rows
 
 

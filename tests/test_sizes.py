@@ -301,22 +301,23 @@ def test_split_merged_rotated_and_random_units_are_told_apart():
 
 def test_similarities_stay_within_blocks_and_see_through_the_inputs(gpt, rows):
     one, two = (sizes.look_at(make("component", gpt, C, f"size {C}"), gpt, rows, rows) for C in (9, 12))
-    for by in ("writes", "weights", "inputs"):
+    for by in ("writes", "weights"):
         sim_SL = sizes.similarities(one, two, by)
         assert (sim_SL[:9, 12:] == -1).all() and (sim_SL[9:, :12] == -1).all()
         for i, (a, b) in enumerate(zip(one.blocks, two.blocks)):
-            see = dict(writes=torch.eye(len(a.root)), weights=torch.eye(len(a.root)), inputs=a.root)[by]
-            matrix = lambda c: torch.einsum("ni,no->nio", c.read @ see, c.write).flatten(1)
+            matrix = lambda c: torch.einsum("ni,no->nio", c.read, c.write).flatten(1)
             want = matching.cosines(a.write, b.write).abs() if by == "writes" else matching.cosines(matrix(a), matrix(b))
-            if by == "inputs":                          # each side sees its own inputs, here the same
-                assert torch.allclose(a.root, b.root)
             assert torch.allclose(sim_SL[9 * i:9 * i + 9, 12 * i:12 * i + 12], want, atol=1e-5)
     # in both: the lower of two absolute cosines, as one would write it down
-    both_SL = sizes.similarities(one, two, "both")
-    for i, (a, b) in enumerate(zip(one.blocks, two.blocks)):
-        read, write = matching.cosines(a.read, b.read), matching.cosines(a.write, b.write)
-        want = torch.where(read * write > 0, torch.minimum(read.abs(), write.abs()), -torch.minimum(read.abs(), write.abs()))
-        assert torch.allclose(both_SL[9 * i:9 * i + 9, 12 * i:12 * i + 12], want, atol=1e-5)
+    for by in ("both", "inputs"):
+        both_SL = sizes.similarities(one, two, by)
+        for i, (a, b) in enumerate(zip(one.blocks, two.blocks)):
+            assert torch.allclose(a.root, b.root)       # each side sees its own inputs, here the same
+            see = a.root if by == "inputs" else torch.eye(len(a.root))
+            read, write = matching.cosines(a.read @ see, b.read @ see), matching.cosines(a.write, b.write)
+            least = torch.minimum(read.abs(), write.abs())
+            want = torch.where(read * write > 0, least, -least)
+            assert torch.allclose(both_SL[9 * i:9 * i + 9, 12 * i:12 * i + 12], want, atol=1e-5)
     # in values: numpy's r of all tokens, without its sign
     said = [sizes_of.recording.at(torch.arange(sizes_of.recording.F), torch.arange(sizes_of.recording.N).unsqueeze(1))
             for sizes_of in (one, two)]
@@ -361,6 +362,16 @@ def test_groups_are_the_connected_components():
         assert got.of_L[j] < 0 or root(40 + j) == root(got.of_L[j].item())
 
 
+def test_the_mean_of_the_inputs_is_in_the_bias_of_a_dictionary_and_in_the_reads_of_components(gpt, rows):
+    """Reads that differ along it alone are the same to a unit with a bias."""
+    m = make("transcoder", gpt, 8, "biased")
+    for block, x_ND in zip(sizes.look_at(m, gpt, rows, rows).blocks, m.unit_inputs(gpt, rows)):
+        assert torch.allclose(block.root @ block.root, torch.cov(x_ND.T, correction=0), atol=1e-4)
+    m = make("component", gpt, 8, "unbiased")
+    for block, x_ND in zip(sizes.look_at(m, gpt, rows, rows).blocks, m.unit_inputs(gpt, rows)):
+        assert torch.allclose(block.root @ block.root, x_ND.T @ x_ND / len(x_ND), atol=1e-4)
+
+
 # --------------------------------------------------------------------------------------- novelty
 def test_novelty_counts_and_its_cut_are_those_of_brute_force():
     most = torch.rand(80, generator=gen("most")).mul(20).round() / 20           # with ties
@@ -381,6 +392,8 @@ def test_novelty_counts_and_its_cut_are_those_of_brute_force():
     assert got["cut"] in [c.item() for c, gain in zip(most, gains) if gain > max(gains) - 1e-6]
     none = sizes.novelty(sim_SL, effects._replace(mean_L=mean.abs()), alive_S, alive_L)
     assert none["helps"] == 0 and none["auroc"] is none["cut"] is None
+    few = mean.abs() * torch.where(torch.arange(80) < 12, -1, 1)               # 9 of them alive
+    assert sizes.novelty(sim_SL, effects._replace(mean_L=few), alive_S, alive_L)["auroc"] is None
     assert sizes.novelty(sim_SL, effects, alive_S, ~alive_L & alive_L)["novel"] is None
 
 
@@ -428,7 +441,7 @@ def test_growth_adds_what_helps_most_first_and_swaps_what_is_most_alike_first():
     assert torch.allclose(leave_S, torch.tensor([4 / 3, 5 / 3, 5 / 3, 2, 2]))
 
 
-def test_adding_novel_units_lowers_the_error_and_swapping_keeps_it():
+def test_adding_novel_units_lowers_the_error_and_swapping_keeps_it(monkeypatch):
     """The MLP's output is 12 planted units' writing; the small one has 8, the large one has those 8 and the other 4."""
     write, read = normalize(randn("write", 12, D), dim=1), normalize(randn("read", 12, D), dim=1)
     f_NF = sparse("f", 360, 12, 0.2)
@@ -457,6 +470,7 @@ def test_adding_novel_units_lowers_the_error_and_swapping_keeps_it():
     effects = sizes.average_effects(effect_RL, two.recording.on(), 13, gen())
     novel = torch.tensor([k >= 8 for k in two.m.order.tolist()])
     assert torch.equal(effects.high_L < 0, novel) and sizes.incompleteness(effects, two.is_alive_F) == 4 / 12
+    monkeypatch.setattr(sizes, "FEWEST", 1)
     got = sizes.novelty(sim_SL, effects, one.is_alive_F, two.is_alive_F)
     assert got["novel"] == got["helps"] == 4 / 12 and got["auroc"] == got["helps_novel"] == got["cut_gain"] == 1
     assert got["helps_reconstruction"] == 0 and got["cut"] < 0.9
@@ -513,8 +527,7 @@ def test_sums_of_small_units_are_explained_and_random_ones_are_chance(kind):
     # chance of greedy pursuit: it takes a wrong pair at times
     assert got["ve"] > 0.93 and got["ve_null"] < 0.8 and got["excess"] > 0.7, got
     assert got["excess"] == pytest.approx((got["ve"] - got["ve_null"]) / (1 - got["ve_null"]))
-    again = sizes.explained_by_few(one, one, gen(), k=1)
-    assert again["ve"] == pytest.approx(1, abs=1e-4) and again["copies"] == 1
+    assert sizes.explained_by_few(one, one, gen(), k=1) == dict(copies=1, ve=None, ve_null=None, excess=None)
     if kind != "map":
         noise = sized(randn("r", n, width), randn("w", n, width), kind)
         chance = sizes.explained_by_few(one, noise, gen())
