@@ -13,7 +13,9 @@ similarities S is largest (`hungarian`). What S is depends on what is compared:
     inputs          do they write alike, and get alike numbers from the inputs? S of weights, but
                     with what two units read compared over the inputs x of their block: v . v'
                     becomes v^T <x x^T> v', also in the lengths that a cosine divides by, < > being
-                    the mean over tokens. Directions that the inputs never take count for nothing
+                    the mean over tokens. Directions that the inputs never take count for nothing.
+                    Units of SAEs, transcoders and CLTs have a bias, which stands in for what the
+                    mean of x adds: <x x^T> is that of x - <x> for them
     activations     do they say alike things? S = Pearson's r of their values over tokens, or |r| if
                     a value of either decomposition is below 0
 
@@ -208,9 +210,15 @@ def blocks(m):
 
 @torch.no_grad()
 def with_inputs(Bs, m, gpt, rows_RT):
-    """Give the blocks of m the root of their inputs on some rows. 2 s for 50,000 tokens."""
-    inputs = m.unit_inputs(gpt, rows_RT)
-    return [replace(b, root=root_of(x_ND)) for b, x_ND in zip(Bs, inputs, strict=True)]
+    """Give the blocks of m the root of their inputs on some rows, of dictionaries of how these
+    vary: units that differ by a bias alone are the same, and units that share it alone need not be.
+    2 s for 50,000 tokens."""
+    found = []
+    for block, x_ND in zip(Bs, m.unit_inputs(gpt, rows_RT), strict=True):
+        if block.kind == "dictionary":
+            x_ND = x_ND - x_ND.mean(0)
+        found.append(replace(block, root=root_of(x_ND)))
+    return found
 
 
 def root_of(x_ND):

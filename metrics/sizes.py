@@ -207,22 +207,10 @@ class Sized(NamedTuple):
 
 def look_at(m, gpt, fit_RT, rows_RT, tau=0.):
     """Collect what has to be known of one trained decomposition m: a Sized. Four passes, 15 s."""
-    blocks = with_inputs(matching.blocks(m), m, gpt, fit_RT)
+    blocks = matching.with_inputs(matching.blocks(m), m, gpt, fit_RT)
     is_alive_F = stability.record_units(m, gpt, fit_RT, tau).on() >= ALIVE
     recording = stability.record_units(m, gpt, rows_RT, tau)
     return Sized(m, blocks, recording, is_alive_F, errors(m, gpt, rows_RT))
-
-
-def with_inputs(blocks, m, gpt, rows_RT):
-    """Give the blocks of m the root of their inputs on some rows, of dictionaries of how these
-    vary: a unit's bias has the place of what the mean of the inputs adds to it, so that units which
-    differ by that alone are the same, and units which share it alone need not be."""
-    found = []
-    for block, x_ND in zip(blocks, m.unit_inputs(gpt, rows_RT), strict=True):
-        if block.kind == "dictionary":
-            x_ND = x_ND - x_ND.mean(0)
-        found.append(replace(block, root=matching.root_of(x_ND)))
-    return found
 
 
 @torch.no_grad()
@@ -280,7 +268,7 @@ def similarities(small, large, by="weights"):
                     c_read c_write, the cosine of their matrices; maps: the cosine of their matrices
         both        min(c_read, c_write), of components of their absolute values where their product
                     is above 0: one rule for these two kinds. Maps: that of weights
-        inputs      that of both, with reads compared over the inputs (`with_inputs`)
+        inputs      that of both, with reads compared over the inputs (`matching.with_inputs`)
         values      Pearson's r of what they say over tokens, |r| where a value is below 0: one rule
                     for all kinds
 
