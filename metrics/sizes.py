@@ -60,6 +60,8 @@ FEWEST = 10             # units of either kind that similarity has to tell apart
 TOKENS = 1024           # at once: bounds the memory, to 300 MB beside what is given
 ENTRIES = 4096          # at once
 GROUP = 16              # units at once
+ATOM = 16               # units for each atom of `meta` ..
+ATOMS = 5               # .. of which there have to be so many, since 4 make a unit
 BAND = 256              # vectors at once
 POINTS = (0, .25, .5, .75, 1, 1.25, 1.5, 1.75, 2)       # of `curve`
 
@@ -741,6 +743,7 @@ def explained_by_few(small, large, gen, k=4, draws=3):
 
         copies      share of the large units that are copies of a small one (`without_copies`); they
                     are not composed, and are left out of what follows
+        copies_null     that share for random units in the place of the large ones
         ve          share of the variance of the others' writes that k small writes a unit explain,
                     by orthogonal matching pursuit
         ve_null     that share for random units in the place of the large ones, redrawn with equal
@@ -751,19 +754,26 @@ def explained_by_few(small, large, gen, k=4, draws=3):
     writes apart. The small one is a dictionary of the large one's writes here: meta-SAEs fit one
     (`meta`), Leask et al. 2025, arXiv:2502.04878. 2 s.
     """
-    n_alive = large.is_alive_F.sum()
-    others = without_copies(small, large)
-    copies = (1 - others.is_alive_F.sum() / n_alive).item() if n_alive else None
+    random = large._replace(blocks=matching.null_blocks(large.blocks, gen))
+    found = dict(copies=copied(small, large), copies_null=copied(small, random),
+                 ve=None, ve_null=None, excess=None)
     smalls = small.alive_blocks()
-    rows = others.alive_blocks()
+    rows = without_copies(small, large).alive_blocks()
     ve = variance_explained(smalls, rows, k)
     if ve is None:
-        return dict(copies=copies, ve=None, ve_null=None, excess=None)
+        return found
     nulls = []
     for _ in range(draws):
         nulls.append(variance_explained(smalls, matching.null_blocks(rows, gen), k))
     ve_null = sum(nulls) / draws
-    return dict(copies=copies, ve=ve, ve_null=ve_null, excess=(ve - ve_null) / (1 - ve_null))
+    return found | dict(ve=ve, ve_null=ve_null, excess=(ve - ve_null) / (1 - ve_null))
+
+
+def copied(small, large):
+    """Which share of the large one's alive units are copies of a small one? None without any."""
+    n_alive = large.is_alive_F.sum()
+    others = without_copies(small, large)
+    return (1 - others.is_alive_F.sum() / n_alive).item() if n_alive else None
 
 
 def without_copies(small, large, at=0.9):
@@ -778,14 +788,14 @@ def without_copies(small, large, at=0.9):
 def meta(small, gen, seeds=2):
     """Are the writes of a decomposition's alive units sums of a few common atoms?
     `atoms.meta_dictionary` of n / 16 atoms: {ve, ve_null, excess}, means over its blocks, which are
-    weighted by their units. None where no block has 32 units. 30 s for 1,024."""
-    blocks = [block for block in small.alive_blocks() if len(block.unit_n) >= 32]
+    weighted by their units. None where no block has 80 units. 45 s for 1,024."""
+    blocks = [block for block in small.alive_blocks() if len(block.unit_n) >= ATOM * ATOMS]
     n = sum(len(block.unit_n) for block in blocks)
     if not blocks:
         return dict(ve=None, ve_null=None, excess=None)
     found = dict(ve=0., ve_null=0., excess=0.)
     for block in blocks:
-        width = len(block.unit_n) // 16
+        width = len(block.unit_n) // ATOM
         for key, value in atoms.meta_dictionary(write_rows(block), gen, width, seeds=seeds).items():
             found[key] += value * len(block.unit_n) / n
     return found

@@ -49,10 +49,10 @@ class Found:
         Returns the row."""
         key = compare.digest(depends_on)
         rows = self.found.setdefault(table, [])
-        for row in rows:
-            if row["key"] == key:
-                return row
-        rows[:] = [row for row in rows if not names.items() <= row.items()]
+        found = [row for row in rows if row["key"] == key][:1]
+        rows[:] = [row for row in rows if row in found or not names.items() <= row.items()]
+        if found:
+            return found[0]
         row = names | dict(key=key) | metrics.answers.finite(find())
         rows.append(row)
         rows.sort(key=self.order)

@@ -20,9 +20,10 @@ of one size do not. The size of --twice is also trained on twice the tokens, and
 itself: what longer training changes by itself.
 
 A model whose loss still falls, or that is made of components without a cliff in their mean
-importances, is not settled (`settled`), and what is said of it is marked ~.
+importances, is not settled (`settled`), and what is said of it is marked ~. Optimizers and their
+rates are those of the table at every size. What fails is named on the page, and left out.
 
-    python -m studies.sizes     # 6 methods, 4 sizes, 2 arms; shares compare.py's models; goes on
+    python -m studies.sizes     # 6 methods, 4 sizes, 2 arms: 40 core hours; goes on
     python -m studies.sizes --methods sae,transcoder --arms l0 --sizes 256,512 --twice 256
                                 # a look; with --seeds 2 --tokens 4e5 --eval_tokens 12800 --out ..
 
@@ -73,14 +74,15 @@ class Config:
     keep: bool = False              # use those models as they are
     # where it is kept
     out: str = "results"            # folder for sizes.json, .md and .png; a part: results-part
-    runs: str = "runs/compare"      # folder for the models, shared with compare.py
+    runs: str = "runs/sizes"        # folder for the models, whose loss is logged at each step
     device: str = "auto"            # auto, cpu, cuda
 
 
 # All methods reach 0.985: SPD recovers 0.98 at an L0 of 13 (results/spd-recipe.md), dictionaries
 # and MOLTs more than 0.985 at 8.
 ARMS = ("l0", "ce")
-MOLT_SIZE = 512                 # the size that a MOLT's own transforms, whatever their number, are
+MOLT_SIZE = 256                 # the size that a MOLT's own transforms, 124, are: of half of these
+                                # an L0 of 16 would be a quarter
 TRIALS = 5                      # most of a search
 NEAR_L0 = 0.05                  # of the L0 asked for: a trial this near ends the search
 NEAR_CE = 0.002                 # .. and of CE recovered
@@ -93,14 +95,16 @@ SIMILARITIES = {
     "writes": "what units write alone, as is published",
     "weights": "what they write and read: components by the product of the two cosines, units of "
                "dictionaries by their mean",
-    "both": "the lower of the two cosines, for all kinds alike",
+    "both": "the lower of the two cosines",
     "inputs": "the lower of the two cosines, that of what they read over the inputs that occur (of "
               "dictionaries, whose units have biases, over how these vary)",
     "values": "the correlation of what they say, for all kinds alike",
 }
 MAIN = "inputs"                 # the similarity that the headline and the table go by
+AROUND = (0.5, 0.9)             # the thresholds of similarity whose canonicity is also told ..
+AROUND_BY = (MAIN, "values")    # .. by these
 SETTLED = 0.05                  # most that a loss may fall over the last part, for sure
-LOG_EVERY = 10                  # steps between the losses that `falling` looks at
+LOG_EVERY = 1                   # steps between the losses that `falling` looks at
 RULES = {"alive": "10 tokens", "alive_mean": "mean > 1e-6", "alive_rate": "rate > 1e-6",
          "alive_once": "once > 0.1"}
 KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")
@@ -390,10 +394,11 @@ class Fall(NamedTuple):
 def falling(folder, late=LATE):
     """Does a training's loss still fall at its end? A Fall.
 
-    A line through the losses that log.jsonl has of the last fifth of the steps. The learning rate
-    goes down over these steps, which lowers the loss by itself, so that a training with nothing
-    left to learn may fall, too; of SPD the width of the penalty falls until 90 % of the steps, and
-    of a gated method lambda moves. See what twice the tokens change."""
+    A line through the losses that log.jsonl has of the last fifth of the steps: of dictionaries,
+    whose loss also has what revives dead units, of what they are to rebuild ("rec"). The learning
+    rate goes down over these steps, which lowers the loss by itself, so that a training with
+    nothing left to learn may fall, too; of SPD the width of the penalty falls until 90 % of the
+    steps, and of a gated method lambda moves. See what twice the tokens change."""
     path = Path(folder) / "log.jsonl"
     rows = []
     if path.exists():
@@ -403,7 +408,7 @@ def falling(folder, late=LATE):
     if len(rows) < 3:
         return Fall(None, None)
     steps = [row["step"] for row in rows]
-    losses = [row["loss"] for row in rows]
+    losses = [row.get("rec", row["loss"]) for row in rows]
     slope, at_zero = statistics.linear_regression(steps, losses)
 
     # the standard error of a slope: of the residuals over the spread of the steps
@@ -429,7 +434,10 @@ def settled(kind, counts, fall):
 def asked_alone(m, folder, arena, gen):
     """What is known of one model, as a flat dict."""
     row = reached(m, arena, "test")
+    used = evals.usage(m, arena.gpt, arena.layer, arena.test[0])
+    row |= dict(fve=used["fve"], active_params=used["active_params"])
     counts = sizes.alive_counts(m, arena.gpt, arena.fit[0])
+    row["index_bits"] = evals.index_bits(max(counts["alive"], row["l0"]), row["l0"])
     fall = falling(folder)
     row |= counts | dict(fall=fall.share, fall_half=fall.half,
                          settled=settled(m.kind, counts, fall))
@@ -461,7 +469,8 @@ def asked_together(small, large, arena, gen):
     row = counterparts(small, large, effects)
     few = sizes.explained_by_few(small, large, gen)
     row |= {f"few_{key}": value for key, value in few.items()}
-    row["null_few_ve"] = row.pop("few_ve_null")
+    for key in ("copies", "ve"):
+        row[f"null_few_{key}"] = row.pop(f"few_{key}_null")
     row |= nearest(small, large, gen)
     if small.recording.F != large.recording.F:
         row["path"] = path(small, large, effects, arena)
@@ -497,6 +506,8 @@ def counterparts(small, large, effects, kinds=SIMILARITIES):
         sim_SL = sizes.similarities(small, large, by)
         found = sizes.novelty(sim_SL, effects, *alive) | sizes.split_fractions(sim_SL, *alive)
         found["canonicity"] = sizes.canonicity(small, large, sim_SL)
+        for at in AROUND if by in AROUND_BY else ():
+            found[f"canonicity_{at}"] = sizes.canonicity(small, large, sim_SL, at)
         for kind in KINDS:
             found[f"{kind}_if_matched"] = ratio(found[kind], found["matched"])
         row |= {f"{by}_{key}": value for key, value in found.items()}
@@ -587,7 +598,7 @@ HERE = {                                # the code that each table depends on al
     "trials": (reached, worth),
     "models": (reached, worth, asked_alone, falling, settled, split_concepts, LATE, SETTLED),
     "pairs": (asked_together, effects_of, counterparts, ratio, nearest, with_null, path, MAIN,
-              [*SIMILARITIES], KINDS, SPLICED, SPLICED_ROWS),
+              AROUND, AROUND_BY, [*SIMILARITIES], KINDS, SPLICED, SPLICED_ROWS),
 }
 
 
@@ -607,9 +618,22 @@ class Study:
             self.shared[table] = shared + own
         self.tuning = Tuning(cfg, self.models, known, self.shared["trials"])
         self.tuned = {}                 # {cell: what its search found}
+        self.failed = {}                # {task: why}
 
     def setting(self, cell):
         return Setting(cell.method, cell.size, cell.times, self.tuned[cell]["value"])
+
+    def attempt(self, task):
+        """Do a task. What fails is noted, and what needs a cell whose search failed is left out: a
+        training that diverges would do so again."""
+        needed = () if task.what == "tune" else (task.cell, task.other)
+        if any(cell and cell not in self.tuned for cell in needed):
+            return
+        try:
+            self.do(task)
+        except (Exception, SystemExit) as e:
+            self.failed[str(task)] = compare.error_text(e)
+            print(f"    FAILED: {compare.error_text(e)}", flush=True)
 
     def do(self, task):
         if task.what == "tune":
@@ -698,8 +722,9 @@ class Results:
         return Setting(cell.method, cell.size, cell.times, self.tuned[cell]["value"])
 
     def of(self, cell, key):
-        """A number of each seed's model."""
-        return [self.models[self.setting(cell), seed][key] for seed in range(self.n)]
+        """A number of each seed's model; None where there is none."""
+        setting = self.setting(cell)
+        return [self.models.get((setting, seed), {}).get(key) for seed in range(self.n)]
 
     def is_settled(self, *some):
         """Are all models of some cells settled, and do their losses together not surely fall?"""
@@ -765,65 +790,74 @@ def pair_text(results, small, large, key, digits=2):
 
 
 def mark(results, *some):
-    """~ before what is said of models that are not settled."""
-    return "" if results.is_settled(*some) else "~"
+    """! before what is said of models of another sparsity than they should have, ~ of models that
+    are not settled."""
+    is_found = all(results.tuned[cell]["is_found"] for cell in some)
+    return ("" if is_found else "!") + ("" if results.is_settled(*some) else "~")
 
 
 PREFACE = """
 # What happens to units when the dictionary grows
 `{command}` wrote this.
 
-{arms}.
+{arms}. That is on fit and of the first seed: the second table has what all reach.
+{sizes}
+
 number±half [floor] (null): mean over {seeds} seed(s), half of the 95 % interval over them; n: how
 many seeds have a number, if not all; floor: that number for two seeds of the smaller size, a mean
 over pairs that share seeds, whose noise intervals of number - floor know in part; null: random
-units in the place of the larger one's. ~: a model is not known to be settled: its loss may fall by
-more than 5 % over the last fifth of training, or surely falls as seeds go, or its components have
-no cliff. What is marked so says nothing of the method once it has been trained to its end. A size
-of spd is that of each matrix: it has twice as many components, and its L0 is of both matrices
-together.
+units in the place of the larger one's; of values, and of maps that are added, its own units at the
+wrong text. !: a sparsity is not what its arm holds (last table). ~: a model is not known to be
+settled, so that more training may change what is said of it: its loss may fall by more than 5 %
+over the last fifth of training, or surely falls as seeds go, or its components have no cliff.
 
-Number - floor, from the smallest to the largest size, by one rule for all kinds of units: the lower
-of the cosines of what they write and of what they read, over the inputs, 0.7 or more (maps: the
-cosine of their matrices). The tables of counterparts have other rules, which need not agree.
-Canonicity: share of the small one's units that are in the large one as they are: one to one, and
-the correlation of what they say is 0.7 or more. Split: share of the small one's units with several
-counterparts; of the matched: of those with any. In values: all by that correlation alone.
-Incompleteness: share of the large one's units that the small one lacked, see below.
+First, number - floor, from the smallest to the largest size, of the number (the other tables have
+floors and nulls). Units are alike where the lower of the cosines of what they write and of what
+they read, over the inputs, is 0.7 or more (maps: the cosine of their matrices). Canonicity: share
+of the small one's units that are in the large one as they are: one to one, and the correlation of
+what they say is 0.7 or more. Split: share of the small one's units with several counterparts; of
+the matched: of those with any. In values: all by that correlation alone. Lacked: share of the large
+one's units that the small one lacked, see below.
 """
 COUNTS = """
-Each size by itself. Alive on {tokens:,} tokens of fit: on at 10 tokens or more; mean of f above
-1e-6; f > 0 at a share of the tokens above 1e-6, which is once here; f > 0.1 once. Cliff: largest
-gap in the sorted log10 of mean f (null: 95 % of as many means without any order have a lower one);
-here of all units, while components need one in each matrix. Fall: of the loss over the last fifth
-of training, over its mean. Meta: of the variance of writes that n / 16 atoms, 4 a unit, can't
-explain of random ones, the share that they explain. Units a concept: units of a true concept that
-has any, components by the sign of what they say (null: units at the wrong text); concepts held:
-share of the concepts that have one, of few of which the former says little: other concepts at each
-size.
+Each size by itself. Params: of the units that are on, per token. Alive on {tokens:,} tokens of fit:
+on at 10 tokens or more; mean of f above 1e-6; f > 0 at a share of the tokens above 1e-6, which is
+once here; f > 0.1 once. Cliff: largest gap in the sorted log10 of mean f (null: 95 % of as many
+means without any order have a lower one); here of all units, while components need one in each
+matrix. Fall: of the loss over the last fifth of training, over its mean. Meta: of the variance of
+writes (of components and maps: of their matrices) that n / 16 atoms, 4 a unit, can't explain of
+random ones, the share that they explain. Units a concept: units of a true concept that has any,
+components by the sign of what they say (null: units at the wrong text); concepts held: share of the
+concepts that have one, of few of which the former says little: other concepts at each size.
 """
 COUNTERPARTS = """
-Counterparts: units are similar by {name}, 0.7 or more.
-Shares of the small one's alive units: in the large one as they are; with a counterpart; with two or
-more, of all and of those with one; and in groups that similarity connects of one to one (of all and
-of those with a counterpart), one to many, many to one and many to many.
+Counterparts, by five kinds of similarity, 0.7 or more. Shares of the small one's alive units: in
+the large one as they are; with a counterpart; with two or more, of all and of those with one; and
+in groups that similarity connects of one to one (of all and of those with a counterpart), one to
+many, many to one and many to many. Maps have one similarity of weights, the cosine of their
+matrices. What the gates of transcoder-stochastic read is in none of weights.
+"""
+THRESHOLDS = """
+Canonicity at other thresholds of similarity and of correlation.
 """
 ADDED = """
 Units of the large one, added to the small one. Error: squared, of the MLP's output, which spd and
 transcoder-kl are not trained on. Shares of the large one's alive units: that the small one lacked
 (its error falls, with all of the 95 % interval); that help (it falls); that are novel (similar
-below 0.7 as in the first table, or by what they write; some must be, where there are more of them).
-AUROC: how well similarity tells which help, 0.5 = not at all, where the cut says nothing; n/a where
-fewer than 10 do, or do not. Cut: Youden's, up to which most of those that help are. By matrix: of
-spd, where both together also tell matrices apart.
+below 0.7 as in the first table, or by what they write). AUROC: how well similarity tells which
+help, 0.5 = not at all, where the cut says nothing; n/a where fewer than 10 do, or do not. Cut:
+Youden's, up to which most of those that help are. By matrix: of spd, where both together also tell
+matrices apart.
 """
 COSINES = """
-Copies: share of the large one's units whose writes are one of the small one's, at a cosine of 0.9
+Copies: share of the large one's units whose writes are one of the small one's, at a |cosine| of 0.9
 or more. By 4 writes: of the variance of the other units' writes, the share that 4 of the small
-one's explain (null: of random writes). As papers print them: E, D: mean over the small one's alive
-units of the largest cosine of what they read, write, with any unit of the large one; rank one: of
-their products; over inputs: reads count as the inputs see them. The null of cosines is independent
-random directions.
+one's explain (null: of random writes). What components and maps write depends on what they read:
+their matrices are asked, which are nearly orthogonal by chance, so hold these two columns against
+their own floors and nulls, not against dictionaries'. As papers print them: E, D: mean over the
+small one's alive units of the largest cosine of what they read, write, with any unit of the large
+one; rank one: of their products; over inputs: reads count as the inputs see them. The null of
+cosines is independent random directions.
 """
 TUNED = """
 How sparsity was tuned, on fit and the first seed. A ! stands where no trial came near enough; what
@@ -833,7 +867,7 @@ was tried for one arm counts for the other one too.
 
 HEADLINE = {f"{MAIN}_canonicity": "canonicity", f"{MAIN}_split": "split",
             "values_canonicity": "canonicity in values", "values_split": "split in values",
-            "values_split_if_matched": "of the matched", "incompleteness": "incompleteness"}
+            "values_split_if_matched": "of the matched, in values", "incompleteness": "lacked"}
 
 
 def headline(results):
@@ -845,32 +879,31 @@ def headline(results):
         cells_of_line = [method, arm, f"{grown[0].size} → {grown[-1].size}"]
         for key in HEADLINE:
             over_floor = minus(results.between(*ends, key), results.floor(ends[0], key))
+            number = plain_mean(results.between(*ends, key))
             text = f"{mark(results, *ends)}{mean_text(over_floor)}"
-            cells_of_line.append(f"{text}, of {pair_text(results, *ends, key)}")
+            cells_of_line.append(f"{text} of {number}")
         lines.append(cells_of_line)
-    heads = ["method", "arm", "sizes", *(f"{head} - floor" for head in HEADLINE.values())]
-    return markdown_table(heads, lines)
+    return markdown_table(["method", "arm", "sizes", *HEADLINE.values()], lines)
 
 
 def counts_table(results):
     """Each cell by itself: how sparse and faithful, alive by each rule, cliff, true concepts."""
     lines = []
     for cell in results.tuned:
-        means = {key: plain_mean(results.of(cell, key), digits) for key, digits in COUNTED.items()}
-        alive = [f"{mark(results, cell)}{mean_text(results.of(cell, key), 0)}" for key in RULES]
-        held = f"{means['concept_held']} ({means['null_concept_held']})"
-        split = f"{means['concept_units']} ({means['null_concept_units']})"
-        lines.append([cell.method, cell.arm, size_text(cell), means["l0"], means["ce"],
-                      means["units"], *alive, f"{means['cliff']} ({means['null_cliff']})",
-                      f"{means['fall']}±{means['fall_half']}", means["meta_excess"], split, held])
-    heads = ["method", "arm", "size", "L0", "CE rec", "units", *RULES.values(), "cliff", "fall",
-             "meta", "units a concept", "concepts held"]
+        texts = {key: mean_text(results.of(cell, key), digits) for key, digits in COUNTED.items()}
+        for key in ("cliff", "concept_units", "concept_held"):
+            null = plain_mean(results.of(cell, f"null_{key}"), COUNTED[key])
+            texts[key] = f"{texts[key]} ({null})"
+        for key in RULES:
+            texts[key] = mark(results, cell) + texts[key]
+        lines.append([cell.method, cell.arm, size_text(cell), *texts.values()])
+    heads = ["method", "arm", "size", "L0", "CE rec", "params", "units", *RULES.values(), "cliff",
+             "fall", "meta", "units a concept", "concepts held"]
     return markdown_table(heads, lines)
 
 
-COUNTED = {"l0": 1, "ce": 4, "units": 0, "cliff": 2, "null_cliff": 2, "fall": 3, "fall_half": 3,
-           "meta_excess": 3,
-           "concept_units": 2, "null_concept_units": 2, "concept_held": 3, "null_concept_held": 3}
+COUNTED = {"l0": 1, "ce": 4, "active_params": 0, "units": 0, **dict.fromkeys(RULES, 0), "cliff": 2,
+           "fall": 3, "meta_excess": 3, "concept_units": 2, "concept_held": 3}
 
 
 def tuning_table(found, results):
@@ -888,10 +921,21 @@ def tuning_table(found, results):
     return markdown_table(heads, lines)
 
 
+def pairs_shown(results):
+    """Which pairs of cells have a line? The `contrasts`, and two seeds of what is trained longer,
+    whose floor it is."""
+    pairs = []
+    for small, large in contrasts(list(results.tuned)):
+        pairs.append((small, large))
+        if large.times > 1:
+            pairs.append((large, large))
+    return pairs
+
+
 def pair_table(results, columns, own=None):
     """Each pair of cells, a line each. columns: {key: head}; own: the pairs, if not all."""
     lines = []
-    for small, large in contrasts(list(results.tuned)):
+    for small, large in pairs_shown(results):
         if own is not None and (small, large) not in own:
             continue
         which = f"{mark(results, small, large)}{size_text(small)} → {size_text(large)}"
@@ -917,6 +961,21 @@ NEAREST = {"few_copies": "copies", "few_ve": "by 4 writes", "cosine_read": "E", 
            "cosine_inputs_rank_one": "rank one, inputs"}
 
 
+def about_sizes(results):
+    """Say what a size is, of the methods that there are, where it is not the number of units."""
+    methods = {cell.method for cell in results.tuned}
+    texts = []
+    if "spd" in methods:
+        texts.append("A size of spd is that of each matrix: it has twice as many components, and "
+                     "its L0 is of both matrices together.")
+    if "molt" in methods:
+        groups = compare.METHODS["molt"].change.get("groups", molt.Config.groups)
+        n = sum(number for number, _ in molt.parse(groups))
+        texts.append(f"Size {MOLT_SIZE} of molt is {n} transforms, of ranks {groups}, twice the "
+                     "size twice as many of each rank.")
+    return "\n".join(texts)
+
+
 def about_arms(results):
     """Say what is held, in the arms that there are."""
     held = dict(l0=f"Arm l0: L0 is held, within {100 * NEAR_L0:g} % of {results.aims['l0']:g}",
@@ -932,14 +991,19 @@ def about_arms(results):
 def render(found):
     """All that was found, as Markdown."""
     results = Results(found)
-    n_tokens = results.models[results.setting(next(iter(results.tuned))), 0]["tokens"]
-    command = found["provenance"]["command"]
-    preface = PREFACE.format(command=command, seeds=results.n, arms=about_arms(results))
+    n_tokens = next(iter(results.models.values()))["tokens"]
+    preface = PREFACE.format(command=found["provenance"]["command"], seeds=results.n,
+                             arms=about_arms(results), sizes=about_sizes(results))
     lines = [preface.strip(), "", *headline(results)]
+    for task, why in found["failed"].items():
+        lines += ["", f"FAILED: {task}: {why}"]
     lines += ["", COUNTS.format(tokens=n_tokens).strip(), "", *counts_table(results)]
+    lines += ["", COUNTERPARTS.strip()]
     for by, name in SIMILARITIES.items():
         columns = {f"{by}_{key}": head for key, head in SPLITS.items()}
-        lines += ["", COUNTERPARTS.format(name=name).strip(), "", *pair_table(results, columns)]
+        lines += ["", f"By {name}:", "", *pair_table(results, columns)]
+    columns = {f"{by}_canonicity_{at}": f"{by}, {at}" for by in AROUND_BY for at in AROUND}
+    lines += ["", THRESHOLDS.strip(), "", *pair_table(results, columns)]
     lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL), *by_matrix(results)]
     lines += ["", COSINES.strip(), "", *pair_table(results, NEAREST)]
     lines += ["", TUNED.strip(), "", *tuning_table(found, results)]
@@ -1013,10 +1077,10 @@ def draw_alive(ax, results, method):
             continue
         x = [cell.size for cell in grown]
         for i, (rule, label) in enumerate(RULES.items()):
-            y = [statistics.mean(results.of(cell, rule)) for cell in grown]
+            y = [mean_or_nan(results.of(cell, rule)) for cell in grown]
             ax.plot(x, y, STYLES[arm], color=f"C{i}", marker=pictures.MARKERS[i], mfc="w", ms=5,
                     label=f"{label}, {arm}")
-        units = [statistics.mean(results.of(cell, "units")) for cell in grown]
+        units = [mean_or_nan(results.of(cell, "units")) for cell in grown]
     ax.plot(x, units, ":", color="0.6", label="all units")
     ax.set(title=method, xlabel="size")
     ax.set_xscale("log", base=2)
@@ -1040,9 +1104,10 @@ def draw_bars(ax, results, key):
     """One number from the smallest to the largest size, with its null and its floor."""
     pairs = ends_of(results)
     names = [f"{small.method} {small.arm}" for small, _ in pairs]
-    values = [noise.over_seeds(results.between(*pair, key)) for pair in pairs]
-    means = [value["mean"] if value else math.nan for value in values]
-    halves = [value["half"] or 0 if value else 0 for value in values]
+    values = [results.between(*pair, key) for pair in pairs]
+    metrics = [noise.over_seeds(some) for some in values]
+    means = [mean_or_nan(some) for some in values]
+    halves = [metric["half"] or 0 if metric else 0 for metric in metrics]
     ax.barh(names, means, xerr=halves, color="0.8", edgecolor="k", capsize=3)
     nulls = [results.between(*pair, f"null_{key}") for pair in pairs]
     floors = [results.floor(small, key) for small, _ in pairs]
@@ -1053,10 +1118,15 @@ def draw_bars(ax, results, key):
     ax.invert_yaxis()
 
 
+def mean_or_nan(values):
+    """The mean over seeds; NaN, which is not drawn, where no seed has a number."""
+    metric = noise.over_seeds(values)
+    return metric["mean"] if metric else math.nan
+
+
 def draw_marks(ax, values_of_bars, names, **look):
     """A mark on each bar at a mean over seeds."""
-    metrics = [noise.over_seeds(values) for values in values_of_bars]
-    means = [metric["mean"] if metric else math.nan for metric in metrics]
+    means = [mean_or_nan(values) for values in values_of_bars]
     ax.plot(means, names, ls="", mfc="w", mew=1.6, **look)
 
 
@@ -1118,10 +1188,13 @@ def main(cfg):
 
     # do it
     for task in compare.in_turn(todo):
-        study.do(task)
+        study.attempt(task)
+    if not (study.tuned and known.found["models"]):
+        common.fail(f"nothing to tell: {'; '.join(study.failed.values())}")
 
     # tell
-    known.write(settings=list(study.tuned.values()), provenance=common.provenance(cfg, gpt))
+    known.write(settings=list(study.tuned.values()), failed=study.failed,
+                provenance=common.provenance(cfg, gpt))
     found = json.loads(known.path.read_text(encoding="utf-8"))
     known.write(columns=columns(found))
     common.write(Path(cfg.out) / "sizes.md", render(found).encode())

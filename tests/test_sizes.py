@@ -527,7 +527,8 @@ def test_sums_of_small_units_are_explained_and_random_ones_are_chance(kind):
     # chance of greedy pursuit: it takes a wrong pair at times
     assert got["ve"] > 0.93 and got["ve_null"] < 0.8 and got["excess"] > 0.7, got
     assert got["excess"] == pytest.approx((got["ve"] - got["ve_null"]) / (1 - got["ve_null"]))
-    assert sizes.explained_by_few(one, one, gen(), k=1) == dict(copies=1, ve=None, ve_null=None, excess=None)
+    assert sizes.explained_by_few(one, one, gen(), k=1) == dict(
+        copies=1, copies_null=0, ve=None, ve_null=None, excess=None)
     if kind != "map":
         noise = sized(randn("r", n, width), randn("w", n, width), kind)
         chance = sizes.explained_by_few(one, noise, gen())
@@ -537,6 +538,13 @@ def test_sums_of_small_units_are_explained_and_random_ones_are_chance(kind):
     assert torch.equal(sizes.without_copies(half, one).is_alive_F, torch.arange(S) >= S // 2)
     empty = two._replace(is_alive_F=torch.zeros(n, dtype=torch.bool))
     assert sizes.explained_by_few(one, empty, gen())["excess"] is None
+
+
+def test_too_few_units_have_no_common_atoms():
+    """Of 62, as a small MOLT has, n / 16 atoms are fewer than a unit takes."""
+    for n, width in ((62, None), (80, 5)):
+        found = sizes.meta(sized(randn("r", n, 6), randn("w", n, 6)), gen(), seeds=1)
+        assert (found["ve"] is None) == (width is None)
 
 
 def test_variance_explained_is_that_of_the_matrices():

@@ -11,7 +11,7 @@ import common
 import compare
 import evals
 from model import GPT
-from studies import sizes
+from studies import kept, sizes
 from studies.sizes import Cell, Config, Results, Setting, Task
 from test_common import fails
 
@@ -211,10 +211,47 @@ def test_all_of_it_and_a_killed_one_goes_on(cfg, capsys, monkeypatch):
     grown = results.between(*sizes.ends_of(results)[0], f"{sizes.MAIN}_canonicity")
     assert again["columns"]["transcoder"]["canonicity"]["values"] == grown
     text = (Path(cfg.out) / "sizes.md").read_text()
-    assert text.strip() in out and text.count("| transcoder | l0 | ~16 → 16x2 |") == 7
+    assert text.strip() in out and text.count("16 → 16x2 |") == text.count("16x2 → 16x2 |") == 8
     assert (Path(cfg.out) / "sizes.png").stat().st_size > 20_000
-    with pytest.raises(TypeError):              # another evaluation is another number
-        sizes.main(dataclasses.replace(cfg, eval_tokens=132))
+    # another evaluation is another number
+    fails(capsys, lambda: sizes.main(dataclasses.replace(cfg, eval_tokens=132)), "nothing to tell", "not callable")
+
+
+def test_a_row_that_is_found_stands_alone(tmp_path):
+    """A file that was put together of two may hold an older row of the same names."""
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(dict(rows=[dict(a=1, key="old", x=1), dict(a=1, key=compare.digest("new"), x=2), dict(a=2, key="k", x=3)])))
+    known = kept.Found(path, ("rows",), lambda row: row["a"])
+    assert known.row("rows", "new", dict(a=1), None)["x"] == 2
+    assert [row["x"] for row in known.found["rows"]] == [2, 3]
+    assert known.row("rows", "newer", dict(a=1), lambda: dict(x=4))["x"] == 4
+    assert [row["x"] for row in json.loads(path.read_text())["rows"]] == [4, 3]
+
+
+def test_what_fails_is_named_and_left_out(cfg, monkeypatch, capsys):
+    """A search at one size, and one pair; numbers of an older run don't take their place."""
+    cfg = dataclasses.replace(cfg, sizes="16,20,24")
+    sizes.main(cfg)
+    common.let_go(cfg.out)
+    trial, together = sizes.Tuning.trial, sizes.asked_together
+
+    def sick(self, cell, value):
+        return trial(self, cell, value) if cell.size != 20 else common.fail("diverged (nan) at step 3", 1)
+
+    def sick_together(small, large, arena, gen):
+        if small.recording.F == 16 and large.recording.F == 24:
+            raise ValueError("too odd")
+        return together(small, large, arena, gen)
+
+    monkeypatch.setattr(sizes.Tuning, "trial", sick), monkeypatch.setattr(sizes, "asked_together", sick_together)
+    cfg = dataclasses.replace(cfg, eval_tokens=132)
+    sizes.main(cfg)
+    found, text = read(cfg), (Path(cfg.out) / "sizes.md").read_text()
+    assert {row["size"] for row in found["settings"]} == {16, 24} and len(found["failed"]) == 1 + cfg.seeds
+    assert "FAILED: tune transcoder l0 20: stopped, as its error line says" in text and text.count("too odd") == cfg.seeds
+    assert not [row for row in found["pairs"] if row["small"][:2] + row["large"][:2] == "1624"]
+    line, = [line for line in text.splitlines() if line.startswith("| transcoder | l0 | 16 → 24 |")]
+    assert line.count("n/a of n/a") == len(sizes.HEADLINE)
 
 
 def test_components_and_maps_with_one_seed(cfg, monkeypatch):
@@ -225,19 +262,19 @@ def test_components_and_maps_with_one_seed(cfg, monkeypatch):
     results = Results(found)
     small, large = sizes.ends_of(results)[0]
     assert results.floor(small, "incompleteness") == [None] and results.between(small, large, "incompleteness") != [None]
-    assert "n/a, of" in sizes.render(found) and [row["path"].keys() >= {"0", "1", "2"} for row in found["pairs"]] == [True] * 2
+    assert "n/a of" in sizes.render(found) and [row["path"].keys() >= {"0", "1", "2"} for row in found["pairs"]] == [True] * 2
     row, = [row for row in found["pairs"] if row["method"] == "spd"]
     for key in (*sizes.NOVEL, *sizes.NEAREST, *(f"{by}_{key}" for by in sizes.SIMILARITIES for key in sizes.SPLITS)):
-        assert key in row and (f"null_{key}" in row or key == "few_copies")
+        assert key in row and f"null_{key}" in row
     assert {f"{key}_{matrix}" for key in sizes.MATRICES for matrix in ("in", "out")} <= row.keys()
 
 
 # --------------------------------------------------------------------------------------- its arithmetic
-def made_up(values, settled=True, falls=(.1, -.1, .1)):
+def made_up(values, settled=True, falls=(.1, -.1, .1), is_found=True):
     """Results of sae at sizes 4 and 8, three seeds: values = {(small, large): canonicity of each seed}; falls: of the
     loss of each."""
     config = dict(seeds=3, l0=16, ce=.9)
-    settings = [dict(method="sae", arm="l0", size=size, times=1, value=16) for size in (4, 8)]
+    settings = [dict(method="sae", arm="l0", size=size, times=1, value=16, is_found=is_found) for size in (4, 8)]
     models, pairs = [], []
     for seed in range(3):
         models += [row | dict(seed=seed, fall=falls[seed], settled=settled) for row in settings]
@@ -250,14 +287,17 @@ def made_up(values, settled=True, falls=(.1, -.1, .1)):
 def test_the_headline_is_what_is_over_the_floor_seed_by_seed():
     results = made_up({(4, 8): [.5, .6, .7], (4, 4): [.2, .3, .4]})
     line = sizes.headline(results)[2]
-    assert "| .30±.00, of .60±.25 [.30] (.01) |" in line
-    assert "~" not in line
+    assert "| .30±.00 of .60 |" in line
+    assert "~" not in line and "!" not in line
     grown = {(4, 8): [.5, .6, .7], (4, 4): [.2, .3, .4]}
-    assert "| ~.30±.00, of" in sizes.headline(made_up(grown, settled=False))[2]
+    assert "| ~.30±.00 of" in sizes.headline(made_up(grown, settled=False))[2]
+    assert "| !.30±.00 of" in sizes.headline(made_up(grown, is_found=False))[2]
     # no model falls for sure, but all do alike
-    assert "| ~.30±.00, of" in sizes.headline(made_up(grown, falls=(.1, .09, .1)))[2]
+    assert "| ~.30±.00 of" in sizes.headline(made_up(grown, falls=(.1, .09, .1)))[2]
     # two of three seeds have a number
-    assert "| .30±.00, n 2, of .60±1.27, n 2 [.30] (.01) |" in sizes.headline(made_up({(4, 8): [.5, None, .7], (4, 4): [.2, .3, .4]}))[2]
+    gaps = made_up({(4, 8): [.5, None, .7], (4, 4): [.2, .3, .4]})
+    assert "| .30±.00, n 2 of .60 |" in sizes.headline(gaps)[2]
+    assert "| .60±1.27, n 2 [.30] (.01) |" in sizes.pair_table(gaps, {"inputs_canonicity": "canonicity"})[2]
     assert sizes.minus([1, None, 3], [1, 1, None]) == [0, None, None]
 
 
