@@ -261,15 +261,13 @@ class Drawn:
 
 
 # ----------------------------------------------------------------------- how similar are units
-def similarities(small, large, by="weights"):
+def similarities(small, large, by="both"):
     """How similar is each unit of the small one to each of the large one? (S, L), cosines or r.
 
         writes      cosine of what they write, as published. Components: its absolute value, since
-                    their signs are arbitrary. Maps, which write no one vector: that of weights
-        weights     S of metrics/matching.py. Dictionaries: (c_read + c_write) / 2; components:
-                    c_read c_write, the cosine of their matrices; maps: the cosine of their matrices
+                    their signs are arbitrary. Maps, which write no one vector: that of both
         both        min(c_read, c_write), of components of their absolute values where their product
-                    is above 0: one rule for these two kinds. Maps: that of weights
+                    is above 0: one rule for these two kinds. Maps: the cosine of their matrices
         inputs      that of both, with reads compared over the inputs (`matching.with_inputs`)
         values      Pearson's r of what they say over tokens, |r| where a value is below 0: one rule
                     for all kinds
@@ -290,8 +288,7 @@ def similarities(small, large, by="weights"):
             cosine = cosines(a.write, b.write)
             cosine = cosine.abs() if a.kind == "component" else cosine
         else:
-            cosine, least = matching.similarity(a, b)
-            cosine = least if by in ("both", "inputs") else cosine
+            _, cosine = matching.similarity(a, b)
         sim_SL[a.unit_n.unsqueeze(1), b.unit_n] = cosine
     return sim_SL
 
@@ -785,11 +782,11 @@ def without_copies(small, large, at=0.9):
     return large._replace(is_alive_F=large.is_alive_F & ~is_copy_L)
 
 
-def meta(small, gen, seeds=2):
-    """Are the writes of a decomposition's alive units sums of a few common atoms?
-    `atoms.meta_dictionary` of n / 16 atoms: {ve, ve_null, excess}, means over its blocks, which are
+def meta(blocks, gen, seeds=2):
+    """Are the writes of a decomposition's alive units, Blocks, sums of a few common atoms?
+    `atoms.meta_dictionary` of n / 16 atoms: {ve, ve_null, excess}, means over the blocks, which are
     weighted by their units. None where no block has 80 units. 45 s for 1,024."""
-    blocks = [block for block in small.alive_blocks() if len(block.unit_n) >= ATOM * ATOMS]
+    blocks = [block for block in blocks if len(block.unit_n) >= ATOM * ATOMS]
     n = sum(len(block.unit_n) for block in blocks)
     if not blocks:
         return dict(ve=None, ve_null=None, excess=None)

@@ -21,8 +21,9 @@ Similar in what? There are three answers, here called spaces:
 
     weights         two units read alike and write alike: cosines of their vectors (MOLT: of their
                     matrices)
-    inputs          two units write alike, and get alike numbers from the inputs that do occur: what
-                    they read may differ in directions that no input takes
+    inputs          two units write alike, and get alike numbers from the inputs that do occur, but
+                    for a constant where units have biases: what they read may differ in directions
+                    that no input takes
     activations     two units say alike things at each token: Pearson's r of their values. A unit's
                     value at a token, what it says there, is its m.strength, which may be negative,
                     or its activation f if m has no strength; 0 where the unit is off. If a value
@@ -457,7 +458,8 @@ COLUMNS = {
         "same i", "up", None, 3, table="stability",
         text="share of the alive units with a mate in another seed that writes alike and gets "
              "alike numbers from each token: cosines of 0.7 or more, that of what two units read "
-             "taken over the inputs (molt: their product)"),
+             "taken over the inputs, of units with biases over how these vary (molt: their "
+             "product)"),
     "activations_similarity_corrected": Column(
         "values", "up", 0, 3, table="stability",
         text="correlation over tokens of the values of units of two seeds, matched one to one, in "

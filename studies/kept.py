@@ -42,12 +42,14 @@ class Found:
         """tables: their names. order: what rows are sorted by, a function of a row."""
         self.path = path
         self.order = order
+        self.asked = set()          # the keys of the rows that were asked for
         self.found = common.read_json(path, {name: [] for name in tables})
 
     def row(self, table, depends_on, names, find):
         """Add a row to a table, with what find() returns, unless it is there. Older ones go.
         Returns the row."""
         key = compare.digest(depends_on)
+        self.asked.add(key)
         rows = self.found.setdefault(table, [])
         found = [row for row in rows if row["key"] == key][:1]
         rows[:] = [row for row in rows if row in found or not names.items() <= row.items()]
@@ -58,6 +60,11 @@ class Found:
         rows.sort(key=self.order)
         self.write()
         return row
+
+    def keep_asked(self, *tables):
+        """Drop the rows of some tables that were not asked for: an earlier run's."""
+        for table in tables:
+            self.found[table] = [row for row in self.found[table] if row["key"] in self.asked]
 
     def write(self, **more):
         """Write the tables, and whatever else is to be kept beside them."""

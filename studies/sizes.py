@@ -9,21 +9,21 @@ trained at several sizes. Sparsity is tuned anew at each size, on fit and the fi
 
 At each size: how many units are alive by each published rule, and in how many units does a true
 concept live? Each two neighbouring sizes, and the smallest and the largest, are held against each
-other (metrics/sizes.py). Beside each number stands its floor, since seeds differ without any
-growth, and its null, random units in the place of the larger one's. What is read off is
+other (metrics/sizes.py). Two random starts differ even at one size, so what growth does is
 
     number(S of seed s, L of seed s + 1) - number(S of seed s, S of seed s + 1)
 
-with its mean and interval over s. One seed would be no fair choice for both sizes: their first
-units would start at the same numbers, and see the same batches in the same order, which two seeds
-of one size do not. The size of --twice is also trained on twice the tokens, and held against
-itself: what longer training changes by itself.
+with its mean and interval over s; the second is the floor. It is never one seed on both sides: its
+first units would start at the same numbers, and see the same batches in the same order. (--seeds 1
+does that, and has no floor.) Beside each number stands its null too, random units in the place of
+the larger one's. The size of --twice is also trained on twice the tokens, and held against itself:
+what longer training changes by itself.
 
-A model whose loss still falls, or that is made of components without a cliff in their mean
-importances, is not settled (`settled`), and what is said of it is marked ~. Optimizers and their
+A model whose loss may still fall, or that is made of components without a cliff in their mean
+importances, is not known to be settled, and what is said of it is marked ~. Optimizers and their
 rates are those of the table at every size. What fails is named on the page, and left out.
 
-    python -m studies.sizes     # 6 methods, 4 sizes, 2 arms: 40 core hours; goes on
+    python -m studies.sizes     # 6 methods, 4 sizes, 2 arms: some 40 core hours; goes on
     python -m studies.sizes --methods sae,transcoder --arms l0 --sizes 256,512 --twice 256
                                 # a look; with --seeds 2 --tokens 4e5 --eval_tokens 12800 --out ..
 
@@ -59,7 +59,7 @@ class Config:
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     methods: str = "spd,transcoder,transcoder-kl,transcoder-stochastic,sae,molt"  # of compare.py
-    sizes: str = "256,512,1024,2048"    # units; spd: of each matrix; molt: 512 is its default
+    sizes: str = "256,512,1024,2048"    # units; spd: of each matrix; molt: 256 is its default
     twice: str = "512"              # sizes also trained on twice the tokens; empty: none
     # what is held while it grows
     arms: str = "l0,ce"             # l0, ce
@@ -93,10 +93,8 @@ SPLICED = (0, 1, 2)             # points on the way from small to large whose CE
 SPLICED_ROWS = 100              # .. on so many rows of test
 SIMILARITIES = {
     "writes": "what units write alone, as is published",
-    "weights": "what they write and read: components by the product of the two cosines, units of "
-               "dictionaries by their mean",
-    "both": "the lower of the two cosines",
-    "inputs": "the lower of the two cosines, that of what they read over the inputs that occur (of "
+    "both": "the lower of the cosines of what they write and of what they read",
+    "inputs": "the lower of these cosines, that of what they read over the inputs that occur (of "
               "dictionaries, whose units have biases, over how these vary)",
     "values": "the correlation of what they say, for all kinds alike",
 }
@@ -107,7 +105,6 @@ SETTLED = 0.05                  # most that a loss may fall over the last part, 
 LOG_EVERY = 1                   # steps between the losses that `falling` looks at
 RULES = {"alive": "10 tokens", "alive_mean": "mean > 1e-6", "alive_rate": "rate > 1e-6",
          "alive_once": "once > 0.1"}
-KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many")
 CODE = (evals, sizes, matching, stability, mapping, recording, concepts, atoms)    # of all numbers
 
 
@@ -174,7 +171,8 @@ def cells(cfg):
 
 def contrasts(all_cells):
     """Which cells are held against each other? (small, large) within a method and arm: neighbouring
-    sizes, smallest and largest, and once against twice the tokens."""
+    sizes, smallest and largest, and once against twice the tokens. Cells that failed are not among
+    all_cells, and their neighbours stand next to each other."""
     pairs = []
     for method, arm in dict.fromkeys(cell[:2] for cell in all_cells):
         own = [cell for cell in all_cells if cell[:2] == (method, arm)]
@@ -182,7 +180,10 @@ def contrasts(all_cells):
         pairs += pairwise(grown)
         if len(grown) > 2:
             pairs.append((grown[0], grown[-1]))
-        pairs += [(cell._replace(times=1), cell) for cell in own if cell.times > 1]
+        for longer in own:
+            once = longer._replace(times=1)
+            if longer.times > 1 and once in own:
+                pairs.append((once, longer))
     return pairs
 
 
@@ -211,6 +212,7 @@ class Models:
         self.base = base
         self.arena = arena
         self.held = {}              # {(setting, seed): Sized}, the last HELD
+        self.failed = {}            # {(setting, seed): why its training failed}
 
     def job(self, setting, seed):
         """The job that compare.py would do, and the configuration of its training."""
@@ -221,9 +223,16 @@ class Models:
         return job, dataclasses.replace(run, log_every=LOG_EVERY)
 
     def model(self, setting, seed):
-        """A model, trained or loaded, and the folder of its training."""
+        """A model, trained or loaded, and the folder of its training. A training that failed is not
+        begun again: one that diverges would do so again."""
+        if (setting, seed) in self.failed:
+            raise RuntimeError(f"training {setting} seed {seed}: {self.failed[setting, seed]}")
         job, run = self.job(setting, seed)
-        found = compare.trained(job, run, self.arena.gpt, self.base.retrain, self.base.keep)
+        try:
+            found = compare.trained(job, run, self.arena.gpt, self.base.retrain, self.base.keep)
+        except (Exception, SystemExit) as e:
+            self.failed[setting, seed] = compare.error_text(e)
+            raise
         return found.model, run.out
 
     def which(self, setting, seed):
@@ -316,11 +325,11 @@ def next_value(knob, missed, most):
 class Tuning:
     """The search for a cell's sparsity."""
 
-    def __init__(self, cfg, models, known, shared):
+    def __init__(self, cfg, models, row):
+        """row: Study.row, or what does as it does."""
         self.aims = dict(l0=cfg.l0, ce=cfg.ce)
         self.models = models
-        self.known = known
-        self.shared = shared
+        self.row = row
 
     def first_value(self, cell, smaller, trials):
         """Where a search begins: where that of the smaller size ended, a Setting or None; after
@@ -352,9 +361,8 @@ class Tuning:
             m, _ = self.models.model(setting, 0)
             return reached(m, self.models.arena, "fit")
 
-        depends_on = [*self.shared, self.models.which(setting, 0)]
-        trial = self.known.row("trials", depends_on, setting._asdict(), find)
-        ce = cell_text(trial["ce"], 4)
+        trial = self.row("trials", [(setting, 0)], setting._asdict(), find)
+        ce = number_text(trial["ce"], 4)
         print(f"    {setting}: L0 {trial['l0']:.2f}, CE recovered {ce}", flush=True)
         return trial
 
@@ -420,15 +428,12 @@ def falling(folder, late=LATE):
     return Fall(-slope * over, half * over)
 
 
-def settled(kind, counts, fall):
-    """Has a training come to its end? Its loss surely falls by no more than SETTLED, and of
-    components the mean importances of each matrix have a cliff, higher than as many means without
-    any order have. A model of whose loss too little is known is not settled."""
+def has_cliff(counts):
+    """Do the mean importances have a cliff, of each matrix where there are two: higher than as many
+    means without any order have?"""
     cliffs = [key for key in counts if key.startswith("cliff") and "units" not in key]
     blocks = [key for key in cliffs if key != "cliff"] or cliffs
-    has_cliff = all(counts[key] > counts[f"null_{key}"] for key in blocks)
-    is_flat = fall.share is not None and fall.share + fall.half <= SETTLED
-    return is_flat and (has_cliff or kind != "component")
+    return all(counts[key] > counts[f"null_{key}"] for key in blocks)
 
 
 def asked_alone(m, folder, arena, gen):
@@ -440,9 +445,10 @@ def asked_alone(m, folder, arena, gen):
     row["index_bits"] = evals.index_bits(max(counts["alive"], row["l0"]), row["l0"])
     fall = falling(folder)
     row |= counts | dict(fall=fall.share, fall_half=fall.half,
-                         settled=settled(m.kind, counts, fall))
-    small = sizes.look_at(m, arena.gpt, arena.fit[0], arena.test[0])
-    row |= {f"meta_{key}": value for key, value in sizes.meta(small, gen).items()}
+                         has_cliff=has_cliff(counts) if m.kind == "component" else None)
+    is_alive_F = stability.record_units(m, arena.gpt, arena.fit[0], 0.).on() >= evals.ALIVE
+    blocks = [block.where(is_alive_F[block.unit_n]) for block in matching.blocks(m)]
+    row |= {f"meta_{key}": value for key, value in sizes.meta(blocks, gen).items()}
 
     # in how many units does a true concept live? Null: units at the wrong text
     recordings = recording.record_by_sign(m, arena.gpt, arena.fit, arena.test)
@@ -456,8 +462,7 @@ def asked_alone(m, folder, arena, gen):
 def split_concepts(name, recordings):
     """`sizes.true_splits` of recordings of fit and test: its single numbers, each as NAME_KEY."""
     found = sizes.true_splits(*recordings)
-    keys = ("units", "effective", "recall", "held", "split")
-    return {f"{name}_{key}": found[key] for key in keys}
+    return {f"{name}_{key}": found[key] for key in ("units", "held")}
 
 
 # --------------------------------------------------------------------- what two sizes are asked
@@ -474,6 +479,7 @@ def asked_together(small, large, arena, gen):
     row |= nearest(small, large, gen)
     if small.recording.F != large.recording.F:
         row["path"] = path(small, large, effects, arena)
+        row |= {f"path_kl_{point}": row["path"][point]["kl"] for point in SPLICED}
 
     random = sizes.by_chance(large, R, T, gen)
     random_effects = effects_of(small, random, arena, gen)
@@ -508,14 +514,10 @@ def counterparts(small, large, effects, kinds=SIMILARITIES):
         found["canonicity"] = sizes.canonicity(small, large, sim_SL)
         for at in AROUND if by in AROUND_BY else ():
             found[f"canonicity_{at}"] = sizes.canonicity(small, large, sim_SL, at)
-        for kind in KINDS:
-            found[f"{kind}_if_matched"] = ratio(found[kind], found["matched"])
+        matched = found["matched"]
+        found["one_to_one_if_matched"] = found["one_to_one"] / matched if matched else None
         row |= {f"{by}_{key}": value for key, value in found.items()}
     return row
-
-
-def ratio(part, whole):
-    return part / whole if whole else None
 
 
 def nearest(small, large, gen):
@@ -537,7 +539,7 @@ def with_null(name, found, null):
 
 def path(small, large, effects, arena):
     """What is written on the way from the small to the large one? {point: {mse, fve, l0}}, and at
-    SPLICED kl and ce_lost, nats per token that the model loses with it."""
+    SPLICED the kl of the model with that in the place of its MLP, nats per token."""
     sim_SL = sizes.similarities(small, large, MAIN)
     order = sizes.growth(sim_SL, effects.mean_L, small.is_alive_F, large.is_alive_F)
     points = sizes.curve(small, large, arena.gpt.mlp(arena.layer), *order)
@@ -546,7 +548,6 @@ def path(small, large, effects, arena):
     table = evals.scores(arena.gpt, arena.test[0][:SPLICED_ROWS], spliced)
     for point in SPLICED:
         points[point]["kl"] = table[point]["kl"]
-        points[point]["ce_lost"] = table[point]["ce"] - table["original"]["ce"]
     return points
 
 
@@ -573,33 +574,36 @@ class Task(NamedTuple):
         return text
 
 
-def tasks(cfg):
-    """List the whole study: all cells are tuned, then models are asked, then held against each
-    other, one method and arm after another."""
-    all_cells = cells(cfg)
-    seeds = range(cfg.seeds)
-    todo = [Task("tune", cell) for cell in all_cells]
+def questions(all_cells, n_seeds):
+    """List what is asked of cells once they are tuned: of each model, then of pairs, one method and
+    arm after another."""
+    seeds = range(n_seeds)
+    todo = []
     for cell in all_cells:
         todo += [Task("ask", cell, seed) for seed in seeds]
     pairs = contrasts(all_cells)
     for method, arm in dict.fromkeys(cell[:2] for cell in all_cells):
         own = [pair for pair in pairs if pair[0][:2] == (method, arm)]
         # floors: two seeds of one cell, of what is smaller and of what is trained longer
-        if cfg.seeds > 1:
+        if n_seeds > 1:
             floors = [small for small, _ in own] + [large for _, large in own if large.times > 1]
             own += [(cell, cell) for cell in dict.fromkeys(floors)]
         for seed in seeds:
-            other_seed = (seed + 1) % cfg.seeds
+            other_seed = (seed + 1) % n_seeds
             todo += [Task("compare", small, seed, large, other_seed) for small, large in own]
     return todo
 
 
 HERE = {                                # the code that each table depends on alone
     "trials": (reached, worth),
-    "models": (reached, worth, asked_alone, falling, settled, split_concepts, LATE, SETTLED),
-    "pairs": (asked_together, effects_of, counterparts, ratio, nearest, with_null, path, MAIN,
-              AROUND, AROUND_BY, [*SIMILARITIES], KINDS, SPLICED, SPLICED_ROWS),
+    "models": (reached, worth, asked_alone, falling, has_cliff, split_concepts, LATE, LOG_EVERY),
+    "pairs": (asked_together, effects_of, counterparts, nearest, with_null, path, MAIN, AROUND,
+              AROUND_BY, [*SIMILARITIES], SPLICED, SPLICED_ROWS),
 }
+
+
+class Failed(Exception):
+    """A row that could not be found, and why."""
 
 
 class Study:
@@ -616,33 +620,34 @@ class Study:
         for table, parts in HERE.items():
             own = [compare.code_of(part) if callable(part) else str(part) for part in parts]
             self.shared[table] = shared + own
-        self.tuning = Tuning(cfg, self.models, known, self.shared["trials"])
+        self.tuning = Tuning(cfg, self.models, self.row)
         self.tuned = {}                 # {cell: what its search found}
         self.failed = {}                # {task: why}
 
     def setting(self, cell):
         return Setting(cell.method, cell.size, cell.times, self.tuned[cell]["value"])
 
-    def attempt(self, task):
-        """Do a task. What fails is noted, and what needs a cell whose search failed is left out: a
-        training that diverges would do so again."""
-        needed = () if task.what == "tune" else (task.cell, task.other)
-        if any(cell and cell not in self.tuned for cell in needed):
-            return
-        try:
-            self.do(task)
-        except (Exception, SystemExit) as e:
-            self.failed[str(task)] = compare.error_text(e)
-            print(f"    FAILED: {compare.error_text(e)}", flush=True)
-
     def do(self, task):
-        if task.what == "tune":
-            self.tune(task.cell)
-        elif task.what == "ask":
-            self.ask(self.setting(task.cell), task.seed)
-        else:
-            one = self.setting(task.cell), task.seed
-            self.compare(one, (self.setting(task.other), task.other_seed))
+        """Do a task. What fails is noted, but for models of other code, which end the run."""
+        try:
+            if task.what == "tune":
+                self.tune(task.cell)
+            elif task.what == "ask":
+                self.ask(self.setting(task.cell), task.seed)
+            else:
+                one = self.setting(task.cell), task.seed
+                self.compare(one, (self.setting(task.other), task.other_seed))
+        except Failed as failed:
+            self.failed[str(task)] = str(failed)
+            print(f"    FAILED: {failed}", flush=True)
+
+    def row(self, table, models, names, find):
+        """`Found.row` of some models, (setting, seed) each. Raises Failed where find() fails."""
+        which = [self.models.which(*model) for model in models]
+        try:
+            return self.known.row(table, [*self.shared[table], *which], names, find)
+        except (Exception, SystemExit) as e:
+            raise Failed(compare.error_text(e)) from e
 
     def tune(self, cell):
         """Tune a cell, from where the next smaller one ended."""
@@ -661,8 +666,7 @@ class Study:
             gen = common.generator(seed, f"ask {setting}")
             return asked_alone(m, folder, self.arena, gen)
 
-        depends_on = [*self.shared["models"], self.models.which(setting, seed)]
-        self.known.row("models", depends_on, setting._asdict() | dict(seed=seed), find)
+        self.row("models", [(setting, seed)], setting._asdict() | dict(seed=seed), find)
 
     def compare(self, one, other):
         def find():
@@ -671,9 +675,7 @@ class Study:
             large = self.models.sized(*other)
             return asked_together(small, large, self.arena, gen)
 
-        which = [self.models.which(*one), self.models.which(*other)]
-        depends_on = [*self.shared["pairs"], *which]
-        self.known.row("pairs", depends_on, names_of_pair(one, other), find)
+        self.row("pairs", [one, other], names_of_pair(one, other), find)
 
 
 def names_of_pair(one, other):
@@ -700,6 +702,7 @@ class Results:
     def __init__(self, found):
         self.n = found["provenance"]["config"]["seeds"]
         self.aims = {arm: found["provenance"]["config"][arm] for arm in ARMS}
+        self.sizes = [int(size) for size in found["provenance"]["config"]["sizes"].split(",")]
         self.tuned = {}
         for row in found["settings"]:
             self.tuned[Cell(*(row[key] for key in Cell._fields))] = row
@@ -726,14 +729,16 @@ class Results:
         setting = self.setting(cell)
         return [self.models.get((setting, seed), {}).get(key) for seed in range(self.n)]
 
-    def is_settled(self, *some):
-        """Are all models of some cells settled, and do their losses together not surely fall?"""
-        return all(all(self.of(cell, "settled")) and not self.falls(cell) for cell in some)
-
-    def falls(self, cell):
-        """Does the loss of a cell's models fall for sure, as seeds go?"""
-        fall = noise.over_seeds(self.of(cell, "fall"))
-        return bool(fall and fall["half"] is not None and fall["mean"] > fall["half"])
+    def is_settled(self, cell):
+        """Has the training of a cell's models come to its end? Over its last part their losses
+        fall, in the mean, surely by no more than SETTLED, and all have a cliff if they need one.
+        Models of whose losses too little is known have not."""
+        falls = self.of(cell, "fall")
+        if None in falls or False in self.of(cell, "has_cliff"):
+            return False
+        # of a mean of independent slopes
+        half = math.hypot(*self.of(cell, "fall_half")) / len(falls)
+        return statistics.mean(falls) + half <= SETTLED
 
     def between(self, small, large, key):
         """A number of each seed, of a small and a large cell."""
@@ -755,7 +760,7 @@ def minus(values, floors):
     return [None if a is None or b is None else a - b for a, b in zip(values, floors)]
 
 
-def cell_text(value, digits):
+def number_text(value, digits):
     """Write a number; a share without the 0 before its point."""
     if value is None:
         return "n/a"
@@ -768,9 +773,9 @@ def mean_text(values, digits=2):
     metric = noise.over_seeds(values)
     if metric is None:
         return "n/a"
-    text = cell_text(metric["mean"], digits)
+    text = number_text(metric["mean"], digits)
     if metric["half"] is not None:
-        text += f"±{cell_text(metric['half'], digits)}"
+        text += f"±{number_text(metric['half'], digits)}"
     n = len(metric["values"])
     return text if n == len(values) else f"{text}, n {n}"
 
@@ -778,7 +783,7 @@ def mean_text(values, digits=2):
 def plain_mean(values, digits=2):
     """Write the mean over seeds alone."""
     metric = noise.over_seeds(values)
-    return cell_text(metric and metric["mean"], digits)
+    return number_text(metric and metric["mean"], digits)
 
 
 def pair_text(results, small, large, key, digits=2):
@@ -793,7 +798,8 @@ def mark(results, *some):
     """! before what is said of models of another sparsity than they should have, ~ of models that
     are not settled."""
     is_found = all(results.tuned[cell]["is_found"] for cell in some)
-    return ("" if is_found else "!") + ("" if results.is_settled(*some) else "~")
+    is_settled = all(results.is_settled(cell) for cell in some)
+    return ("" if is_found else "!") + ("" if is_settled else "~")
 
 
 PREFACE = """
@@ -804,38 +810,39 @@ PREFACE = """
 {sizes}
 
 number±half [floor] (null): mean over {seeds} seed(s), half of the 95 % interval over them; n: how
-many seeds have a number, if not all; floor: that number for two seeds of the smaller size, a mean
-over pairs that share seeds, whose noise intervals of number - floor know in part; null: random
-units in the place of the larger one's; of values, and of maps that are added, its own units at the
-wrong text. !: a sparsity is not what its arm holds (last table). ~: a model is not known to be
-settled, so that more training may change what is said of it: its loss may fall by more than 5 %
-over the last fifth of training, or surely falls as seeds go, or its components have no cliff.
+many seeds have a number, if not all; floor: that number for two seeds of the smaller size. Pairs
+share seeds, so that intervals of number - floor are somewhat too narrow. Null: random units in the
+place of the larger one's; of values, and of maps that are added, its own units at the wrong text.
+!: a sparsity is not what its arm holds (last table). ~: a model is not known to be
+settled, so that more training may change what is said of it: over the last fifth of training its
+loss may fall by more than 5 %, in the mean over seeds, or its components have no cliff.
 
-First, number - floor, from the smallest to the largest size, of the number (the other tables have
-floors and nulls). Units are alike where the lower of the cosines of what they write and of what
-they read, over the inputs, is 0.7 or more (maps: the cosine of their matrices). Canonicity: share
-of the small one's units that are in the large one as they are: one to one, and the correlation of
-what they say is 0.7 or more. Split: share of the small one's units with several counterparts; of
-the matched: of those with any. In values: all by that correlation alone. Lacked: share of the large
-one's units that the small one lacked, see below.
+First, from the smallest to the largest size: number - floor (of the number). Units are alike where
+the lower of the cosines of what they write and of what they read, over the inputs, is 0.7 or more
+(maps: the cosine of their matrices). Canonicity: share of the small one's units that are in the
+large one as they are: one to one, and the correlation of what they say is 0.7 or more. Split: share
+of the small one's units with several counterparts; of the matched: of those with any. In values:
+all by that correlation alone. Lacked: share of the large one's units that the small one lacked, see
+below.
 """
 COUNTS = """
-Each size by itself. Params: of the units that are on, per token. Alive on {tokens:,} tokens of fit:
-on at 10 tokens or more; mean of f above 1e-6; f > 0 at a share of the tokens above 1e-6, which is
-once here; f > 0.1 once. Cliff: largest gap in the sorted log10 of mean f (null: 95 % of as many
-means without any order have a lower one); here of all units, while components need one in each
-matrix. Fall: of the loss over the last fifth of training, over its mean. Meta: of the variance of
-writes (of components and maps: of their matrices) that n / 16 atoms, 4 a unit, can't explain of
-random ones, the share that they explain. Units a concept: units of a true concept that has any,
-components by the sign of what they say (null: units at the wrong text); concepts held: share of the
-concepts that have one, of few of which the former says little: other concepts at each size.
+Each size by itself. Params: of the units that are on, per token; bits: to name these among the
+alive ones. Alive on {tokens:,} tokens of fit: on at 10 tokens or more; mean of f above 1e-6; f > 0
+at a share of the tokens above 1e-6 (of fewer than a million: once); f > 0.1 once. Cliff: largest
+gap in the sorted log10 of mean f (null: 95 % of as many means without any order have a lower one);
+here of all units, while components need one in each matrix. Fall: of the loss (dictionaries: of
+what is to be rebuilt) over the last fifth of training, over its mean. Meta: n / 16 atoms, 4 a unit,
+rebuild the writes (components and maps: the matrices) of n alive units, 80 or more; 0 = no better
+than random ones, 1 = exactly. Concepts held: share of the true concepts that have a unit, of
+components by the sign of what it says; units a concept: their mean number, of those that have any,
+other ones at each size (nulls: units at the wrong text).
 """
 COUNTERPARTS = """
-Counterparts, by five kinds of similarity, 0.7 or more. Shares of the small one's alive units: in
+Counterparts, by four kinds of similarity, 0.7 or more. Shares of the small one's alive units: in
 the large one as they are; with a counterpart; with two or more, of all and of those with one; and
 in groups that similarity connects of one to one (of all and of those with a counterpart), one to
-many, many to one and many to many. Maps have one similarity of weights, the cosine of their
-matrices. What the gates of transcoder-stochastic read is in none of weights.
+many, many to one and many to many. Of maps all but values are the cosine of their matrices, raw or
+over the inputs. What the gates of transcoder-stochastic read is in none of the first three.
 """
 THRESHOLDS = """
 Canonicity at other thresholds of similarity and of correlation.
@@ -849,6 +856,10 @@ help, 0.5 = not at all, where the cut says nothing; n/a where fewer than 10 do, 
 Youden's, up to which most of those that help are. By matrix: of spd, where both together also tell
 matrices apart.
 """
+PATHS = """
+KL to the model's own predictions, nats per token, with the small one in the place of the MLP, with
+the large one's novel units added to it, and with the large one.
+"""
 COSINES = """
 Copies: share of the large one's units whose writes are one of the small one's, at a |cosine| of 0.9
 or more. By 4 writes: of the variance of the other units' writes, the share that 4 of the small
@@ -856,8 +867,8 @@ one's explain (null: of random writes). What components and maps write depends o
 their matrices are asked, which are nearly orthogonal by chance, so hold these two columns against
 their own floors and nulls, not against dictionaries'. As papers print them: E, D: mean over the
 small one's alive units of the largest cosine of what they read, write, with any unit of the large
-one; rank one: of their products; over inputs: reads count as the inputs see them. The null of
-cosines is independent random directions.
+one; rank one: of their products (maps: of the matrices, which have no E and D); over inputs: reads
+count as the inputs see them. The null of cosines is independent random directions.
 """
 TUNED = """
 How sparsity was tuned, on fit and the first seed. A ! stands where no trial came near enough; what
@@ -873,16 +884,15 @@ HEADLINE = {f"{MAIN}_canonicity": "canonicity", f"{MAIN}_split": "split",
 def headline(results):
     """From the smallest to the largest size, a line for each method and arm."""
     lines = []
-    for (method, arm), group in results.groups().items():
-        grown = [cell for cell in group if cell.times == 1]
-        ends = grown[0], grown[-1]
-        cells_of_line = [method, arm, f"{grown[0].size} → {grown[-1].size}"]
+    for ends in ends_of(results):
+        small, large = ends
+        line = [small.method, small.arm, f"{small.size} → {large.size}"]
         for key in HEADLINE:
             over_floor = minus(results.between(*ends, key), results.floor(ends[0], key))
             number = plain_mean(results.between(*ends, key))
             text = f"{mark(results, *ends)}{mean_text(over_floor)}"
-            cells_of_line.append(f"{text} of {number}")
-        lines.append(cells_of_line)
+            line.append(f"{text} (of {number})")
+        lines.append(line)
     return markdown_table(["method", "arm", "sizes", *HEADLINE.values()], lines)
 
 
@@ -897,13 +907,14 @@ def counts_table(results):
         for key in RULES:
             texts[key] = mark(results, cell) + texts[key]
         lines.append([cell.method, cell.arm, size_text(cell), *texts.values()])
-    heads = ["method", "arm", "size", "L0", "CE rec", "params", "units", *RULES.values(), "cliff",
-             "fall", "meta", "units a concept", "concepts held"]
+    heads = ["method", "arm", "size", "L0", "CE rec", "FVE", "params", "bits", "units",
+             *RULES.values(), "cliff", "fall", "meta", "units a concept", "concepts held"]
     return markdown_table(heads, lines)
 
 
-COUNTED = {"l0": 1, "ce": 4, "active_params": 0, "units": 0, **dict.fromkeys(RULES, 0), "cliff": 2,
-           "fall": 3, "meta_excess": 3, "concept_units": 2, "concept_held": 3}
+COUNTED = {"l0": 1, "ce": 4, "fve": 3, "active_params": 0, "index_bits": 0, "units": 0,
+           **dict.fromkeys(RULES, 0), "cliff": 2, "fall": 3, "meta_excess": 3, "concept_units": 2,
+           "concept_held": 3}
 
 
 def tuning_table(found, results):
@@ -916,14 +927,13 @@ def tuning_table(found, results):
         tried = ", ".join(f"{value:g}" for value in tuned["tried"])
         ends = f"{tuned['value']:g}" if tuned["is_found"] else f"{tuned['value']:g}!"
         lines.append([cell.method, cell.arm, size_text(cell), f"{knob} {ends}",
-                      f"{trial['l0']:.2f}", cell_text(trial["ce"], 4), tried])
+                      f"{trial['l0']:.2f}", number_text(trial["ce"], 4), tried])
     heads = ["method", "arm", "size", "knob", "L0", "CE rec", "tried for it, in order"]
     return markdown_table(heads, lines)
 
 
 def pairs_shown(results):
-    """Which pairs of cells have a line? The `contrasts`, and two seeds of what is trained longer,
-    whose floor it is."""
+    """Which pairs have a line? The `contrasts`, and two seeds of what is trained longer."""
     pairs = []
     for small, large in contrasts(list(results.tuned)):
         pairs.append((small, large))
@@ -961,6 +971,16 @@ NEAREST = {"few_copies": "copies", "few_ve": "by 4 writes", "cosine_read": "E", 
            "cosine_inputs_rank_one": "rank one, inputs"}
 
 
+def path_table(results):
+    """What the model loses on the way from a small to a large one, a line for each pair."""
+    lines = []
+    for small, large in contrasts(list(results.tuned)):
+        which = f"{mark(results, small, large)}{size_text(small)} → {size_text(large)}"
+        kls = [mean_text(results.between(small, large, f"path_kl_{p}"), 4) for p in SPLICED]
+        lines.append([small.method, small.arm, which, *kls])
+    return markdown_table(["method", "arm", "sizes", "small", "novel added", "large"], lines)
+
+
 def about_sizes(results):
     """Say what a size is, of the methods that there are, where it is not the number of units."""
     methods = {cell.method for cell in results.tuned}
@@ -984,7 +1004,8 @@ def about_arms(results):
     texts = [held[arm] for arm in arms]
     longer = next((cell for cell in results.tuned if cell.times > 1), None)
     if longer:
-        texts.append(f"{size_text(longer)}: {longer.size} units on twice the tokens")
+        texts.append(f"{size_text(longer)}: size {longer.size} on twice the tokens; "
+                     f"{size_text(longer)} → {size_text(longer)}: two seeds of it")
     return ". ".join(texts)
 
 
@@ -1005,6 +1026,7 @@ def render(found):
     columns = {f"{by}_canonicity_{at}": f"{by}, {at}" for by in AROUND_BY for at in AROUND}
     lines += ["", THRESHOLDS.strip(), "", *pair_table(results, columns)]
     lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL), *by_matrix(results)]
+    lines += ["", PATHS.strip(), "", *path_table(results)]
     lines += ["", COSINES.strip(), "", *pair_table(results, NEAREST)]
     lines += ["", TUNED.strip(), "", *tuning_table(found, results)]
     return "\n".join([*lines, ""])
@@ -1029,8 +1051,9 @@ def columns(found):
     seeds of the smallest size."""
     results = Results(found)
     rows = {}
+    whole = min(results.sizes), max(results.sizes)
     for small, large in ends_of(results):
-        if small.arm == "l0":
+        if small.arm == "l0" and (small.size, large.size) == whole:
             key = f"{MAIN}_canonicity"
             values = results.between(small, large, key)
             rows[small.method] = column("canonicity", values, results.floor(small, key))
@@ -1170,7 +1193,6 @@ def main(cfg):
     cfg = apart(cfg)
     # what is asked, of what
     common.check(cfg)
-    todo = tasks(cfg)
     all_cells = cells(cfg)
     base = compare.Config(
         cfg.model, cfg.data, cfg.layer, ",".join(methods_of(cfg)), seeds=cfg.seeds,
@@ -1187,10 +1209,13 @@ def main(cfg):
     common.hold(cfg.out)
 
     # do it
-    for task in compare.in_turn(todo):
-        study.attempt(task)
-    if not (study.tuned and known.found["models"]):
-        common.fail(f"nothing to tell: {'; '.join(study.failed.values())}")
+    for task in compare.in_turn([Task("tune", cell) for cell in all_cells]):
+        study.do(task)
+    for task in compare.in_turn(questions(list(study.tuned), cfg.seeds)):
+        study.do(task)
+    known.keep_asked("trials", "models", "pairs")
+    if not known.found["models"]:
+        common.fail(f"nothing to tell: {'; '.join(study.failed.values())}", 1)
 
     # tell
     known.write(settings=list(study.tuned.values()), failed=study.failed,
@@ -1200,6 +1225,8 @@ def main(cfg):
     common.write(Path(cfg.out) / "sizes.md", render(found).encode())
     curve.save_picture(picture(found), Path(cfg.out) / "sizes.png")
     print("", render(found), f"-> {cfg.out}/sizes.json, .md, .png", sep="\n")
+    if study.failed:
+        common.fail(f"{len(study.failed)} tasks failed; {cfg.out}/sizes.md names them", 1)
 
 
 if __name__ == "__main__":
