@@ -1023,7 +1023,9 @@ def render(found):
     for by, name in SIMILARITIES.items():
         columns = {f"{by}_{key}": head for key, head in SPLITS.items()}
         lines += ["", f"By {name}:", "", *pair_table(results, columns)]
-    columns = {f"{by}_canonicity_{at}": f"{by}, {at}" for by in AROUND_BY for at in AROUND}
+    columns = {}
+    for by in AROUND_BY:
+        columns |= {f"{by}_canonicity_{at}": f"{by}, {at}" for at in AROUND}
     lines += ["", THRESHOLDS.strip(), "", *pair_table(results, columns)]
     lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL), *by_matrix(results)]
     lines += ["", PATHS.strip(), "", *path_table(results)]
