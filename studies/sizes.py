@@ -702,7 +702,8 @@ class Results:
     def __init__(self, found):
         self.n = found["provenance"]["config"]["seeds"]
         self.aims = {arm: found["provenance"]["config"][arm] for arm in ARMS}
-        self.sizes = [int(size) for size in found["provenance"]["config"]["sizes"].split(",")]
+        words = found["provenance"]["config"]["sizes"].split(",")
+        self.sizes = [int(word) for word in words if word.strip()]
         self.tuned = {}
         for row in found["settings"]:
             self.tuned[Cell(*(row[key] for key in Cell._fields))] = row

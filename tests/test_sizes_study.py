@@ -304,7 +304,7 @@ def test_components_and_maps_with_one_seed(cfg, monkeypatch):
 def made_up(values, falls=(.01, -.01, .01), is_found=True, has_cliff=None, half=.02):
     """Results of sae at sizes 4 and 8, three seeds: values = {(small, large): canonicity of each seed}; falls: of the
     loss of each."""
-    config = dict(seeds=3, l0=16, ce=.9, sizes="8,4")
+    config = dict(seeds=3, l0=16, ce=.9, sizes="8, 4,")
     settings = [dict(method="sae", arm="l0", size=size, times=1, value=16, is_found=is_found) for size in (4, 8)]
     models, pairs = [], []
     for seed in range(3):
