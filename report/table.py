@@ -227,15 +227,17 @@ def mean_or_tiny(row, key):
 
 
 def beaten(row, key):
-    """Is a number better than its null by more than its interval? True where nothing is to beat."""
+    """Is a number better than its null by more than the intervals of both, which are taken for
+    independent? True where nothing is to beat."""
     metric = row["metrics"][key]
+    measured = row["metrics"].get(f"null_{key}", {})
     better = COLUMNS[key].better
     if row["floor"] or not better or metric.get("null") is None:
         return True
     gain = metric["mean"] - metric["null"]
     if better == "down":
         gain = -gain
-    return gain > (metric["half"] or 0)
+    return gain > math.hypot(metric["half"] or 0, measured.get("half") or 0)
 
 
 # --------------------------------------------------------------------------- from rows to the page
@@ -370,8 +372,8 @@ def preface(results):
         f"mean-ablated {nats['ce_mean_ablation']}, zero-ablated {nats['ce_zero_ablation']}.",
         f"Middle sparsity, on {config['eval_tokens']:,} tokens; mean ± half of the 95 % interval "
         f"over {config['seeds']} seed(s), or over {pieces}; * not of all seeds.",
-        "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than its "
-        "interval.",
+        "↑ higher is better, ↓ lower; null: what has to be beaten, and ° is not by more than the "
+        "intervals of both.",
         "`compare.py --explain` says what it all means.",
         f"Floors, and other targets': {', '.join(floors) or 'none'}.",
         "Rows differ in L0, and most numbers move with it: see also those at one L0 and the curves "

@@ -46,6 +46,7 @@ import data
 import evals
 import molt
 from metrics import atoms, concepts, mapping, matching, recording, sizes, stability
+from metrics.matching import SHARED
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
@@ -584,10 +585,9 @@ def questions(all_cells, n_seeds):
     pairs = contrasts(all_cells)
     for method, arm in dict.fromkeys(cell[:2] for cell in all_cells):
         own = [pair for pair in pairs if pair[0][:2] == (method, arm)]
-        # floors: two seeds of one cell, of what is smaller and of what is trained longer
+        # floors: two seeds of one cell
         if n_seeds > 1:
-            floors = [small for small, _ in own] + [large for _, large in own if large.times > 1]
-            own += [(cell, cell) for cell in dict.fromkeys(floors)]
+            own += [(cell, cell) for cell in all_cells if cell[:2] == (method, arm)]
         for seed in seeds:
             other_seed = (seed + 1) % n_seeds
             todo += [Task("compare", small, seed, large, other_seed) for small, large in own]
@@ -741,6 +741,14 @@ class Results:
         half = math.hypot(*self.of(cell, "fall_half")) / len(falls)
         return statistics.mean(falls) + half <= SETTLED
 
+    def is_held(self, cell):
+        """Is a cell's sparsity what its arm holds, where it was tuned, and in the mean over seeds
+        on test?"""
+        arm = cell.arm
+        metric = noise.over_seeds(self.of(cell, arm))
+        on_test = metric is None or is_near(arm, self.aims[arm], {arm: metric["mean"]})
+        return on_test and self.tuned[cell]["is_found"]
+
     def between(self, small, large, key):
         """A number of each seed, of a small and a large cell."""
         one = self.setting(small)
@@ -787,6 +795,11 @@ def plain_mean(values, digits=2):
     return number_text(metric and metric["mean"], digits)
 
 
+def canonicity_key(by, at):
+    """The number that canonicity is kept as, by one kind of similarity at a threshold."""
+    return f"{by}_canonicity" if at == SHARED else f"{by}_canonicity_{at}"
+
+
 def pair_text(results, small, large, key, digits=2):
     """number±half [floor] (null)"""
     text = mean_text(results.between(small, large, key), digits)
@@ -798,9 +811,9 @@ def pair_text(results, small, large, key, digits=2):
 def mark(results, *some):
     """! before what is said of models of another sparsity than they should have, ~ of models that
     are not settled."""
-    is_found = all(results.tuned[cell]["is_found"] for cell in some)
+    is_held = all(results.is_held(cell) for cell in some)
     is_settled = all(results.is_settled(cell) for cell in some)
-    return ("" if is_found else "!") + ("" if is_settled else "~")
+    return ("" if is_held else "!") + ("" if is_settled else "~")
 
 
 PREFACE = """
@@ -811,12 +824,14 @@ PREFACE = """
 {sizes}
 
 number±half [floor] (null): mean over {seeds} seed(s), half of the 95 % interval over them; n: how
-many seeds have a number, if not all; floor: that number for two seeds of the smaller size. Pairs
-share seeds, so that intervals of number - floor are somewhat too narrow. Null: random units in the
-place of the larger one's; of values, and of maps that are added, its own units at the wrong text.
-!: a sparsity is not what its arm holds (last table). ~: a model is not known to be
-settled, so that more training may change what is said of it: over the last fifth of training its
-loss may fall by more than 5 %, in the mean over seeds, or its components have no cliff.
+many seeds have a number, if not all; floor: that number for two seeds of the smaller size. A size
+and itself: two seeds of it. Pairs share seeds, so that intervals of number - floor are somewhat too
+narrow; no interval is corrected for how many there are. Null: random units in the place of the
+larger one's; of values, and of maps that are added, its own units at the wrong text. !: what an arm
+holds is missed, where it was tuned (last table) or by the mean over seeds (second table). ~: a
+model is not known to be settled, so that more training may change what is said of it: over the last
+fifth of training its loss may fall by more than 5 %, in the mean over seeds, or its components have
+no cliff.
 
 First, from the smallest to the largest size: number - floor (of the number). Units are alike where
 the lower of the cosines of what they write and of what they read, over the inputs, is 0.7 or more
@@ -843,33 +858,38 @@ Counterparts, by four kinds of similarity, 0.7 or more. Shares of the small one'
 the large one as they are; with a counterpart; with two or more, of all and of those with one; and
 in groups that similarity connects of one to one (of all and of those with a counterpart), one to
 many, many to one and many to many. Of maps all but values are the cosine of their matrices, raw or
-over the inputs. What the gates of transcoder-stochastic read is in none of the first three.
+over the inputs. What the gates of transcoder-stochastic read is in none of the first three. Raw
+reads of units with biases may differ in what a bias undoes, as those of saes do by seed.
 """
 THRESHOLDS = """
-Canonicity at other thresholds of similarity and of correlation.
+Canonicity at thresholds of similarity and of correlation. A lower one is not easier: units that get
+a second counterpart are not one to one any more.
 """
 ADDED = """
 Units of the large one, added to the small one. Error: squared, of the MLP's output, which spd and
 transcoder-kl are not trained on. Shares of the large one's alive units: that the small one lacked
 (its error falls, with all of the 95 % interval); that help (it falls); that are novel (similar
-below 0.7 as in the first table, or by what they write). AUROC: how well similarity tells which
-help, 0.5 = not at all, where the cut says nothing; n/a where fewer than 10 do, or do not. Cut:
-Youden's, up to which most of those that help are. By matrix: of spd, where both together also tell
-matrices apart.
+below 0.7 as in the first table, or by what they write). Where each of S small units has one
+counterpart, 1 - S / L of the L large ones are novel. AUROC: how well similarity tells which help,
+0.5 = not at all; n/a where fewer than 10 do, or do not. Cut: Youden's, up to which most of those
+that help are; it says nothing where AUROC is not above its null. Of spd, read both by matrix: in
+one table similarity also tells the units of two matrices apart.
 """
 PATHS = """
-KL to the model's own predictions, nats per token, with the small one in the place of the MLP, with
-the large one's novel units added to it, and with the large one.
+KL to the model's own predictions, nats per token of 100 rows of test, with the small one in the
+place of the MLP, with the large one's novel units added to it, and with the large one; to each its
+mean error is added. Where nearly all are novel, the second writes most things twice.
 """
 COSINES = """
 Copies: share of the large one's units whose writes are one of the small one's, at a |cosine| of 0.9
-or more. By 4 writes: of the variance of the other units' writes, the share that 4 of the small
-one's explain (null: of random writes). What components and maps write depends on what they read:
-their matrices are asked, which are nearly orthogonal by chance, so hold these two columns against
-their own floors and nulls, not against dictionaries'. As papers print them: E, D: mean over the
-small one's alive units of the largest cosine of what they read, write, with any unit of the large
-one; rank one: of their products (maps: of the matrices, which have no E and D); over inputs: reads
-count as the inputs see them. The null of cosines is independent random directions.
+or more: S / L where each of S has one copy. By 4 writes: of the variance of the other units'
+writes, the share that 4 of the small one's explain (null: of random writes). What components and
+maps write depends on what they read: their matrices are asked, which are nearly orthogonal by
+chance, so hold these two columns against their own floors and nulls, not against dictionaries'. As
+papers print them: E, D: mean over the small one's alive units of the largest cosine of what they
+read, write, with any unit of the large one; rank one: of their products (maps: of the matrices,
+which have no E and D); over inputs: reads count as the inputs see them. The null of cosines is
+independent random directions.
 """
 TUNED = """
 How sparsity was tuned, on fit and the first seed. A ! stands where no trial came near enough; what
@@ -934,12 +954,14 @@ def tuning_table(found, results):
 
 
 def pairs_shown(results):
-    """Which pairs have a line? The `contrasts`, and two seeds of what is trained longer."""
+    """Which pairs have a line? The `contrasts`, and two seeds of the largest and of what is trained
+    longer."""
     pairs = []
-    for small, large in contrasts(list(results.tuned)):
-        pairs.append((small, large))
-        if large.times > 1:
-            pairs.append((large, large))
+    for group in results.groups().values():
+        pairs += contrasts(group)
+        grown = [cell for cell in group if cell.times == 1]
+        if results.n > 1:
+            pairs += [(cell, cell) for cell in group if cell.times > 1 or cell in grown[-1:]]
     return pairs
 
 
@@ -1005,8 +1027,7 @@ def about_arms(results):
     texts = [held[arm] for arm in arms]
     longer = next((cell for cell in results.tuned if cell.times > 1), None)
     if longer:
-        texts.append(f"{size_text(longer)}: size {longer.size} on twice the tokens; "
-                     f"{size_text(longer)} → {size_text(longer)}: two seeds of it")
+        texts.append(f"{size_text(longer)}: size {longer.size} on twice the tokens")
     return ". ".join(texts)
 
 
@@ -1026,7 +1047,7 @@ def render(found):
         lines += ["", f"By {name}:", "", *pair_table(results, columns)]
     columns = {}
     for by in AROUND_BY:
-        columns |= {f"{by}_canonicity_{at}": f"{by}, {at}" for at in AROUND}
+        columns |= {canonicity_key(by, at): f"{by}, {at}" for at in sorted((*AROUND, SHARED))}
     lines += ["", THRESHOLDS.strip(), "", *pair_table(results, columns)]
     lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL), *by_matrix(results)]
     lines += ["", PATHS.strip(), "", *path_table(results)]
@@ -1065,17 +1086,18 @@ def columns(found):
 
 # ----------------------------------------------------------------------------------------- pictures
 STYLES = dict(l0="-", ce="--")
-BARS = {f"{MAIN}_novel": "share of the large one's units that are novel",
-        f"{MAIN}_split": "share of the small one's units that split"}
+BARS = {f"{MAIN}_canonicity": "share of the small one's that stay",
+        f"{MAIN}_split": "share of the small one's that split",
+        f"{MAIN}_novel": "share of the large one's that are novel"}
 
 
 def picture(found):
-    """Draw alive counts over size, a panel for each method; below, novel and split units from the
-    smallest to the largest size, and what is written on the way."""
+    """Draw alive counts over size, a panel for each method; below, units that stay, split and are
+    novel from the smallest to the largest size, and the error on the way."""
     from matplotlib.figure import Figure
     results = Results(found)
     methods = list(dict.fromkeys(cell.method for cell in results.tuned))
-    figure = Figure((max(13, 2.7 * len(methods)), 7.4), layout="constrained")
+    figure = Figure((max(16, 2.7 * len(methods)), 7.4), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     panels = above.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     for ax, method in zip(panels, methods):
@@ -1084,12 +1106,13 @@ def picture(found):
     handles, labels = panels[0].get_legend_handles_labels()
     above.legend(handles, labels, loc="outside right center", fontsize=8)
 
-    axes = below.subplots(1, 3, width_ratios=(1, 1, 1.2))
+    axes = below.subplots(1, 4, width_ratios=(1, 1, 1, 1.5))
     for ax, (key, label) in zip(axes, BARS.items()):
         draw_bars(ax, results, key)
         ax.set_xlabel(label)
-    axes[1].set_yticklabels([])
-    draw_paths(axes[2], results)
+    for ax in axes[1:3]:
+        ax.set_yticklabels([])
+    draw_paths(axes[3], results)
     handles, labels = axes[0].get_legend_handles_labels()
     below.legend(handles, labels, loc="outside lower left", ncols=len(handles), fontsize=8)
     return figure
@@ -1104,8 +1127,9 @@ def draw_alive(ax, results, method):
         x = [cell.size for cell in grown]
         for i, (rule, label) in enumerate(RULES.items()):
             y = [mean_or_nan(results.of(cell, rule)) for cell in grown]
-            ax.plot(x, y, STYLES[arm], color=f"C{i}", marker=pictures.MARKERS[i], mfc="w", ms=5,
-                    label=f"{label}, {arm}")
+            # larger ones below, since they often coincide
+            ax.plot(x, y, STYLES[arm], color=f"C{i}", marker=pictures.MARKERS[i], mfc="none",
+                    ms=12 - 3 * i, label=label + shown_arm(results, arm))
         units = [mean_or_nan(results.of(cell, "units")) for cell in grown]
     ax.plot(x, units, ":", color="0.6", label="all units")
     ax.set(title=method, xlabel="size")
@@ -1114,6 +1138,12 @@ def draw_alive(ax, results, method):
     ax.xaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_major_formatter("{x:g}")
     ax.grid(alpha=0.3)
+
+
+def shown_arm(results, arm):
+    """What is said of an arm beside a method: nothing where it is the only one."""
+    arms = {arm for _, arm in results.groups()}
+    return f" {arm}" if len(arms) > 1 else ""
 
 
 def ends_of(results):
@@ -1129,7 +1159,7 @@ def ends_of(results):
 def draw_bars(ax, results, key):
     """One number from the smallest to the largest size, with its null and its floor."""
     pairs = ends_of(results)
-    names = [f"{small.method} {small.arm}" for small, _ in pairs]
+    names = [small.method + shown_arm(results, small.arm) for small, _ in pairs]
     values = [results.between(*pair, key) for pair in pairs]
     metrics = [noise.over_seeds(some) for some in values]
     means = [mean_or_nan(some) for some in values]
@@ -1166,9 +1196,11 @@ def draw_paths(ax, results):
             continue
         means = {point: mean_on_path(paths, point) for point in paths[0]}
         ax.plot([float(point) for point in means], means.values(), STYLES[small.arm],
-                color=colors[small.method], label=f"{small.method} {small.arm}")
-    ax.set(xlabel="0: small, 1: its novel units added, 2: large",
+                color=colors[small.method], label=small.method + shown_arm(results, small.arm))
+    ax.set(xlabel="0: small, 1: novel units added, 2: large",
            ylabel="squared error / that of the small one")
+    ax.set_yscale("log", base=2)
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.grid(alpha=0.3)
     if ax.lines:
         ax.legend(fontsize=7)

@@ -719,6 +719,11 @@ def test_nulls_are_of_floors_that_are_as_dense():
         spd["metrics"][key]["null"] = null
         assert table.beaten(spd, key) == better and ("°" in table.cell(spd, key)) == (not better)
     assert table.beaten(spd | dict(floor=True), "kl")
+    # a null that was measured has an interval, too
+    spd["metrics"] |= dict(rule_f1=dict(mean=.5, half=.06, null=.4, values=[]), null_rule_f1=dict(mean=.4, half=.07))
+    assert table.beaten(spd, "rule_f1")
+    spd["metrics"]["null_rule_f1"]["half"] = .09
+    assert not table.beaten(spd, "rule_f1")
 
 
 def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
