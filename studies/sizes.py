@@ -965,15 +965,20 @@ def pairs_shown(results):
     return pairs
 
 
+def pair_names(results, small, large):
+    """Write what the line of a pair begins with: method, arm and sizes."""
+    sizes_of_pair = f"{mark(results, small, large)}{size_text(small)} → {size_text(large)}"
+    return [small.method, small.arm, sizes_of_pair]
+
+
 def pair_table(results, columns, own=None):
     """Each pair of cells, a line each. columns: {key: head}; own: the pairs, if not all."""
     lines = []
     for small, large in pairs_shown(results):
         if own is not None and (small, large) not in own:
             continue
-        which = f"{mark(results, small, large)}{size_text(small)} → {size_text(large)}"
         texts = [pair_text(results, small, large, key) for key in columns]
-        lines.append([small.method, small.arm, which, *texts])
+        lines.append([*pair_names(results, small, large), *texts])
     return markdown_table(["method", "arm", "sizes", *columns.values()], lines)
 
 
@@ -998,9 +1003,8 @@ def path_table(results):
     """What the model loses on the way from a small to a large one, a line for each pair."""
     lines = []
     for small, large in contrasts(list(results.tuned)):
-        which = f"{mark(results, small, large)}{size_text(small)} → {size_text(large)}"
         kls = [mean_text(results.between(small, large, f"path_kl_{p}"), 4) for p in SPLICED]
-        lines.append([small.method, small.arm, which, *kls])
+        lines.append([*pair_names(results, small, large), *kls])
     return markdown_table(["method", "arm", "sizes", "small", "novel added", "large"], lines)
 
 
