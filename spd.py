@@ -28,15 +28,18 @@ What limits training is the optimizer: many components have to turn while their 
 strong faithfulness term pins them, so it is weak here (1 % of |W| missing costs 0.001). A wrong sum
 is punished by the KL already, as the rest is masked too; V U starts as W exactly, and is moved onto
 W once more at the end (`project`). Adam moves each weight by itself. Muon replaces the momentum of
-a matrix by the nearest orthogonal matrix, which turns all components at once. Two components that
+a matrix by the nearest orthogonal matrix, which turns all components at once. Components that
+cancel each other are in the way, as masks take one of two away, and the more the more components
+there are: so the start has none (`start_at_random`), V and U shrink (`decay`: small or nothing
+where nothing holds them), and a step is as long for all C (`rates`). Two components that
 share two mechanisms are taken apart by the penalty alone, and smooth_l0 is flat at g = 1: lp with
 p = 1 throughout leaves hardly such a pair on planted detectors, but is no better on the target.
 results/spd-recipe.md has the measurements.
 
-Differs from the papers: Muon for Adam; an exact start for a faithfulness warm-up; faithfulness
-weak, and relative to |W|^2; the importance net is one small MLP on the RMS-normed inputs of both
-matrices (--ci_fn has the papers'); the default adversary takes one step; masked passes begin at the
-MLP, since nothing below it depends on the masks.
+Differs from the papers: Muon for Adam; V and U shrink; an exact start for a faithfulness warm-up;
+faithfulness weak, and relative to |W|^2; the importance net is one small MLP on the RMS-normed
+inputs of both matrices (--ci_fn has the papers'); the default adversary takes one step; masked
+passes begin at the MLP, since nothing below it depends on the masks.
 
 B sequences, T positions, N = B T, D residual width, M MLP hidden width, C components of a matrix,
 F = 2 C units: W_in's components, then W_out's; I some of W_in's; R rows of tokens; d_in and d_out
@@ -88,7 +91,8 @@ class Config:
     T: int = 128                    # [3, 1e6] positions per sequence
     start: Literal["random", "neurons"] = "random"  # V and U: random, or each neuron's weights
     optimizer: Literal["muon", "adam"] = "muon"     # of all matrices
-    lr: float = 0.03                # (0, 100] of V and U, falling along a cosine; 8e-3 suits adam
+    lr: float = 0.02                # (0, 100] of V and U (`rates`), along a cosine; 8e-3 suits adam
+    decay: float = 0.2              # [0, 1e9] a step shrinks V and U by this share of lr
     lr_ci: float = 0.02             # (0, 100] of the importance net's matrices; 8e-3 suits adam
     lr_rest: float = 8e-3           # (0, 100] muon: of the net's biases, by Adam; adam: at lr_ci
     lr_end: float = 0.1             # [0, 1] last learning rates as a share of the first
@@ -550,6 +554,26 @@ def project(spd):
             U += (torch.linalg.pinv(V.double()) @ rest).to(U)
 
 
+def balanced(V, U):
+    """The same components, scaled so that |V[:, c]| = |U[c]|. One that is 0 stays 0."""
+    ratio_C = U.norm(dim=1) / V.norm(dim=0).clamp(min=1e-9)
+    scale_C = ratio_C.sqrt().clamp(min=1e-9)
+    return V * scale_C, U / scale_C.unsqueeze(1)
+
+
+@torch.no_grad()
+def start_at_random(spd):
+    """Keep V as it is drawn, and make U the smallest whose sum is W: V^+ W (W_out, which is taller
+    than wide: keep U, V = W U^+). Where there are more components than ranks, other choices have
+    parts that cancel each other, and masks take one of two away."""
+    for W, V, U in zip(spd.Ws, spd.V, spd.U):
+        if len(W) > W.shape[1]:
+            V.copy_(W.double() @ torch.linalg.pinv(U.double()))
+        else:
+            U.copy_(torch.linalg.pinv(V.double()) @ W.double())
+        V[:], U[:] = balanced(V, U)
+
+
 @torch.no_grad()
 def start_at_neurons(spd):
     """Make neuron k's own weights component k of both matrices.
@@ -571,15 +595,34 @@ def begin(spd, cfg):
     """Put V and U where training starts: their product is W exactly."""
     if cfg.start == "neurons":
         start_at_neurons(spd)
-    project(spd)
+        project(spd)
+    else:
+        start_at_random(spd)
+
+
+def rates(spd, cfg):
+    """The learning rate of each V, then of each U: lr times root(s), s the root mean square of W's
+    singular values, as weights that are s times as large have V and U that are root(s) times as
+    large.
+
+    Muon's step turns all directions alike, and torch's is larger by root(rows / columns) where a
+    matrix is tall, as U is: the more components, the further each U[c] moves, though its share of W
+    falls. That factor is taken out."""
+    out = []
+    for W, weight in [*zip(spd.Ws, spd.V), *zip(spd.Ws, spd.U)]:
+        rows, columns = weight.shape
+        tall = max(1, rows / columns) ** 0.5 if cfg.optimizer == "muon" else 1
+        s = W.norm().item() / min(W.shape) ** 0.5
+        out.append(cfg.lr * s**0.5 / tall)
+    return out
 
 
 def optimizers(spd, cfg):
     """Which optimizer has which weights, at which rate?
 
-    V and U: Muon or Adam at --lr. The importance net's matrices: Muon or Adam at --lr_ci. What is
-    no matrix, its biases and the (C, n_in, n_out) weights of nets per component: Adam, at --lr_rest
-    beside Muon, else at --lr_ci."""
+    V and U: Muon or Adam at their `rates`. The importance net's matrices: Muon or Adam at --lr_ci.
+    What is no matrix, its biases and the (C, n_in, n_out) weights of nets per component: Adam, at
+    --lr_rest beside Muon, else at --lr_ci."""
     takes_all = cfg.optimizer == "adam"
     turned = []         # of the importance net, at --lr_ci
     rest = []           # and at --lr_rest; not W - V U
@@ -587,7 +630,8 @@ def optimizers(spd, cfg):
         for W, b in zip(net[::2], net[1::2]):
             (turned if takes_all or W.ndim == 2 else rest).append(W)
             (turned if takes_all else rest).append(b)
-    groups = [dict(params=[*spd.V, *spd.U])]
+    groups = [dict(params=[weight], lr=lr)
+              for weight, lr in zip([*spd.V, *spd.U], rates(spd, cfg))]
     if turned:
         groups.append(dict(params=turned, lr=cfg.lr_ci))
     return common.optimizers(cfg.optimizer, groups, rest, cfg.lr, cfg.lr_rest)
@@ -595,14 +639,19 @@ def optimizers(spd, cfg):
 
 def update(spd, opts, loss, cfg, progress):
     """Take one step: set cosine learning rates, clip the gradient of V and U and that of the
-    importance net, each to a norm of its own. Returns the sum of both norms before clipping."""
+    importance net, each to a norm of its own, shrink V and U. Returns the sum of both norms before
+    clipping."""
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    common.set_rates(opts, cfg.lr_end + (1 - cfg.lr_end) * cosine)
+    share = cfg.lr_end + (1 - cfg.lr_end) * cosine
+    common.set_rates(opts, share)
     for opt in opts.values():
         opt.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_([*spd.V, *spd.U], cfg.clip_vu)
     norm = norm + nn.utils.clip_grad_norm_(spd.importance_net.parameters(), cfg.clip_ci)
+    with torch.no_grad():
+        for weight in (*spd.V, *spd.U):
+            weight.mul_(1 - cfg.decay * cfg.lr * share)
     for opt in opts.values():
         opt.step()
     return norm
