@@ -148,10 +148,14 @@ METHODS = {
         spd, "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512), dict(C=256),
         "parameter components of both matrices, masks rounded at 0.1: what is not on is not "
         "written"),
+    "spd-former": Method(
+        spd, "c_imp", (2e-5, 5e-5, 1.5e-4), dict(spd.FORMER, C=512), dict(C=256),
+        "spd by an earlier recipe (results/spd-recipe.md), on which the studies beside the table "
+        "are"),
     "spd-long": Method(
         # only the length is another: a thousand steps are too few (results/spd-length.md)
-        spd, "c_imp", (1e-4, 5e-5), dict(C=512), dict(C=256),
-        "spd on three times the tokens that all other rows are trained on", times=3),
+        spd, "c_imp", (1e-4, 5e-5), dict(spd.FORMER, C=512), dict(C=256),
+        "spd-former on three times the tokens that all other rows are trained on", times=3),
     "transcoder": Method(
         transcoder, "k", (8, 16, 32), MUON, dict(F=SMALL),
         "from the MLP's input to its output, TopK"),

@@ -430,8 +430,9 @@ def spd_config(cfg):
     """The configuration of spd.py's functions. All that is not named here is at spd.py's defaults.
 
     V and U that are held have a learning rate of 0: their importances are trained as others are."""
+    how = spd.FORMER | dict(lr=0. if cfg.parts in HELD else cfg.lr)
     return spd.Config(C=cfg.C, ci_hidden=cfg.ci_hidden, steps=cfg.steps, B=cfg.B, T=1,
-                      lr=0. if cfg.parts in HELD else cfg.lr, c_imp=cfg.c_imp)
+                      c_imp=cfg.c_imp, **how)
 
 
 def split(W, parts, is_first):

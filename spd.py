@@ -89,10 +89,11 @@ class Config:
     steps: int = 1000               # [1, 1e8] training steps
     B: int = 16                     # [1, 1e6] sequences per step
     T: int = 128                    # [3, 1e6] positions per sequence
-    start: Literal["random", "neurons"] = "random"  # V and U: random, or each neuron's weights
+    start: Literal["random", "drawn", "neurons"] = "random"     # of V and U: see `begin`
     optimizer: Literal["muon", "adam"] = "muon"     # of all matrices
-    lr: float = 0.02                # (0, 100] of V and U (`rates`), along a cosine; 8e-3 suits adam
-    decay: float = 0.2              # [0, 1e9] a step shrinks V and U by this share of lr
+    lr: float = 0.02                # (0, 100] of V and U, falling along a cosine; 8e-3 suits adam
+    lr_scaled: bool = True          # lr of V and U by how large W is, the same for all C (`rates`)
+    decay: float = 0.2              # [0, 1e9] a step shrinks V and U by this times lr
     lr_ci: float = 0.02             # (0, 100] of the importance net's matrices; 8e-3 suits adam
     lr_rest: float = 8e-3           # (0, 100] muon: of the net's biases, by Adam; adam: at lr_ci
     lr_end: float = 0.1             # [0, 1] last learning rates as a share of the first
@@ -130,6 +131,7 @@ SITES = ("in", "out")               # the two matrices
 TAUS = (0, 0.1, 0.5)                # a component is on where g > tau ..
 ON_ABOVE = 0.1                      # .. and this tau is the log's, the summary's and load's
 SMALL = 0.02                        # --start neurons: factor on V and U of all other components
+FORMER = dict(lr=0.03, lr_scaled=False, decay=0., start="drawn")    # an earlier recipe
 
 
 # ------------------------------------------------------------------------------- importance
@@ -563,9 +565,11 @@ def balanced(V, U):
 
 @torch.no_grad()
 def start_at_random(spd):
-    """Keep V as it is drawn, and make U the smallest whose sum is W: V^+ W (W_out, which is taller
-    than wide: keep U, V = W U^+). Where there are more components than ranks, other choices have
-    parts that cancel each other, and masks take one of two away."""
+    """Keep V as drawn and choose the smallest U whose sum is W, U = V^+ W (W_out, which is taller
+    than wide: keep U, V = W U^+), then scale each component such that |V[:, c]| = |U[c]|.
+
+    More components than ranks have many U for one V. They differ by parts that cancel each
+    other."""
     for W, V, U in zip(spd.Ws, spd.V, spd.U):
         if len(W) > W.shape[1]:
             V.copy_(W.double() @ torch.linalg.pinv(U.double()))
@@ -592,29 +596,34 @@ def start_at_neurons(spd):
 
 
 def begin(spd, cfg):
-    """Put V and U where training starts: their product is W exactly."""
+    """Put V and U where training starts: their product is W exactly.
+
+    random   at random, without parts that cancel each other
+    drawn    as they are drawn, moved onto W: components of W_in read in all directions, where W_in
+             is taller than wide too
+    neurons  each neuron's own weights"""
+    if cfg.start == "random":
+        return start_at_random(spd)
     if cfg.start == "neurons":
         start_at_neurons(spd)
-        project(spd)
-    else:
-        start_at_random(spd)
+    project(spd)
 
 
 def rates(spd, cfg):
-    """The learning rate of each V, then of each U: lr times root(s), s the root mean square of W's
-    singular values, as weights that are s times as large have V and U that are root(s) times as
-    large.
+    """The learning rate of each V, then of each U: lr, and with lr_scaled lr times root(s), where s
+    is the root mean square of the singular values of W. Weights s times as large have V and U that
+    are root(s) times as large.
 
-    Muon's step turns all directions alike, and torch's is larger by root(rows / columns) where a
-    matrix is tall, as U is: the more components, the further each U[c] moves, though its share of W
-    falls. That factor is taken out."""
-    out = []
+    torch's Muon takes steps that are larger by root(rows / columns) where a matrix is tall. So the
+    more components, the further it moves each U[c], though its share of W falls: with lr_scaled
+    that factor is taken out."""
+    scaled = []
     for W, weight in [*zip(spd.Ws, spd.V), *zip(spd.Ws, spd.U)]:
-        rows, columns = weight.shape
-        tall = max(1, rows / columns) ** 0.5 if cfg.optimizer == "muon" else 1
         s = W.norm().item() / min(W.shape) ** 0.5
-        out.append(cfg.lr * s**0.5 / tall)
-    return out
+        rows, columns = weight.shape
+        tall = max(1, rows / columns) if cfg.optimizer == "muon" else 1
+        scaled.append(cfg.lr * (s / tall) ** 0.5)
+    return scaled if cfg.lr_scaled else [cfg.lr] * len(scaled)
 
 
 def optimizers(spd, cfg):

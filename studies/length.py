@@ -44,7 +44,7 @@ class Config:
     device: str = "auto"            # auto, cpu, cuda
 
 
-TABLE = compare.METHODS["spd"]      # what is varied in length is the table's SPD
+TABLE = compare.METHODS["spd-former"]   # the row that is varied in length
 MOST = 10**8                        # steps of a run
 BATCHES = 24                        # of fit, whose mean the loss is
 PAIRS = {
@@ -96,9 +96,10 @@ def jobs(cfg):
 
 def configured(cfg, gpt, layer, start, steps, seed):
     """The spd.Config of one training."""
+    flags = dict(TABLE.change, start="neurons") if start == "neurons" else TABLE.change
     run = spd.Config(
-        **TABLE.change, model=cfg.model, data=cfg.data, layer=layer, device=cfg.device, seed=seed,
-        start=start, steps=steps, eval_tokens=min(cfg.eval_tokens, 6_400), eval_every=0)
+        **flags, model=cfg.model, data=cfg.data, layer=layer, device=cfg.device, seed=seed,
+        steps=steps, eval_tokens=min(cfg.eval_tokens, 6_400), eval_every=0)
     run.T = min(run.T, gpt.cfg.n_positions)
     run.out = str(Path(cfg.runs) / f"{start}-{steps}-seed{seed}")
     return run

@@ -41,7 +41,7 @@ from model import GPT
 from report import curve, maps
 from studies.kept import Found, apart, column
 
-METHODS = "spd,transcoder,transcoder-kl,transcoder-stochastic,clt,molt,sae,spd-long"
+METHODS = "spd-former,transcoder,transcoder-kl,transcoder-stochastic,clt,molt,sae,spd-long"
 
 
 @dataclass
@@ -68,8 +68,10 @@ class Config:
 
 
 FLOORS = ("neurons", "random")
-CLUSTERED = {"spd clusters": "spd"}     # rows that are made of another row's units
-COMPONENTS = ("spd", "spd-long", *CLUSTERED)    # rows of parameter components, or of clusters
+# rows that are made of another row's units
+CLUSTERED = {"spd clusters": "spd", "spd-former clusters": "spd-former"}
+# rows of parameter components, or of clusters of them
+COMPONENTS = ("spd", "spd-former", "spd-long", *CLUSTERED)
 CASES = 20                              # shown of each kind
 SHOWN = 6                               # units of one side of a case that are described
 FEWEST = 2                              # units that a row needs: one has no control

@@ -81,8 +81,9 @@ def configured(cfg, native, gpt, seed):
     """The spd.Config of one post-hoc decomposition: sizes are those of the native one."""
     sizes = {name: getattr(native, name) for name in ("C", "ci_fn", "ci_hidden", "B", "T")}
     run = spd.Config(
-        **sizes, c_imp=cfg.c_imp or native.c_imp, model=str(gpt.folder), data=native.data,
-        layer=native.layer, device=cfg.device, seed=seed, steps=cfg.steps, eval_every=0)
+        **sizes, **spd.FORMER, c_imp=cfg.c_imp or native.c_imp, model=str(gpt.folder),
+        data=native.data, layer=native.layer, device=cfg.device, seed=seed, steps=cfg.steps,
+        eval_every=0)
     run.eval_tokens = min(cfg.eval_tokens, 6_400)
     run.out = str(Path(cfg.runs) / f"{gpt.hash}-{run.c_imp:g}-{cfg.steps}-seed{seed}")
     return run
@@ -90,7 +91,7 @@ def configured(cfg, native, gpt, seed):
 
 def post_hoc(run, gpt):
     """One post-hoc decomposition. Trains it, or goes on training it, if it is not there yet."""
-    job = compare.Job("spd", "c_imp", run.c_imp, run.seed, True, compare.METHODS["spd"])
+    job = compare.Job("spd", "c_imp", run.c_imp, run.seed, True, compare.METHODS["spd-former"])
     return compare.trained(job, run, gpt).model
 
 

@@ -45,12 +45,15 @@ import compare
 import data
 import evals
 import molt
+import spd
 from metrics import atoms, concepts, mapping, matching, recording, sizes, stability
 from metrics.matching import SHARED
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
 from studies.kept import Found, apart, column, numbers
+
+WHICH = "spd-former,transcoder,transcoder-kl,transcoder-stochastic,sae,molt"
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Config:
     model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
-    methods: str = "spd,transcoder,transcoder-kl,transcoder-stochastic,sae,molt"  # of compare.py
+    methods: str = WHICH            # rows of compare.py, comma-separated
     sizes: str = "256,512,1024,2048"    # units; spd: of each matrix; molt: 256 is its default
     twice: str = "512"              # sizes also trained on twice the tokens; empty: none
     # what is held while it grows
@@ -1012,9 +1015,10 @@ def about_sizes(results):
     """Say what a size is, of the methods that there are, where it is not the number of units."""
     methods = {cell.method for cell in results.tuned}
     texts = []
-    if "spd" in methods:
-        texts.append("A size of spd is that of each matrix: it has twice as many components, and "
-                     "its L0 is of both matrices together.")
+    of_components = [name for name in sorted(methods) if compare.METHODS[name].module is spd]
+    if of_components:
+        texts.append(f"A size of {', '.join(of_components)} is that of each matrix: it has twice "
+                     "as many components, and its L0 is of both matrices together.")
     if "molt" in methods:
         groups = compare.METHODS["molt"].change.get("groups", molt.Config.groups)
         n = sum(number for number, _ in molt.parse(groups))

@@ -62,7 +62,7 @@ RATES = {
 WORTH = 0.1                         # in ln KL; less is chance, with one seed and 3 points a curve
 NEAR = 1.5                          # times or over table.AT: the L0 of trials that have a gain
 # Trials are at a row's middle sparsity, but on half of the tokens that of spd is far from table.AT.
-SPARSITY = {"spd": 1.5e-4}
+SPARSITY = {"spd": 1.5e-4, "spd-former": 1.5e-4}
 
 
 # ----------------------------------------------------------------------------------- the trials

@@ -228,7 +228,7 @@ def test_a_cell_has_its_interval_and_its_null():
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(methods="spd,clt"), "--methods clt: allowed are spd, spd-long, transcoder"), (dict(methods="spd,svd"), "--methods svd"),
+    (dict(methods="spd,clt"), "--methods clt: allowed are spd, spd-former, spd-long,"), (dict(methods="spd,svd"), "--methods svd"),
     (dict(methods="spd,spd"), "names a row twice"), (dict(methods="spd,sae:untrained"), "--methods sae:untrained"),
     (dict(methods="transcoder,spd"), "the first has to be of components"), (dict(each=601), "--each 601"),
     (dict(layer=9), "--layer 9"), (dict(eval_tokens=1), "--eval_tokens 1"), (dict(keep=True, retrain=True), "--retrain --keep")])

@@ -525,16 +525,16 @@ def test_what_other_code_began_stays_of_other_code(half_trained, capsys):
 
 
 def test_another_default_is_other_training(edited, capsys):
-    first, other = edited.run(), SPD.replace("lr: float = 0.03 ", "lr: float = 0.02 ")
-    assert "lr: float = 0.03 " in SPD
-    fails(capsys, lambda: edited.run(other), "lr=0.03, not 0.02")
+    first, other = edited.run(), SPD.replace("lr: float = 0.02 ", "lr: float = 0.03 ")
+    assert "lr: float = 0.02 " in SPD
+    fails(capsys, lambda: edited.run(other), "lr=0.02, not 0.03")
     anew = edited.run(other, retrain=True)
     assert kl(anew) != kl(first)
     for path in Path(edited.cfg.runs).rglob("edited.safetensors"):
         path.unlink()                                           # what is known of both goes on without them
     assert edited.run() == first and edited.run(other) == anew
     edited.run(other, metrics="faithfulness,parts")             # .. and what is not is asked of the right one
-    fails(capsys, lambda: edited.run(), "lr=0.02, not 0.03")
+    fails(capsys, lambda: edited.run(), "lr=0.03, not 0.02")
     assert edited.run(retrain=True) == first and edited.run() == first      # there is no old model any more
 
 

@@ -165,18 +165,78 @@ def test_mlp_importance_is_a_net_of_its_own_per_component(cfg, built):
         assert torch.allclose(m.importance_net(batch.inputs, m.V)[0][..., c], z, atol=1e-5)
 
 
+@pytest.mark.parametrize("start", ["random", "drawn"])
 @pytest.mark.parametrize("C", [10, 30])
-def test_training_starts_with_the_sum_exact_and_ends_with_it(cfg, built, C):
+def test_training_starts_with_the_sum_exact_and_ends_with_it(cfg, built, C, start):
     """10 components are enough for both matrices, D = 8 by M = 16: neither is of a higher rank."""
-    cfg = dataclasses.replace(cfg, C=C)
+    cfg = dataclasses.replace(cfg, C=C, start=start)
     m = spd.SPD(built[1].Ws, built[1].bs, cfg, torch.Generator().manual_seed(0), 1)
     before = [p.clone() for p in (*m.V, *m.U)]
     spd.begin(m, cfg)
     assert all(torch.allclose(V @ U, W, atol=1e-5) for W, V, U in zip(m.Ws, m.V, m.U))
     moved = [not torch.equal(p, was) for p, was in zip((*m.V, *m.U), before)]
-    assert moved == [False, True, True, False]          # U of W_in, which is wide, V of W_out, which is tall
+    if start == "drawn":
+        assert moved == [False, True, True, False]      # U of W_in, which is wide, V of W_out, which is tall
     for key in ("weight_error_in", "weight_error_out"):
         assert spd.train(cfg)[1][key] < 1e-5 < spd.train(dataclasses.replace(cfg, project=False))[1][key]
+
+
+def test_a_random_start_has_nothing_that_cancels(cfg, built):
+    """The factor that is chosen has no part that the other maps to nothing, so it is the smallest; a drawn start's has."""
+    cfg = dataclasses.replace(cfg, C=30)
+    new = lambda: spd.SPD(built[1].Ws, built[1].bs, cfg, torch.Generator().manual_seed(0), 1)
+    m, first, drawn = new(), new(), new()
+    spd.begin(m, cfg)
+    spd.begin(drawn, dataclasses.replace(cfg, start="drawn"))
+    pieces = [torch.einsum("ic, co -> cio", V, U) for V, U in zip(m.V, m.U)]
+    U, V = torch.linalg.pinv(first.V[0]) @ m.Ws[0], m.Ws[1] @ torch.linalg.pinv(first.U[1])
+    assert torch.allclose(pieces[0], torch.einsum("ic, co -> cio", first.V[0], U), atol=1e-5)
+    assert torch.allclose(pieces[1], torch.einsum("ic, co -> cio", V, first.U[1]), atol=1e-5)
+    for i in range(2):
+        assert torch.allclose(m.V[i].norm(dim=0), m.U[i].norm(dim=1), rtol=1e-4)
+        size = lambda m: (m.V[i].norm(dim=0) * m.U[i].norm(dim=1)).sum()
+        assert size(m) < 0.8 * size(drawn)
+    # nothing of it is of a scale of its own
+    for W in m.Ws:
+        W.data *= 9
+    larger = new()
+    spd.begin(larger, cfg)
+    assert all(torch.allclose(9**.5 * p, q, rtol=1e-4) for p, q in zip((*m.V, *m.U), (*larger.V, *larger.U)))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_a_step_is_as_long_for_all_C_and_as_large_as_the_weights_ask(cfg, built, optimizer):
+    def moved(C, scale=1., **change):
+        """By how much a step on random gradients moves each V, each U: Muon's largest singular value, Adam's weights."""
+        flags = dataclasses.replace(cfg, C=C, optimizer=optimizer, decay=0., **change)
+        m = spd.SPD([scale * W for W in built[1].Ws], built[1].bs, flags, torch.Generator().manual_seed(0), 1)
+        spd.begin(m, flags)
+        before, gen = [p.detach().clone() for p in (*m.V, *m.U)], torch.Generator().manual_seed(1)
+        loss = sum((p * torch.randn(p.shape, generator=gen)).sum() for p in (*m.V, *m.U))
+        spd.update(m, spd.optimizers(m, flags), loss, flags, 0.)
+        steps = [p.detach() - was for p, was in zip((*m.V, *m.U), before)]
+        return torch.stack([torch.linalg.matrix_norm(step, 2) if optimizer == "muon" else step.abs().mean() for step in steps])
+
+    s = torch.stack([torch.linalg.svdvals(W).square().mean().sqrt() for W in built[1].Ws]).repeat(2)
+    for C in (32, 512):
+        assert (moved(C) / (cfg.lr * s.sqrt()) - 1).abs().max() < 0.25
+    assert torch.allclose(moved(32, 9.), 3 * moved(32), rtol=0.02)
+    plain = moved(512, lr_scaled=False) / cfg.lr            # what torch does: U (C, M) and (C, D) are tall
+    tall = torch.tensor([1, 1, 512 / M, 512 / D]).sqrt() if optimizer == "muon" else torch.ones(4)
+    assert (plain / tall - 1).abs().max() < 0.25
+
+
+def test_V_and_U_shrink_by_a_share_of_the_rate(cfg, built):
+    m = built[1]
+    flags = dataclasses.replace(cfg, lr=.1, decay=.5, lr_end=.2)
+    before = [p.clone() for p in (*m.V, *m.U)]
+    nets = [p.clone() for p in m.importance_net.parameters()]
+    for progress, share in ((0., 1.), (1., .2)):
+        loss = 0 * sum(p.sum() for p in m.parameters())
+        spd.update(m, spd.optimizers(m, flags), loss, flags, progress)
+        before = [p * (1 - .05 * share) for p in before]
+        assert all(torch.allclose(p, was, rtol=1e-5) for p, was in zip((*m.V, *m.U), before))
+    assert all(torch.equal(p, was) for p, was in zip(m.importance_net.parameters(), nets))
 
 
 def test_the_projection_is_the_smallest_change(built):
@@ -194,7 +254,8 @@ def test_the_projection_is_the_smallest_change(built):
 def test_muon_turns_matrices_and_adam_has_the_rest(cfg, built):
     m = built[1]
     of = lambda opt: [(tuple(p.shape), group["lr"]) for group in opt.param_groups for p in group["params"]]
-    opts = spd.optimizers(m, dataclasses.replace(cfg, lr=.1, lr_ci=.2, lr_rest=.3))
+    flags = dataclasses.replace(cfg, lr=.1, lr_scaled=False, lr_ci=.2, lr_rest=.3)
+    opts = spd.optimizers(m, flags)
     assert isinstance(opts["opt"], torch.optim.Muon) and isinstance(opts["opt_rest"], torch.optim.Adam)
     C, H = cfg.C, cfg.ci_hidden
     assert of(opts["opt"]) == [((D, C), .1), ((M, C), .1), ((C, M), .1), ((C, D), .1),
@@ -205,7 +266,7 @@ def test_muon_turns_matrices_and_adam_has_the_rest(cfg, built):
         assert of(opts["opt"])[0][1] == .1 * share and of(opts["opt_rest"])[0][1] == .3 * share
     per_component = spd.SPD(m.Ws, m.bs, dataclasses.replace(cfg, ci_fn="mlp"), torch.Generator(), 1)
     assert len(of(spd.optimizers(per_component, cfg)["opt"])) == 4             # its weights are C matrices, not one
-    adam = spd.optimizers(m, dataclasses.replace(cfg, optimizer="adam", lr=.1, lr_ci=.2))
+    adam = spd.optimizers(m, dataclasses.replace(flags, optimizer="adam"))
     assert adam.keys() == {"opt"} and {lr for _, lr in of(adam["opt"])} == {.1, .2}
 
 
