@@ -88,7 +88,7 @@ def job(folder, **change):
     The persistent attack and larger batches are better here. So is a penalty of g itself: smooth_l0 is flat at g = 1,
     where pairs of components that share two detectors would stay as they are (results/spd-recipe.md)."""
     cfg = spd.Config(model=str(folder), data=str(folder / "x.bin"), out=str(folder / "spd"), T=T, device="cpu",
-                     C=96, B=32, steps=2000, lr=0.08, c_imp=1e-3, penalty="lp", p_start=1., p_end=1.,
+                     C=96, B=32, steps=2000, c_imp=1e-3, penalty="lp", p_start=1., p_end=1.,
                      adversary="pgd", adv_ascents=1, eval_every=0, eval_tokens=2400)
     return dataclasses.replace(cfg, **change)
 
