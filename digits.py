@@ -460,11 +460,9 @@ def begin(m, cfg):
     for i, W in enumerate(m.Ws):
         V, U = split(W, "neurons" if is_started else cfg.parts, i == 0)
         n = len(U)
-        scale = (U.norm(dim=1) / V.norm(dim=0).clamp(min=1e-9)).sqrt().clamp(min=1e-9)
         m.V[i].mul_(spd.SMALL if is_started else 0)
         m.U[i].mul_(spd.SMALL if is_started else 0)
-        m.V[i][:, :n] = V * scale
-        m.U[i][:n] = U / scale.unsqueeze(1)
+        m.V[i][:, :n], m.U[i][:n] = spd.balanced(V, U)
     if is_started:
         spd.project(m)
 

@@ -82,7 +82,7 @@ class Config:
     optimizer: Literal["muon", "adam"] = "muon"     # of V, U and the importance net's matrices
     lr: float = 0.03                # (0, 100] of V and U, falling along a cosine
     lr_scaled: bool = False         # lr of V and U by how large W is, the same for all C
-    decay: float = 0.               # [0, 1e9] a step shrinks V and U, and so W, by this times lr
+    decay: float = 0.               # [0, 1] a step shrinks V and U, and so W, by this times lr
     lr_ci: float = 0.02             # (0, 100] of the importance net's matrices
     lr_rest: float = 8e-3           # (0, 100] of biases, the MLP's and the net's, by Adam
     lr_all: float = 1.5e-3          # (0, 100] all: of all other weights, by AdamW

@@ -89,11 +89,11 @@ class Config:
     steps: int = 1000               # [1, 1e8] training steps
     B: int = 16                     # [1, 1e6] sequences per step
     T: int = 128                    # [3, 1e6] positions per sequence
-    start: Literal["random", "drawn", "neurons"] = "random"     # of V and U: see `begin`
+    start: Literal["random", "drawn", "neurons"] = "random"     # drawn: with parts that cancel
     optimizer: Literal["muon", "adam"] = "muon"     # of all matrices
     lr: float = 0.02                # (0, 100] of V and U, falling along a cosine; 8e-3 suits adam
     lr_scaled: bool = True          # lr of V and U by how large W is, the same for all C (`rates`)
-    decay: float = 0.2              # [0, 1e9] a step shrinks V and U by this times lr
+    decay: float = 0.2              # [0, 1] a step shrinks V and U by this times lr
     lr_ci: float = 0.02             # (0, 100] of the importance net's matrices; 8e-3 suits adam
     lr_rest: float = 8e-3           # (0, 100] muon: of the net's biases, by Adam; adam: at lr_ci
     lr_end: float = 0.1             # [0, 1] last learning rates as a share of the first
@@ -131,7 +131,7 @@ SITES = ("in", "out")               # the two matrices
 TAUS = (0, 0.1, 0.5)                # a component is on where g > tau ..
 ON_ABOVE = 0.1                      # .. and this tau is the log's, the summary's and load's
 SMALL = 0.02                        # --start neurons: factor on V and U of all other components
-FORMER = dict(lr=0.03, lr_scaled=False, decay=0., start="drawn")    # an earlier recipe
+FORMER = dict(lr=0.03, lr_scaled=False, decay=0., start="drawn")    # results/spd-recipe.md
 
 
 # ------------------------------------------------------------------------------- importance
