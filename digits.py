@@ -25,8 +25,8 @@ matrices that nobody has to learn: their rows, their singular vectors and the ne
 The method: SPD, Bushnaq, Braun, Sharkey 2025 (arXiv:2506.20790). The splines of the pen: Catmull,
 Rom 1974. MNIST, whose files --data reads: LeCun, Bottou, Bengio, Haffner 1998.
 
-Differs from spd.py: every matrix of the network is taken apart, not those of one MLP; drawn images
-instead of text; one position a row.
+Differs from spd.py: its earlier recipe, spd.FORMER; every matrix of the network is taken apart, not
+those of one MLP; drawn images instead of text; one position a row.
 
 N images, B images of a batch, P pixels, C components of a matrix, S segments of a drawn figure,
 K points that guide its pen, J classes
@@ -427,7 +427,7 @@ class Clean:
 
 
 def spd_config(cfg):
-    """The configuration of spd.py's functions. All that is not named here is at spd.py's defaults.
+    """The configuration of spd.py's functions: its earlier recipe, spd.FORMER, else its defaults.
 
     V and U that are held have a learning rate of 0: their importances are trained as others are."""
     how = spd.FORMER | dict(lr=0. if cfg.parts in HELD else cfg.lr)

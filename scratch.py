@@ -81,8 +81,8 @@ class Config:
     start: Literal["random", "target", "neurons"] = "random"  # where V, U and the biases begin
     optimizer: Literal["muon", "adam"] = "muon"     # of V, U and the importance net's matrices
     lr: float = 0.03                # (0, 100] of V and U, falling along a cosine
-    lr_scaled: bool = False         # lr of V and U by how large W is, the same for all C
-    decay: float = 0.               # [0, 1] a step shrinks V and U, and so W, by this times lr
+    lr_scaled: bool = False         # V and U: lr by the target's W, as spd.rates says
+    decay: float = 0.               # [0, 1] V and U shrink by decay lr a step, W by twice that
     lr_ci: float = 0.02             # (0, 100] of the importance net's matrices
     lr_rest: float = 8e-3           # (0, 100] of biases, the MLP's and the net's, by Adam
     lr_all: float = 1.5e-3          # (0, 100] all: of all other weights, by AdamW

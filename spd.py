@@ -28,13 +28,13 @@ What limits training is the optimizer: many components have to turn while their 
 strong faithfulness term pins them, so it is weak here (1 % of |W| missing costs 0.001). A wrong sum
 is punished by the KL already, as the rest is masked too; V U starts as W exactly, and is moved onto
 W once more at the end (`project`). Adam moves each weight by itself. Muon replaces the momentum of
-a matrix by the nearest orthogonal matrix, which turns all components at once. Components that
-cancel each other are in the way, as masks take one of two away, and the more the more components
-there are: so the start has none (`start_at_random`), V and U shrink (`decay`: small or nothing
-where nothing holds them), and a step is as long for all C (`rates`). Two components that
-share two mechanisms are taken apart by the penalty alone, and smooth_l0 is flat at g = 1: lp with
-p = 1 throughout leaves hardly such a pair on planted detectors, but is no better on the target.
-results/spd-recipe.md has the measurements.
+a matrix by the nearest orthogonal matrix, which turns all components at once. Two components that
+cancel each other are in the way: a mask takes one of them away and leaves the other. More
+components have more such pairs. So training starts with few (`start_at_smallest`), V and U shrink
+at each step (`decay`), so that what no loss needs gets small, and Muon's step does not grow with C
+beside what it moves (`rates`). Two components that share two mechanisms are taken apart by the
+penalty alone, and smooth_l0 is flat at g = 1: lp with p = 1 throughout leaves hardly such a pair on
+planted detectors, but is no better on the target. results/spd-recipe.md has the measurements.
 
 Differs from the papers: Muon for Adam; V and U shrink; an exact start for a faithfulness warm-up;
 faithfulness weak, and relative to |W|^2; the importance net is one small MLP on the RMS-normed
@@ -89,11 +89,11 @@ class Config:
     steps: int = 1000               # [1, 1e8] training steps
     B: int = 16                     # [1, 1e6] sequences per step
     T: int = 128                    # [3, 1e6] positions per sequence
-    start: Literal["random", "drawn", "neurons"] = "random"     # drawn: with parts that cancel
+    start: Literal["smallest", "random", "neurons"] = "smallest"    # of V and U, see `begin`
     optimizer: Literal["muon", "adam"] = "muon"     # of all matrices
-    lr: float = 0.02                # (0, 100] of V and U, falling along a cosine; 8e-3 suits adam
-    lr_scaled: bool = True          # lr of V and U by how large W is, the same for all C (`rates`)
-    decay: float = 0.2              # [0, 1] a step shrinks V and U by this times lr
+    lr: float = 0.02                # (0, 100] of V and U, falling along a cosine; adam: try 8e-3
+    lr_scaled: bool = True          # V and U: lr by W's size, without muon's factor (`rates`)
+    decay: float = 0.2              # [0, 1] V and U shrink by decay lr a step, lr unscaled
     lr_ci: float = 0.02             # (0, 100] of the importance net's matrices; 8e-3 suits adam
     lr_rest: float = 8e-3           # (0, 100] muon: of the net's biases, by Adam; adam: at lr_ci
     lr_end: float = 0.1             # [0, 1] last learning rates as a share of the first
@@ -131,7 +131,7 @@ SITES = ("in", "out")               # the two matrices
 TAUS = (0, 0.1, 0.5)                # a component is on where g > tau ..
 ON_ABOVE = 0.1                      # .. and this tau is the log's, the summary's and load's
 SMALL = 0.02                        # --start neurons: factor on V and U of all other components
-FORMER = dict(lr=0.03, lr_scaled=False, decay=0., start="drawn")    # results/spd-recipe.md
+FORMER = dict(lr=0.03, lr_scaled=False, decay=0., start="random")    # results/spd-recipe.md
 
 
 # ------------------------------------------------------------------------------- importance
@@ -564,8 +564,8 @@ def balanced(V, U):
 
 
 @torch.no_grad()
-def start_at_random(spd):
-    """Keep V as drawn and choose the smallest U whose sum is W, U = V^+ W (W_out, which is taller
+def start_at_smallest(spd):
+    """Keep V at random and choose the smallest U whose sum is W, U = V^+ W (W_out, which is taller
     than wide: keep U, V = W U^+), then scale each component such that |V[:, c]| = |U[c]|.
 
     More components than ranks have many U for one V. They differ by parts that cancel each
@@ -596,33 +596,31 @@ def start_at_neurons(spd):
 
 
 def begin(spd, cfg):
-    """Put V and U where training starts: their product is W exactly.
+    """Put V and U where training starts. Their product is W, exactly where C is at least min(D, M).
 
-    random   at random, without parts that cancel each other
-    drawn    as they are drawn, moved onto W: components of W_in read in all directions, where W_in
-             is taller than wide too
-    neurons  each neuron's own weights"""
-    if cfg.start == "random":
-        return start_at_random(spd)
+    smallest  one of them is random, the other the smallest that makes the sum W
+    random    both are random, then one is moved onto W (`project`)
+    neurons   each neuron's own weights"""
+    if cfg.start == "smallest":
+        return start_at_smallest(spd)
     if cfg.start == "neurons":
         start_at_neurons(spd)
     project(spd)
 
 
 def rates(spd, cfg):
-    """The learning rate of each V, then of each U: lr, and with lr_scaled lr times root(s), where s
-    is the root mean square of the singular values of W. Weights s times as large have V and U that
-    are root(s) times as large.
+    """The learning rate of each V, then of each U: lr, with lr_scaled lr root(s / ratio).
 
-    torch's Muon takes steps that are larger by root(rows / columns) where a matrix is tall. So the
-    more components, the further it moves each U[c], though its share of W falls: with lr_scaled
-    that factor is taken out."""
+    s: root mean square of the singular values of W. Where W is s times as large, V and U are
+    root(s) times as large. ratio: rows / columns of a V or U that is tall, else 1, as torch's Muon
+    makes the steps of tall matrices longer by root(ratio): each U[c] would move as far for all C,
+    while it gets shorter as 1 / root(C). Adam: 1; it moves each weight as far for all C."""
     scaled = []
     for W, weight in [*zip(spd.Ws, spd.V), *zip(spd.Ws, spd.U)]:
         s = W.norm().item() / min(W.shape) ** 0.5
         rows, columns = weight.shape
-        tall = max(1, rows / columns) if cfg.optimizer == "muon" else 1
-        scaled.append(cfg.lr * (s / tall) ** 0.5)
+        ratio = max(1, rows / columns) if cfg.optimizer == "muon" else 1
+        scaled.append(cfg.lr * (s / ratio) ** 0.5)
     return scaled if cfg.lr_scaled else [cfg.lr] * len(scaled)
 
 
@@ -649,7 +647,10 @@ def optimizers(spd, cfg):
 def update(spd, opts, loss, cfg, progress):
     """Take one step: set cosine learning rates, clip the gradient of V and U and that of the
     importance net, each to a norm of its own, shrink V and U. Returns the sum of both norms before
-    clipping."""
+    clipping.
+
+    Shrinking bounds what Muon can reach: singular values of V and U settle below root(s) / decay,
+    those of V U below s / decay^2, 25 s at 0.2; s: see `rates`."""
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     share = cfg.lr_end + (1 - cfg.lr_end) * cosine
     common.set_rates(opts, share)

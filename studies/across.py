@@ -45,6 +45,8 @@ from report import curve, noise, pictures
 from report.table import markdown_table
 from studies.kept import Found, apart, column
 
+METHODS = "spd-former,spd-long,transcoder,molt"
+
 
 @dataclass
 class Config:
@@ -52,7 +54,7 @@ class Config:
     model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
-    methods: str = "spd-former,spd-long,transcoder,molt"   # of compare.py; the first: components
+    methods: str = METHODS          # rows of compare.py; the first: of components
     # how much of it
     seeds: int = 3                  # [1, 10] pairs of SAEs, and models of each method
     tokens: int = compare.Config.tokens     # [1, 1e11] that each model is trained on

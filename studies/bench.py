@@ -465,7 +465,8 @@ def bench_yardstick(cfg):
 
 
 # The authors' recipe for a language model, with the cheapest of their adversaries.
-AUTHORS = dict(optimizer="adam", lr=1e-3, lr_ci=1e-3, adversary="step", c_faith=1e3, project=False)
+AUTHORS = spd.FORMER | dict(
+    optimizer="adam", lr=1e-3, lr_ci=1e-3, adversary="step", c_faith=1e3, project=False)
 SHARES = [2 ** (-i / 2) for i in range(14, -1, -1)]     # of the authors' steps, until as good ..
 HALVINGS = 2                    # .. and how often what lies between is halved
 

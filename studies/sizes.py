@@ -53,7 +53,7 @@ from report import curve, noise, pictures
 from report.table import markdown_table
 from studies.kept import Found, apart, column, numbers
 
-WHICH = "spd-former,transcoder,transcoder-kl,transcoder-stochastic,sae,molt"
+METHODS = "spd-former,transcoder,transcoder-kl,transcoder-stochastic,sae,molt"
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Config:
     model: str = "target"           # folder of the GPT-2 (Hugging Face layout)
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
-    methods: str = WHICH            # rows of compare.py, comma-separated
+    methods: str = METHODS          # rows of compare.py, comma-separated
     sizes: str = "256,512,1024,2048"    # units; spd: of each matrix; molt: 256 is its default
     twice: str = "512"              # sizes also trained on twice the tokens; empty: none
     # what is held while it grows

@@ -124,6 +124,8 @@ def test_time_to_the_authors_quality_is_that_of_the_shortest_run_that_is_as_good
 
     def quality(gpt, corpus, job):
         asked.append((job.optimizer, job.steps))
+        recipe = dict(lr_scaled=job.lr_scaled, decay=job.decay, start=job.start)
+        assert (recipe.items() <= spd.FORMER.items()) == (job.optimizer == "adam")
         return 9. / (1 + len(asked)), {"adam": .3}.get(job.optimizer, 1. / job.steps)
     monkeypatch.setattr(bench, "quality", quality)
     bench.main("spd", "--to-quality")

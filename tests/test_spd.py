@@ -165,7 +165,7 @@ def test_mlp_importance_is_a_net_of_its_own_per_component(cfg, built):
         assert torch.allclose(m.importance_net(batch.inputs, m.V)[0][..., c], z, atol=1e-5)
 
 
-@pytest.mark.parametrize("start", ["random", "drawn"])
+@pytest.mark.parametrize("start", ["smallest", "random"])
 @pytest.mark.parametrize("C", [10, 30])
 def test_training_starts_with_the_sum_exact_and_ends_with_it(cfg, built, C, start):
     """10 components are enough for both matrices, D = 8 by M = 16: neither is of a higher rank."""
@@ -175,28 +175,36 @@ def test_training_starts_with_the_sum_exact_and_ends_with_it(cfg, built, C, star
     spd.begin(m, cfg)
     assert all(torch.allclose(V @ U, W, atol=1e-5) for W, V, U in zip(m.Ws, m.V, m.U))
     moved = [not torch.equal(p, was) for p, was in zip((*m.V, *m.U), before)]
-    if start == "drawn":
+    if start == "random":
         assert moved == [False, True, True, False]      # U of W_in, which is wide, V of W_out, which is tall
     for key in ("weight_error_in", "weight_error_out"):
         assert spd.train(cfg)[1][key] < 1e-5 < spd.train(dataclasses.replace(cfg, project=False))[1][key]
 
 
-def test_a_random_start_has_nothing_that_cancels(cfg, built):
-    """The factor that is chosen has no part that the other maps to nothing, so it is the smallest; a drawn start's has."""
-    cfg = dataclasses.replace(cfg, C=30)
+def test_the_smallest_start_is_the_smallest(cfg, built):
+    """Any other factor that makes the sum W differs from the chosen one by what the random one maps to nothing."""
+    cfg = dataclasses.replace(cfg, C=30, start="smallest")
     new = lambda: spd.SPD(built[1].Ws, built[1].bs, cfg, torch.Generator().manual_seed(0), 1)
-    m, first, drawn = new(), new(), new()
+    m, first, random = new(), new(), new()
     spd.begin(m, cfg)
-    spd.begin(drawn, dataclasses.replace(cfg, start="drawn"))
-    pieces = [torch.einsum("ic, co -> cio", V, U) for V, U in zip(m.V, m.U)]
-    U, V = torch.linalg.pinv(first.V[0]) @ m.Ws[0], m.Ws[1] @ torch.linalg.pinv(first.U[1])
-    assert torch.allclose(pieces[0], torch.einsum("ic, co -> cio", first.V[0], U), atol=1e-5)
-    assert torch.allclose(pieces[1], torch.einsum("ic, co -> cio", V, first.U[1]), atol=1e-5)
-    for i in range(2):
-        assert torch.allclose(m.V[i].norm(dim=0), m.U[i].norm(dim=1), rtol=1e-4)
+    spd.begin(random, dataclasses.replace(cfg, start="random"))
+    gen = torch.Generator().manual_seed(1)
+    # of W_in V is random, of W_out U: both as columns, and what stands beside them
+    for i, given, made in ((0, first.V[0], m.U[0]), (1, first.U[1].T, m.V[1].T)):
+        V, U = m.V[i], m.U[i]
+        assert torch.allclose(V.norm(dim=0), U.norm(dim=1), rtol=1e-4)
+        assert (torch.cosine_similarity(given, V if i == 0 else U.T, dim=0) > 0.9999).all()
+        made = made * ((V if i == 0 else U.T).norm(dim=0) / given.norm(dim=0)).unsqueeze(1)      # before it was scaled
+        target = m.Ws[i] if i == 0 else m.Ws[i].T
+        assert torch.allclose(given @ made, target, atol=1e-4)
+        null_CC = torch.eye(30) - torch.linalg.pinv(given) @ given
+        other = made + null_CC @ torch.randn(made.shape, generator=gen)
+        assert torch.allclose(given @ other, target, atol=1e-4) and made.norm() < other.norm()
+        assert torch.allclose(null_CC @ made, torch.zeros(()), atol=1e-4)
+        # so that less of it cancels
         size = lambda m: (m.V[i].norm(dim=0) * m.U[i].norm(dim=1)).sum()
-        assert size(m) < 0.8 * size(drawn)
-    # nothing of it is of a scale of its own
+        assert size(m) < 0.8 * size(random)
+    # nothing of it has a scale of its own
     for W in m.Ws:
         W.data *= 9
     larger = new()
@@ -206,24 +214,42 @@ def test_a_random_start_has_nothing_that_cancels(cfg, built):
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam"])
 def test_a_step_is_as_long_for_all_C_and_as_large_as_the_weights_ask(cfg, built, optimizer):
-    def moved(C, scale=1., **change):
-        """By how much a step on random gradients moves each V, each U: Muon's largest singular value, Adam's weights."""
+    Ws = [W.clone() for W in built[1].Ws]
+    Ws[0] += 9 * torch.outer(Ws[0][:, 0], Ws[0][0])         # one singular value far above the others
+    s = torch.stack([torch.linalg.svdvals(W).square().mean().sqrt() for W in Ws]).repeat(2)
+
+    def moved(C, **change):
+        """By how much a step on random gradients moves each V, each U: Muon's largest singular value, Adam's weights.
+        Beside them the rates."""
         flags = dataclasses.replace(cfg, C=C, optimizer=optimizer, decay=0., **change)
-        m = spd.SPD([scale * W for W in built[1].Ws], built[1].bs, flags, torch.Generator().manual_seed(0), 1)
+        m = spd.SPD(Ws, built[1].bs, flags, torch.Generator().manual_seed(0), 1)
         spd.begin(m, flags)
         before, gen = [p.detach().clone() for p in (*m.V, *m.U)], torch.Generator().manual_seed(1)
         loss = sum((p * torch.randn(p.shape, generator=gen)).sum() for p in (*m.V, *m.U))
         spd.update(m, spd.optimizers(m, flags), loss, flags, 0.)
         steps = [p.detach() - was for p, was in zip((*m.V, *m.U), before)]
-        return torch.stack([torch.linalg.matrix_norm(step, 2) if optimizer == "muon" else step.abs().mean() for step in steps])
+        sizes = [torch.linalg.matrix_norm(step, 2) if optimizer == "muon" else step.abs().mean() for step in steps]
+        return torch.stack(sizes), torch.tensor(spd.rates(m, flags))
 
-    s = torch.stack([torch.linalg.svdvals(W).square().mean().sqrt() for W in built[1].Ws]).repeat(2)
-    for C in (32, 512):
-        assert (moved(C) / (cfg.lr * s.sqrt()) - 1).abs().max() < 0.25
-    assert torch.allclose(moved(32, 9.), 3 * moved(32), rtol=0.02)
-    plain = moved(512, lr_scaled=False) / cfg.lr            # what torch does: U (C, M) and (C, D) are tall
-    tall = torch.tensor([1, 1, 512 / M, 512 / D]).sqrt() if optimizer == "muon" else torch.ones(4)
-    assert (plain / tall - 1).abs().max() < 0.25
+    for C in (10, 32, 512):                                 # of 10 V is tall too, (M, C)
+        shapes = [(D, C), (M, C), (C, M), (C, D)]           # of W_in's V, W_out's, then U
+        ratio = torch.tensor([max(1, rows / columns) if optimizer == "muon" else 1 for rows, columns in shapes])
+        step, rate = moved(C)
+        assert torch.allclose(rate, cfg.lr * (s / ratio).sqrt(), rtol=1e-4)
+        assert (step / (cfg.lr * s.sqrt()) - 1).abs().max() < 0.25
+        step, rate = moved(C, lr_scaled=False)              # as torch has it
+        assert torch.allclose(rate, torch.tensor(cfg.lr)) and (step / (cfg.lr * ratio.sqrt()) - 1).abs().max() < 0.25
+
+
+def test_the_former_recipe_is_what_it_was(cfg, built):
+    """Both factors random, then one moved onto W; one rate for all; nothing shrinks."""
+    flags = dataclasses.replace(cfg, **spd.FORMER)
+    m, wanted = (spd.SPD(built[1].Ws, built[1].bs, flags, torch.Generator().manual_seed(0), 1) for _ in range(2))
+    spd.begin(m, flags)
+    spd.project(wanted)
+    assert all(map(torch.equal, (*m.V, *m.U), (*wanted.V, *wanted.U))) and spd.rates(m, flags) == [0.03] * 4
+    spd.update(m, spd.optimizers(m, flags), 0 * sum(p.sum() for p in m.parameters()), flags, 0.)
+    assert all(map(torch.equal, (*m.V, *m.U), (*wanted.V, *wanted.U)))
 
 
 def test_V_and_U_shrink_by_a_share_of_the_rate(cfg, built):
