@@ -6,8 +6,8 @@ from report.table import ARROWS, markdown_table
 
 COLUMNS = ("ce_recovered_at", "completeness", "coverage", "rule_det_hard", "activations_shared_0.7",
            "active_params_at")
-LEFT_OUT = ("spd:scratch", "spd-former", "transcoder-skip", "transcoder-nofreq", "transcoder-freq",
-            "sae:frozen", "sae:untrained", "svd", "random")
+LEFT_OUT = ("spd:scratch", "transcoder-skip", "transcoder-noiseless", "transcoder-nofreq",
+            "transcoder-freq", "sae:frozen", "sae:untrained", "svd", "random")
 
 
 def render(results):
