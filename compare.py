@@ -153,7 +153,7 @@ METHODS = {
         "spd by an earlier recipe (results/spd-recipe.md), on which the studies beside the table "
         "are"),
     "spd-long": Method(
-        # only the length is another: a thousand steps are too few (results/spd-length.md)
+        # only the length is not spd-former's: a thousand steps are too few (results/spd-length.md)
         spd, "c_imp", (1e-4, 5e-5), dict(spd.FORMER, C=512), dict(C=256),
         "spd-former on three times the tokens that all other rows are trained on", times=3),
     "transcoder": Method(

@@ -39,17 +39,15 @@ OFF = 0.2           # an importance under OFF is off, one over 1 - OFF is on
 # failure to avoid is that two features share a component, keyed by the sign of its activation,
 # because no other component read them before the features had sorted themselves out. That is
 # settled in the first 1,000 steps, and more steps don't mend it.
-SHARED = dict(
+SHARED = spd.FORMER | dict(
     # global, shared: what W_out's components read is tilted (cos .95 to .98)
     ci_fn="mlp", ci_hidden=16, T=1,
     # busy rows: 512 of them hold as many as 2,270 plain rows of 5-2; 256 do as well
     steps=2000, B=256,
     # of V and U, by Muon. 5-2 with C 40: .06 does as well. With lr_scaled and decay .2, .04 solves
-    # 5-2 in 19 of 20 seeds, but 40-10 in 2 of 10
-    lr=0.02, lr_scaled=False, decay=0.,
-    # the smallest V that make up W_in are sums of its columns, 2 directions of the 5 or 10 of the
-    # 40 that components have to read: 5-2 in 3 of 10 seeds
-    start="random",
+    # 5-2 in 19 of 20 seeds, but 40-10 in 2 of 10. With the smallest start 5-2 in 3 of 10: V that
+    # make up W_in are then sums of its columns, 2 directions of the 5 that have to be read
+    lr=0.02,
     # slow to push small importances to 0, so nothing dies early. smooth_l0 with an adversary, which
     # solve ResidMLP, for 1,500 steps: 5-2 in none of 3 seeds
     penalty="lp", p_start=2., p_end=0.9,
@@ -85,10 +83,9 @@ LARGER = SHARED | dict(steps=2500, c_faith=3., freq_a=4.)
 # 81 alive in W_out.
 # With C 130 a few features share a component: seeds 0, 1, 2 with c_faith .3 have 97, 99, 93 alive
 # and 28, 15, 64 errors, seed 2 with .1 has 99 and 6; with C 200 it has 100 and none.
-RESID = dict(
-    C=200, T=1, B=256, steps=3000, ci_fn="mlp", ci_hidden=16, start="random", lr=0.05,
-    lr_scaled=False, decay=0., lr_rest=3e-3, lr_end=0., c_faith=0.1, c_stoch=1., adversary="step",
-    c_adv=1., c_imp=1e-5, clip_vu=1e9, clip_ci=1e9)
+RESID = spd.FORMER | dict(
+    C=200, T=1, B=256, steps=3000, ci_fn="mlp", ci_hidden=16, lr=0.05, lr_rest=3e-3, lr_end=0.,
+    c_faith=0.1, c_stoch=1., adversary="step", c_adv=1., c_imp=1e-5, clip_vu=1e9, clip_ci=1e9)
 SPD = {
     "5-2": spd.Config(C=80, c_imp=4e-4, lr_rest=3e-3, **SHARED),
     "40-10": spd.Config(C=160, c_imp=4e-5, lr_rest=6e-3, **LARGER),

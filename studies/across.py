@@ -43,7 +43,7 @@ from metrics import attribution, masks, matching, recording, stability
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
-from studies.kept import Found, apart, column
+from studies.kept import SPD_ROWS, Found, apart, column
 
 METHODS = "spd-former,spd-long,transcoder,molt"
 
@@ -89,9 +89,6 @@ CHAINS = 10                         # later features whose strongest paths are w
 PATHS = 2                           # paths of each
 CLIFF = 0.1                         # of R^2: masks that surely cost more are a cliff
 TABLES = ("features", "rows", "chains")         # of across.json
-# rows of the table that are of components: SPD, and forks of it
-COMPONENTS = [name for name, method in compare.METHODS.items()
-              if ":" not in name and hasattr(method.module.Config, "c_imp")]
 # what answers depend on beside the models
 CODE = (attribution, masks, recording, matching, stability, evals, baselines, spd)
 
@@ -116,7 +113,7 @@ def check(cfg, gpt):
             common.fail(f"--methods {name}: allowed are {', '.join(allowed)}")
     if len({*names}) < len(names):
         common.fail(f"--methods {cfg.methods}: names a row twice")
-    if first_of(cfg) not in COMPONENTS:
+    if first_of(cfg) not in SPD_ROWS:
         common.fail(f"--methods {cfg.methods}: the first has to be of components, as spd is")
     if cfg.each > cfg.eval_tokens:
         common.fail(f"--each {cfg.each}: of --eval_tokens {cfg.eval_tokens}, that many at most")

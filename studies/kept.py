@@ -10,6 +10,9 @@ from report import noise
 
 # flags of studies that change nothing of what is found
 HOW = {"out", "results", "runs", "table", "networks", "resume", "device", "retrain", "keep"}
+# rows of the table that are of components: SPD, and forks of it
+SPD_ROWS = [name for name, method in compare.METHODS.items()
+            if ":" not in name and hasattr(method.module.Config, "c_imp")]
 
 
 def apart(cfg, folder="out"):

@@ -39,7 +39,7 @@ from metrics import atoms, effects, mapping, matching, recording, stability, wor
 from metrics.stability import mean
 from model import GPT
 from report import curve, maps
-from studies.kept import Found, apart, column
+from studies.kept import SPD_ROWS, Found, apart, column
 
 METHODS = "spd-former,transcoder,transcoder-kl,transcoder-stochastic,clt,molt,sae,spd-long"
 
@@ -71,7 +71,7 @@ FLOORS = ("neurons", "random")
 # rows that are made of another row's units
 CLUSTERED = {"spd clusters": "spd", "spd-former clusters": "spd-former"}
 # rows of parameter components, or of clusters of them
-COMPONENTS = ("spd", "spd-former", "spd-long", *CLUSTERED)
+COMPONENTS = (*SPD_ROWS, *CLUSTERED)
 CASES = 20                              # shown of each kind
 SHOWN = 6                               # units of one side of a case that are described
 FEWEST = 2                              # units that a row needs: one has no control

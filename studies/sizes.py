@@ -45,13 +45,12 @@ import compare
 import data
 import evals
 import molt
-import spd
 from metrics import atoms, concepts, mapping, matching, recording, sizes, stability
 from metrics.matching import SHARED
 from model import GPT
 from report import curve, noise, pictures
 from report.table import markdown_table
-from studies.kept import Found, apart, column, numbers
+from studies.kept import SPD_ROWS, Found, apart, column, numbers
 
 METHODS = "spd-former,transcoder,transcoder-kl,transcoder-stochastic,sae,molt"
 
@@ -1015,7 +1014,7 @@ def about_sizes(results):
     """Say what a size is, of the methods that there are, where it is not the number of units."""
     methods = {cell.method for cell in results.tuned}
     texts = []
-    of_components = [name for name in sorted(methods) if compare.METHODS[name].module is spd]
+    of_components = [name for name in SPD_ROWS if name in methods]
     if of_components:
         texts.append(f"A size of {', '.join(of_components)} is that of each matrix: it has twice "
                      "as many components, and its L0 is of both matrices together.")
