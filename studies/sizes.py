@@ -325,6 +325,17 @@ def next_value(knob, missed, most):
     return None if value in missed else value
 
 
+def heading(smaller, size):
+    """What would a knob be at a size, along the line through the last two smaller ones' values over
+    their sizes, both as logs? Settings; of one alone, its value."""
+    first = smaller[-2:][0]
+    last = smaller[-1]
+    if first == last:
+        return last.value
+    slope = math.log(last.value / first.value) / math.log(last.size / first.size)
+    return last.value * (size / last.size) ** slope
+
+
 class Tuning:
     """The search for a cell's sparsity."""
 
@@ -335,14 +346,15 @@ class Tuning:
         self.row = row
 
     def first_value(self, cell, smaller, trials):
-        """Where a search begins: where that of the smaller size ended, a Setting or None; after
-        other arms' trials, or in the middle of the table's values. A k is the L0 that it gives."""
+        """Where a search begins: where those of smaller sizes, Settings, were heading; after other
+        arms' trials, or in the middle of the table's values. A k is the L0 that it gives."""
         method = compare.METHODS[cell.method]
         is_k = method.knob == "k"
         if is_k and cell.arm == "l0":
             value = max(1, round(self.aims["l0"]))
         elif smaller:
-            value = smaller.value
+            value = heading(smaller, cell.size)
+            value = max(1, round(value)) if is_k else float(f"{value:.3g}")
         elif trials:
             return self.next_value(cell, trials)
         else:
@@ -652,10 +664,10 @@ class Study:
             raise Failed(compare.error_text(e)) from e
 
     def tune(self, cell):
-        """Tune a cell, from where the next smaller one ended."""
+        """Tune a cell, from where the smaller ones ended."""
         before = [tuned for tuned in self.tuned if tuned[:2] == cell[:2]]
         is_own = [tuned for tuned in before if tuned.size <= cell.size and tuned.times == 1]
-        smaller = self.setting(is_own[-1]) if is_own else None
+        smaller = [self.setting(own) for own in is_own]
         tried = []
         for other, found in self.tuned.items():
             if other._replace(arm=cell.arm) == cell:
@@ -1223,7 +1235,7 @@ def check_models(models, all_cells, tuning):
     """Fail on what can't be trained, and on models that other code has trained, before anything
     else: of each cell, the first seed where its search begins."""
     for cell in all_cells:
-        value = tuning.first_value(cell, None, {})
+        value = tuning.first_value(cell, [], {})
         job, run = models.job(Setting(cell.method, cell.size, cell.times, value), 0)
         job.method.module.check_memory(run, models.arena.gpt)
         job.method.module.build(run, models.arena.gpt)

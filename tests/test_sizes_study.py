@@ -113,16 +113,31 @@ class FakeTuning(sizes.Tuning):
 
 def test_what_one_arm_tried_helps_the_other_one():
     tuning, cell = FakeTuning(), Cell("sae", "l0", 64, 1)
-    of_l0 = tuning.search(cell, None, [])
+    of_l0 = tuning.search(cell, [], [])
     assert of_l0 == cell._asdict() | dict(value=18, tried=[16, 18], is_found=True)
     tuning.done.clear()
-    of_ce = tuning.search(cell._replace(arm="ce"), None, of_l0["tried"])
+    of_ce = tuning.search(cell._replace(arm="ce"), [], of_l0["tried"])
     assert tuning.done == [16, 18, 23] and of_ce["tried"] == [23] and of_ce["is_found"]
     # the smaller size's value is tried first, unless it was tried already
-    assert tuning.search(cell._replace(arm="ce"), Setting("sae", 32, 1, 21), [16, 18])["tried"] == [21]
-    assert tuning.search(cell._replace(arm="ce"), Setting("sae", 32, 1, 18), [16, 18])["tried"] == [23]
+    assert tuning.search(cell._replace(arm="ce"), [Setting("sae", 32, 1, 21)], [16, 18])["tried"] == [21]
+    assert tuning.search(cell._replace(arm="ce"), [Setting("sae", 32, 1, 18)], [16, 18])["tried"] == [23]
     tuning.aims["ce"] = 1 - .3 / 16             # one trial is enough for both
-    assert tuning.search(cell._replace(arm="ce"), None, [16])["tried"] == []
+    assert tuning.search(cell._replace(arm="ce"), [], [16])["tried"] == []
+
+
+def test_a_search_begins_where_smaller_sizes_were_heading():
+    of = [Setting("spd", 256, 1, 9e-5), Setting("spd", 512, 1, 6e-5), Setting("spd", 1024, 1, 5e-5)]
+    tuning, cell = FakeTuning(), Cell("spd", "l0", 2048, 1)
+    assert tuning.first_value(cell, of, {}) == pytest.approx(5e-5 * 5 / 6, rel=5e-3)
+    assert tuning.first_value(cell, of[:2], {}) == pytest.approx(6e-5 * (2 / 3)**2, rel=5e-3)
+    # the same size, on more tokens; one size alone
+    assert tuning.first_value(Cell("spd", "l0", 512, 2), of[:2], {}) == 6e-5
+    assert tuning.first_value(cell, of[:1], {}) == 9e-5 and tuning.first_value(cell, [], {}) == 5e-5
+    # a k is a whole number, and in the arm l0 what it gives
+    k = [Setting("sae", 16, 1, 20), Setting("sae", 32, 1, 9)]
+    assert tuning.first_value(Cell("sae", "ce", 64, 1), k, {}) == 4
+    assert tuning.first_value(Cell("sae", "ce", 1024, 1), k, {}) == 1
+    assert tuning.first_value(Cell("sae", "l0", 64, 1), k, {}) == 16
 
 
 def test_a_model_that_predicts_nothing_is_as_far_as_can_be():
