@@ -763,9 +763,9 @@ PREFACE = """# Digits taken apart
 Images: {data}, {images:,} to learn from; writers of the test images wrote none of those. Means over
 seeds, ± half of the 95 % interval; one seed where there is none.
 
-*learned*: SPD's components from random starts. *started*: learned too, but from the neurons: what
-a good start reaches. *rows*, *neurons*, *svd*: splits that nobody learns, whose importances alone
-are trained, in as many steps: what has to be beaten.
+*learned*: SPD's components from random starts (spd.FORMER). *started*: learned too, but from the
+neurons: what a good start reaches. *rows*, *neurons*, *svd*: splits that nobody learns, whose
+importances alone are trained, in as many steps: what has to be beaten.
 
 Of each: *loss*, SPD's own, without faithfulness. Accuracy / KL from the clean predictions in nats:
 *unmasked* all components on; *soft* importances as masks; *rounded* at {tau}; *stochastic* what is

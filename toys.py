@@ -34,7 +34,7 @@ ROWS = 20_000       # on which components are counted as alive
 OFF = 0.2           # an importance under OFF is off, one over 1 - OFF is on
 
 # ------------------------------------------------------------------------------- SPD's settings
-# TMS: as it is below, 9 of 10 seeds of 5-2, 9 of 10 of 40-10; in each seed that fails two features
+# TMS: as it is below, 9 of 10 seeds of 5-2, all 10 of 40-10; in each seed that fails two features
 # share a component. What tuning showed (1 to 8 seeds a setting, mostly one change at a time): the
 # failure to avoid is that two features share a component, keyed by the sign of its activation,
 # because no other component read them before the features had sorted themselves out. That is

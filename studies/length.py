@@ -197,14 +197,14 @@ def cell(value, digits):
 
 TEXT = """# SPD over the length of its training
 `{command}` wrote this.
-C {C}, c_imp {c_imp:g}, {tokens:,} tokens a step. *loss*: SPD's own at the end of its schedules,
-without faithfulness, on other text; *L0*, *CE rec*: of both matrices, masks rounded at 0.1;
-*stochastic*: CE recovered under random masks; *KL attack*: importances as they are, what they leave
-open set by 20 sign steps; *alive*: components of W_in and of W_out on at 10 tokens or more; *same
-v, i, w*: share of the components in pairs that reach 0.7 in the correlation of values, in the
-cosine of weights over the inputs, in that of the weights; *settled(n)*: loss of random starts after
-n steps over that of the neurons' start after 4 n. The other columns are compare.py's (`compare.py
---explain`).
+C {C}, c_imp {c_imp:g}, {tokens:,} tokens a step, the recipe spd.FORMER. *loss*: SPD's own at the
+end of its schedules, without faithfulness, on other text; *L0*, *CE rec*: of both matrices, masks
+rounded at 0.1; *stochastic*: CE recovered under random masks; *KL attack*: importances as they are,
+what they leave open set by 20 sign steps; *alive*: components of W_in and of W_out on at 10 tokens
+or more; *same v, i, w*: share of the components in pairs that reach 0.7 in the correlation of
+values, in the cosine of weights over the inputs, in that of the weights; *settled(n)*: loss of
+random starts after n steps over that of the neurons' start after 4 n. The other columns are
+compare.py's (`compare.py --explain`).
 """
 
 

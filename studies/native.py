@@ -162,12 +162,13 @@ def attacks(rows):
 TEXT = """# Native and post-hoc components of the same weights
 `{command}` wrote this.
 *Native*: what an MLP was made of from its first step of training (scratch.py). *Post-hoc*: what
-spd.py finds in the weights that they add up to, from random starts; means over seeds ± half of the
-95 % interval. *loss*: SPD's own, without faithfulness; *stochastic*: CE recovered under random
-masks; *alive*: components of W_in and of W_out on at 10 tokens or more; *same v, i, w*: share of
-the components in pairs that reach 0.7 in the correlation of values, in the cosine of weights over
-the inputs, in that of the weights; *R² of 5*: of what a component says, from the best five of the
-other decomposition. The other columns are compare.py's (`compare.py --explain`).
+spd.py finds, by its recipe FORMER, in the weights that they add up to, from random starts; means
+over seeds ± half of the 95 % interval. *loss*: SPD's own, without faithfulness; *stochastic*: CE
+recovered under random masks; *alive*: components of W_in and of W_out on at 10 tokens or more;
+*same v, i, w*: share of the components in pairs that reach 0.7 in the correlation of values, in the
+cosine of weights over the inputs, in that of the weights; *R² of 5*: of what a component says, from
+the best five of the other decomposition. The other columns are compare.py's (`compare.py
+--explain`).
 """
 
 
