@@ -67,7 +67,8 @@ class Found:
     def keep_asked(self, *tables):
         """Drop the rows of some tables that were not asked for: an earlier run's."""
         for table in tables:
-            self.found[table] = [row for row in self.found[table] if row["key"] in self.asked]
+            rows = self.found.get(table, [])
+            self.found[table] = [row for row in rows if row["key"] in self.asked]
 
     def write(self, **more):
         """Write the tables, and whatever else is to be kept beside them."""

@@ -9,7 +9,8 @@ trained at several sizes. Sparsity is tuned anew at each size, on fit and the fi
 
 At each size: how many units are alive by each published rule, and in how many units does a true
 concept live? Each two neighbouring sizes, and the smallest and the largest, are held against each
-other (metrics/sizes.py). Two random starts differ even at one size, so what growth does is
+other (metrics/sizes.py, metrics/parts.py). Two random starts differ even at one size, so what
+growth does is
 
     number(S of seed s, L of seed s + 1) - number(S of seed s, S of seed s + 1)
 
@@ -34,6 +35,7 @@ import json
 import math
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +47,7 @@ import compare
 import data
 import evals
 import molt
-from metrics import atoms, concepts, mapping, matching, recording, sizes, stability
+from metrics import atoms, concepts, mapping, matching, parts, recording, sizes, stability
 from metrics.matching import SHARED
 from model import GPT
 from report import curve, noise, pictures
@@ -552,6 +554,13 @@ def with_null(name, found, null):
     return row | {f"null_{name}_{key}": value for key, value in null.items()}
 
 
+def asked_of_parts(small, large, arena, gen):
+    """How many units fall into parts? `parts.parts`, and its null as null_KEY."""
+    found = parts.parts(small, large)
+    null = parts.parts(small, parts.by_chance(large, arena.test[0].shape[1] - 1, gen))
+    return found | {f"null_{key}": value for key, value in null.items()}
+
+
 def path(small, large, effects, arena):
     """What is written on the way from the small to the large one? {point: {mse, fve, l0}}, and at
     SPLICED the kl of the model with that in the place of its MLP, nats per token."""
@@ -613,7 +622,12 @@ HERE = {                                # the code that each table depends on al
     "models": (reached, worth, asked_alone, falling, has_cliff, split_concepts, LATE, LOG_EVERY),
     "pairs": (asked_together, effects_of, counterparts, nearest, with_null, path, MAIN, AROUND,
               AROUND_BY, [*SIMILARITIES], SPLICED, SPLICED_ROWS),
+    "parts": (asked_of_parts, parts.parts, parts.covered, parts.often, parts.matrices,
+              parts.by_chance, parts.SAME, parts.INSIDE),
 }
+
+
+TABLES = [*HERE]
 
 
 class Failed(Exception):
@@ -631,8 +645,8 @@ class Study:
         text = data.fingerprint(cfg.data)
         shared = [arena.gpt.hash, arena.layer, text, cfg.eval_tokens, code]
         self.shared = {}                # {table: what its rows depend on beside their models}
-        for table, parts in HERE.items():
-            own = [compare.code_of(part) if callable(part) else str(part) for part in parts]
+        for table, needed in HERE.items():
+            own = [compare.code_of(part) if callable(part) else str(part) for part in needed]
             self.shared[table] = shared + own
         self.tuning = Tuning(cfg, self.models, self.row)
         self.tuned = {}                 # {cell: what its search found}
@@ -683,13 +697,14 @@ class Study:
         self.row("models", [(setting, seed)], setting._asdict() | dict(seed=seed), find)
 
     def compare(self, one, other):
-        def find():
+        def find(ask):
             gen = common.generator(one[1], f"compare {one[0]} {other[0]}")
             small = self.models.sized(*one)
             large = self.models.sized(*other)
-            return asked_together(small, large, self.arena, gen)
+            return ask(small, large, self.arena, gen)
 
-        self.row("pairs", [one, other], names_of_pair(one, other), find)
+        for table, ask in (("pairs", asked_together), ("parts", asked_of_parts)):
+            self.row(table, [one, other], names_of_pair(one, other), partial(find, ask))
 
 
 def names_of_pair(one, other):
@@ -725,9 +740,9 @@ class Results:
         for row in found["models"]:
             self.models[setting_of(row), row["seed"]] = row
         self.pairs = {}
-        for row in found["pairs"]:
-            key = [row[name] for name in ("method", "small", "large", "seed", "other_seed")]
-            self.pairs[tuple(key)] = row
+        for row in [*found["pairs"], *found.get("parts", [])]:
+            key = tuple(row[name] for name in ("method", "small", "large", "seed", "other_seed"))
+            self.pairs[key] = self.pairs.get(key, {}) | row
 
     def groups(self):
         """Cells by method and arm, smallest first: {(method, arm): cells}."""
@@ -847,13 +862,14 @@ model is not known to be settled, so that more training may change what is said 
 fifth of training its loss may fall by more than 5 %, in the mean over seeds, or its components have
 no cliff.
 
-First, from the smallest to the largest size: number - floor (of the number). Units are alike where
-the lower of the cosines of what they write and of what they read, over the inputs, is 0.7 or more
-(maps: the cosine of their matrices). Canonicity: share of the small one's units that are in the
-large one as they are: one to one, and the correlation of what they say is 0.7 or more. Split: share
-of the small one's units with several counterparts; of the matched: of those with any. In values:
-all by that correlation alone. Lacked: share of the large one's units that the small one lacked, see
-below.
+First, from the smallest to the largest size: number - floor (of the number; that of two seeds of
+the largest, whose units differ by seed as well). Units are alike where the lower of the cosines of
+what they write and of what they read, over the inputs, is 0.7 or more (maps: the cosine of their
+matrices). Canonicity: share of the small one's units that are in the large one as they are: one to
+one, and the correlation of what they say is 0.7 or more; in values: by that correlation alone.
+Split: share of the small one's units with several counterparts; none can have them where hardly any
+has one. In parts, stays: by the tokens at which units are on, lacked: share of the large one's
+units that the small one lacked, all three see below.
 """
 COUNTS = """
 Each size by itself. Params: of the units that are on, per token; bits: to name these among the
@@ -879,15 +895,26 @@ THRESHOLDS = """
 Canonicity at thresholds of similarity and of correlation. A lower one is not easier: units that get
 a second counterpart are not one to one any more.
 """
+PARTS = """
+Parts, by tokens alone. Stays: share of the small one's units that are on at 80 % of the tokens of
+a unit of the large one that is on at 80 % of theirs. A unit of the large one is a part of one of
+the small one if that is on at 90 % of its tokens, itself at less than 80 % of the other's, and both
+together three times as often as by chance. In parts: share of the small one's units with two parts
+or more; covered: the share of their tokens at which one of these is on. Inside: share of the large
+one's units that are a part. A large one's units are rarer, so that they lie inside others more
+easily than those of another seed do. Units on at {often} tokens or more; of components, within a
+matrix.
+"""
 ADDED = """
-Units of the large one, added to the small one. Error: squared, of the MLP's output, which spd and
-transcoder-kl are not trained on. Shares of the large one's alive units: that the small one lacked
-(its error falls, with all of the 95 % interval); that help (it falls); that are novel (similar
-below 0.7 as in the first table, or by what they write). Where each of S small units has one
-counterpart, 1 - S / L of the L large ones are novel. AUROC: how well similarity tells which help,
-0.5 = not at all; n/a where fewer than 10 do, or do not. Cut: Youden's, up to which most of those
-that help are; it says nothing where AUROC is not above its null. Of spd, read both by matrix: in
-one table similarity also tells the units of two matrices apart.
+Units of the large one, added to the small one. Error: squared, of the MLP's output, which
+components and transcoder-kl are not trained on. Shares of the large one's alive units: that the
+small one lacked (its error falls, with all of the 95 % interval); that help (it falls); that are
+novel (similar below 0.7 as in the first table, or by what they write). What leaves little of the
+output out is helped by little: hold lacked against its floor, never against another method's. Where
+each of S small units has one counterpart, 1 - S / L of the L large ones are novel. AUROC: how well
+similarity tells which help, 0.5 = not at all; n/a where fewer than 10 do, or do not. Cut: Youden's,
+up to which most of those that help are; it says nothing where AUROC is not above its null. Of
+components, read both by matrix: in one table similarity also tells the units of two matrices apart.
 """
 PATHS = """
 KL to the model's own predictions, nats per token of 100 rows of test, with the small one in the
@@ -912,8 +939,8 @@ was tried for one arm counts for the other one too.
 
 
 HEADLINE = {f"{MAIN}_canonicity": "canonicity", f"{MAIN}_split": "split",
-            "values_canonicity": "canonicity in values", "values_split": "split in values",
-            "values_split_if_matched": "of the matched, in values", "incompleteness": "lacked"}
+            "values_canonicity": "canonicity in values", "parts": "in parts",
+            "stays": "stays, by tokens", "incompleteness": "lacked"}
 
 
 def headline(results):
@@ -925,8 +952,9 @@ def headline(results):
         for key in HEADLINE:
             over_floor = minus(results.between(*ends, key), results.floor(ends[0], key))
             number = plain_mean(results.between(*ends, key))
+            of_large = plain_mean(results.floor(ends[1], key))
             text = f"{mark(results, *ends)}{mean_text(over_floor)}"
-            line.append(f"{text} (of {number})")
+            line.append(f"{text} (of {number}; {of_large})")
         lines.append(line)
     return markdown_table(["method", "arm", "sizes", *HEADLINE.values()], lines)
 
@@ -1008,6 +1036,7 @@ SPLITS = {"canonicity": "canonicity", "matched": "matched", "split": "split",
           "split_if_matched": "of the matched", "one_to_one": "1:1",
           "one_to_one_if_matched": "of the matched", "one_to_many": "1:n", "many_to_one": "n:1",
           "many_to_many": "n:m"}
+IN_PARTS = {"parts": "in parts", "covered": "covered", "stays": "stays", "inside": "inside"}
 NEAREST = {"few_copies": "copies", "few_ve": "by 4 writes", "cosine_read": "E", "cosine_write": "D",
            "cosine_rank_one": "rank one", "cosine_inputs_read": "E, inputs",
            "cosine_inputs_rank_one": "rank one, inputs"}
@@ -1068,6 +1097,7 @@ def render(found):
     for by in AROUND_BY:
         columns |= {canonicity_key(by, at): f"{by}, {at}" for at in sorted((*AROUND, SHARED))}
     lines += ["", THRESHOLDS.strip(), "", *pair_table(results, columns)]
+    lines += ["", PARTS.format(often=mapping.OFTEN).strip(), "", *pair_table(results, IN_PARTS)]
     lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL), *by_matrix(results)]
     lines += ["", PATHS.strip(), "", *path_table(results)]
     lines += ["", COSINES.strip(), "", *pair_table(results, NEAREST)]
@@ -1256,7 +1286,7 @@ def main(cfg):
     gpt = GPT.load(cfg.model, dev)
     layer, _ = compare.check(base, gpt)
     arena = compare.prepared(base, gpt, layer, dev)
-    known = Found(Path(cfg.out) / "sizes.json", ("trials", "models", "pairs"), in_order)
+    known = Found(Path(cfg.out) / "sizes.json", TABLES, in_order)
     study = Study(cfg, base, arena, known)
     check_models(study.models, all_cells, study.tuning)
     common.must_be_writable(cfg.out, cfg.runs)
@@ -1267,7 +1297,7 @@ def main(cfg):
         study.do(task)
     for task in compare.in_turn(questions(list(study.tuned), cfg.seeds)):
         study.do(task)
-    known.keep_asked("trials", "models", "pairs")
+    known.keep_asked(*TABLES)
     if not known.found["models"]:
         common.fail(f"nothing to tell: {'; '.join(study.failed.values())}", 1)
 

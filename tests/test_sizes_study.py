@@ -231,13 +231,14 @@ def test_all_of_it_and_a_killed_one_goes_on(cfg, capsys, monkeypatch):
     monkeypatch.setattr(sizes, "reached", None), monkeypatch.setattr(sizes.curve, "save_picture", lambda *args: None)
     sizes.main(cfg)
     again = read(cfg)
-    for table in ("trials", "models", "pairs", "settings"):
+    for table in (*sizes.TABLES, "settings"):
         assert found[table] == again[table]
+    assert len(found["parts"]) == len(found["pairs"]) and {"parts", "null_parts"} <= found["parts"][0].keys()
     results = Results(found)
     grown = results.between(*sizes.ends_of(results)[0], f"{sizes.MAIN}_canonicity")
     assert again["columns"]["transcoder"]["canonicity"]["values"] == grown
     text = (Path(cfg.out) / "sizes.md").read_text()
-    assert text.strip() in out and text.count("16 → 16x2 |") == text.count("16x2 → 16x2 |") + 1 == 8
+    assert text.strip() in out and text.count("16 → 16x2 |") == text.count("16x2 → 16x2 |") + 1 == 9
     assert (Path(cfg.out) / "sizes.png").stat().st_size > 20_000
     # another evaluation is another number
     fails(capsys, lambda: sizes.main(dataclasses.replace(cfg, eval_tokens=132)), "nothing to tell", "not callable", code=1)
@@ -281,7 +282,7 @@ def test_what_fails_is_named_and_left_out(cfg, monkeypatch, capsys):
     left = {(row["small"], row["large"]) for row in found["pairs"]}
     assert left == {(one, one) for one in ("16 k=4", "24 k=4", "20x2 k=4")}          # floors
     line, = [line for line in text.splitlines() if line.startswith("| transcoder | l0 | 16 → 24 |")]
-    assert line.count("n/a (of n/a)") == len(sizes.HEADLINE) and "canonicity" not in found["columns"]["transcoder"]
+    assert line.count("n/a (of n/a;") == len(sizes.HEADLINE) and "canonicity" not in found["columns"]["transcoder"]
 
 
 def test_a_training_that_fails_is_not_begun_again(cfg, monkeypatch, capsys):
@@ -338,9 +339,9 @@ def test_the_last_line_of_a_table_is_of_two_seeds_of_the_largest():
 
 
 def test_the_headline_is_what_is_over_the_floor_seed_by_seed():
-    results = made_up({(4, 8): [.5, .6, .7], (4, 4): [.2, .3, .4]})
+    results = made_up({(4, 8): [.5, .6, .7], (4, 4): [.2, .3, .4], (8, 8): [.1, .2, .3]})
     line = sizes.headline(results)[2]
-    assert "| .30±.00 (of .60) |" in line
+    assert "| .30±.00 (of .60; .20) |" in line
     assert "~" not in line and "!" not in line
     grown = {(4, 8): [.5, .6, .7], (4, 4): [.2, .3, .4]}
     assert "| !.30±.00 (of" in sizes.headline(made_up(grown, is_found=False))[2]
@@ -350,7 +351,7 @@ def test_the_headline_is_what_is_over_the_floor_seed_by_seed():
     assert "| .30±.00 (of" in sizes.headline(made_up(grown, l0=(16, 15, 15)))[2]
     # two of three seeds have a number
     gaps = made_up({(4, 8): [.5, None, .7], (4, 4): [.2, .3, .4]})
-    assert "| .30±.00, n 2 (of .60) |" in sizes.headline(gaps)[2]
+    assert "| .30±.00, n 2 (of .60; n/a) |" in sizes.headline(gaps)[2]
     assert "| .60±1.27, n 2 [.30] (.01) |" in sizes.pair_table(gaps, {"inputs_canonicity": "canonicity"})[2]
     assert sizes.minus([1, None, 3], [1, 1, None]) == [0, None, None]
 
