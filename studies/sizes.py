@@ -1286,7 +1286,8 @@ def main(cfg):
     gpt = GPT.load(cfg.model, dev)
     layer, _ = compare.check(base, gpt)
     arena = compare.prepared(base, gpt, layer, dev)
-    known = Found(Path(cfg.out) / "sizes.json", TABLES, in_order)
+    # "parts" came later: a file without it is not damaged
+    known = Found(Path(cfg.out) / "sizes.json", ("trials", "models", "pairs"), in_order)
     study = Study(cfg, base, arena, known)
     check_models(study.models, all_cells, study.tuning)
     common.must_be_writable(cfg.out, cfg.runs)

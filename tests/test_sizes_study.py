@@ -223,6 +223,14 @@ def test_all_of_it_and_a_killed_one_goes_on(cfg, capsys, monkeypatch):
     found, out = read(cfg), capsys.readouterr().out
     assert len(list(Path(cfg.runs).iterdir())) > n_models
 
+    # a file of before there were parts is gone on with
+    parts = found.pop("parts")
+    common.let_go(cfg.out)
+    common.write(Path(cfg.out) / "sizes.json", json.dumps(found).encode())
+    sizes.main(cfg)
+    found = read(cfg)
+    assert found["parts"] == parts
+
     # one that has ended finds all, and says the same, without any model
     for path in Path(cfg.runs).rglob("*.safetensors"):
         path.unlink()
