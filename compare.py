@@ -132,7 +132,7 @@ class Floor(NamedTuple):
 
 
 # Optimizers and rates are, of those that studies/tune.py tries, the best or within 0.11 of it
-# in ln KL (results/tuning.md).
+# in ln KL (results/tuning.md), but for spd: results/spd-recipe.md.
 MUON = dict(optimizer="muon", lr=0.04)
 STOCHASTIC = dict(MUON, lr_rest=16e-3, base="transcoder")
 NOISELESS = dict(STOCHASTIC, noise=False)
