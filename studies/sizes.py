@@ -945,18 +945,20 @@ HEADLINE = {f"{MAIN}_canonicity": "canonicity", f"{MAIN}_split": "split",
 
 def headline(results):
     """From the smallest to the largest size, a line for each method and arm."""
+    known = set().union(*results.pairs.values())
+    heads = {key: head for key, head in HEADLINE.items() if key in known}
     lines = []
     for ends in ends_of(results):
         small, large = ends
         line = [small.method, small.arm, f"{small.size} → {large.size}"]
-        for key in HEADLINE:
+        for key in heads:
             over_floor = minus(results.between(*ends, key), results.floor(ends[0], key))
             number = plain_mean(results.between(*ends, key))
             of_large = plain_mean(results.floor(ends[1], key))
             text = f"{mark(results, *ends)}{mean_text(over_floor)}"
             line.append(f"{text} (of {number}; {of_large})")
         lines.append(line)
-    return markdown_table(["method", "arm", "sizes", *HEADLINE.values()], lines)
+    return markdown_table(["method", "arm", "sizes", *heads.values()], lines)
 
 
 def counts_table(results):
@@ -1097,7 +1099,9 @@ def render(found):
     for by in AROUND_BY:
         columns |= {canonicity_key(by, at): f"{by}, {at}" for at in sorted((*AROUND, SHARED))}
     lines += ["", THRESHOLDS.strip(), "", *pair_table(results, columns)]
-    lines += ["", PARTS.format(often=mapping.OFTEN).strip(), "", *pair_table(results, IN_PARTS)]
+    if found.get("parts"):
+        lines += ["", PARTS.format(often=mapping.OFTEN).strip()]
+        lines += ["", *pair_table(results, IN_PARTS)]
     lines += ["", ADDED.strip(), "", *pair_table(results, NOVEL), *by_matrix(results)]
     lines += ["", PATHS.strip(), "", *path_table(results)]
     lines += ["", COSINES.strip(), "", *pair_table(results, NEAREST)]
@@ -1216,9 +1220,12 @@ def draw_bars(ax, results, key):
     ax.barh(names, means, xerr=halves, color="0.8", edgecolor="k", capsize=3)
     nulls = [results.between(*pair, f"null_{key}") for pair in pairs]
     floors = [results.floor(small, key) for small, _ in pairs]
+    of_large = [results.floor(large, key) for _, large in pairs]
     draw_marks(ax, nulls, names, marker="|", color="k", ms=22, label="null: random units")
     draw_marks(ax, floors, names, marker="D", color="C3", ms=5,
                label="floor: two seeds of the smallest size")
+    draw_marks(ax, of_large, names, marker="s", color="C0", ms=4,
+               label="two seeds of the largest size")
     ax.set(xlim=(-0.02, 1.02))
     ax.invert_yaxis()
 
