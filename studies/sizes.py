@@ -622,8 +622,8 @@ HERE = {                                # the code that each table depends on al
     "models": (reached, worth, asked_alone, falling, has_cliff, split_concepts, LATE, LOG_EVERY),
     "pairs": (asked_together, effects_of, counterparts, nearest, with_null, path, MAIN, AROUND,
               AROUND_BY, [*SIMILARITIES], SPLICED, SPLICED_ROWS),
-    "parts": (asked_of_parts, parts.parts, parts.covered, parts.often, parts.matrices,
-              parts.by_chance, parts.SAME, parts.INSIDE),
+    "parts": (asked_of_parts, parts.parts, parts.said_where, parts.covered, parts.often,
+              parts.matrices, parts.by_chance, parts.SAME, parts.INSIDE),
 }
 
 
@@ -868,8 +868,8 @@ what they write and of what they read, over the inputs, is 0.7 or more (maps: th
 matrices). Canonicity: share of the small one's units that are in the large one as they are: one to
 one, and the correlation of what they say is 0.7 or more; in values: by that correlation alone.
 Split: share of the small one's units with several counterparts; none can have them where hardly any
-has one. In parts, stays: by the tokens at which units are on, lacked: share of the large one's
-units that the small one lacked, all three see below.
+has one. In parts, stays: by where units are on, lacked: share of the large one's units that the
+small one lacked, all three see below.
 """
 COUNTS = """
 Each size by itself. Params: of the units that are on, per token; bits: to name these among the
@@ -896,14 +896,15 @@ Canonicity at thresholds of similarity and of correlation. A lower one is not ea
 a second counterpart are not one to one any more.
 """
 PARTS = """
-Parts, by tokens alone. Stays: share of the small one's units that are on at 80 % of the tokens of
-a unit of the large one that is on at 80 % of theirs. A unit of the large one is a part of one of
-the small one if that is on at 90 % of its tokens, itself at less than 80 % of the other's, and both
-together three times as often as by chance. In parts: share of the small one's units with two parts
-or more; covered: the share of their tokens at which one of these is on. Inside: share of the large
-one's units that are a part. A large one's units are rarer, so that they lie inside others more
-easily than those of another seed do. Units on at {often} tokens or more; of components, within a
-matrix.
+Parts, by where units are on; a token counts by the square of what the unit says there. Stays: share
+of the small one's units of whose sayings 80 % are where a unit of the large one is on, and 80 % of
+that one's where it is on. A unit of the large one is a part of one of the small one if 90 % of what
+it says is where that is on, and less than 80 % the other way round, and both are on together three
+times as often as by chance. In parts: share of the small one's units with two parts or more, which
+may stay as well; covered: the share of what they say where one of these is on. Inside: share of the
+large one's units that are a part. A large one's units are rarer, so that they lie inside others
+more easily than those of another seed do. Units on at {often} tokens or more; of components, within
+a matrix.
 """
 ADDED = """
 Units of the large one, added to the small one. Error: squared, of the MLP's output, which
@@ -940,7 +941,7 @@ was tried for one arm counts for the other one too.
 
 HEADLINE = {f"{MAIN}_canonicity": "canonicity", f"{MAIN}_split": "split",
             "values_canonicity": "canonicity in values", "parts": "in parts",
-            "stays": "stays, by tokens", "incompleteness": "lacked"}
+            "stays": "stays, where on", "incompleteness": "lacked"}
 
 
 def headline(results):

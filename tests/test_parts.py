@@ -96,6 +96,19 @@ def test_the_wrong_text_has_no_parts():
     assert found["parts"] <= 1 / S and found["inside"] <= .3
 
 
+def test_tokens_count_by_the_square_of_what_is_said():
+    """A unit that is weakly on where nothing of the other is, at as many tokens: 300 for .1^2 * 300."""
+    def weak(one, start):
+        value_NF = torch.zeros(N, one.recording.F)
+        value_NF[one.recording.token_E, one.recording.unit_E] = -2.         # what components say has a sign
+        value_NF[start:start + 300] += .2
+        return sized(torch.eye(one.recording.F), torch.eye(one.recording.F), on_NF=value_NF)
+
+    assert parts.parts(weak(small(), 5000), weak(small(), 5500))["stays"] == 1
+    halves = parts.parts(weak(small(), 5000), weak(cut(.5, .5), 5500))
+    assert halves["parts"] == 1 and halves["covered"] == pytest.approx(1 / 1.01, rel=1e-3)
+
+
 def test_it_is_brute_force_on_random_units():
     torch.manual_seed(0)
     one_NF, other_NF = (torch.rand(2000, n) < .05 for n in (6, 20))
