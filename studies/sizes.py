@@ -778,6 +778,11 @@ class Results:
         on_test = metric is None or is_near(arm, self.aims[arm], {arm: metric["mean"]})
         return on_test and self.tuned[cell]["is_found"]
 
+    def known(self, columns):
+        """Those of some columns, {key: head}, that pairs have."""
+        keys = set().union(*self.pairs.values())
+        return {key: head for key, head in columns.items() if key in keys}
+
     def between(self, small, large, key):
         """A number of each seed, of a small and a large cell."""
         one = self.setting(small)
@@ -946,8 +951,7 @@ HEADLINE = {f"{MAIN}_canonicity": "canonicity", f"{MAIN}_split": "split",
 
 def headline(results):
     """From the smallest to the largest size, a line for each method and arm."""
-    known = set().union(*results.pairs.values())
-    heads = {key: head for key, head in HEADLINE.items() if key in known}
+    heads = results.known(HEADLINE)
     lines = []
     for ends in ends_of(results):
         small, large = ends
@@ -1142,6 +1146,7 @@ def columns(found):
 STYLES = dict(l0="-", ce="--")
 BARS = {f"{MAIN}_canonicity": "share of the small one's that stay",
         f"{MAIN}_split": "share of the small one's that split",
+        "parts": "share of the small one's in parts",
         f"{MAIN}_novel": "share of the large one's that are novel"}
 
 
@@ -1160,13 +1165,14 @@ def picture(found):
     handles, labels = panels[0].get_legend_handles_labels()
     above.legend(handles, labels, loc="outside right center", fontsize=8)
 
-    axes = below.subplots(1, 4, width_ratios=(1, 1, 1, 1.5))
-    for ax, (key, label) in zip(axes, BARS.items()):
+    bars = results.known(BARS) or BARS
+    *axes, last = below.subplots(1, len(bars) + 1, width_ratios=[*[1] * len(bars), 1.5])
+    for ax, (key, label) in zip(axes, bars.items()):
         draw_bars(ax, results, key)
         ax.set_xlabel(label)
-    for ax in axes[1:3]:
+    for ax in axes[1:]:
         ax.set_yticklabels([])
-    draw_paths(axes[3], results)
+    draw_paths(last, results)
     handles, labels = axes[0].get_legend_handles_labels()
     below.legend(handles, labels, loc="outside lower left", ncols=len(handles), fontsize=8)
     return figure

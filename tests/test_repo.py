@@ -69,7 +69,7 @@ NODES = {
     "studies/length.py": 3040,
     "studies/map.py": 5700,
     "studies/native.py": 2120,
-    "studies/sizes.py": 9500,
+    "studies/sizes.py": 9600,
     "studies/tune.py": 2200,
     "tinytales/cache.py": 1050,
     "tinytales/concepts.py": 1960,
