@@ -10,9 +10,9 @@ from test_sizes import sized
 N, S, ON = 6000, 8, 300             # unit i of the small one is on at tokens 300 i to 300 (i + 1) - 1
 
 
-def units(*runs, n=N):
+def units(*runs):
     """A Sized of units that are on from one token to another each: [start, end)."""
-    on_NF = torch.zeros(n, len(runs))
+    on_NF = torch.zeros(N, len(runs))
     for unit, (start, end) in enumerate(runs):
         on_NF[start:end, unit] = 1.
     return sized(torch.eye(len(runs)), torch.eye(len(runs)), on_NF=on_NF)
