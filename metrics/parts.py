@@ -80,8 +80,8 @@ def covered(one, other, is_part_SL, whole_Q):
 
 def often(sized):
     """Which units are alive, and on often enough to have parts, or to be one?"""
-    is_often_F = sized.recording.on() >= mapping.OFTEN
-    return (is_often_F & sized.is_alive_F).nonzero().squeeze(1)
+    often_Q = mapping.frequent(sized.recording)
+    return often_Q[sized.is_alive_F[often_Q]]
 
 
 def matrices(sized):
