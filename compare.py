@@ -131,8 +131,8 @@ class Floor(NamedTuple):
     has_seeds: bool = False         # is there chance in it?
 
 
-# Optimizers and rates are, of those that studies/tune.py tries, the best or within 0.11 of it
-# in ln KL (results/tuning.md), but for spd: results/spd-recipe.md.
+# Optimizers and rates are, of those that studies/tune.py tries, the best or within 0.11 of it in
+# ln KL (results/tuning.md).
 MUON = dict(optimizer="muon", lr=0.04)
 STOCHASTIC = dict(MUON, lr_rest=16e-3, base="transcoder")
 NOISELESS = dict(STOCHASTIC, noise=False)
@@ -145,7 +145,7 @@ METHODS = {
     "spd": Method(
         # quick: with C = D, V is square, and V U = W has huge pieces that cancel: CE recovered is
         # .80 at L0 250 there, .97 at 69 with 2 D
-        spd, "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512), dict(C=256),
+        spd, "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512, lr=0.04), dict(C=256),
         "parameter components of both matrices, masks rounded at 0.1: what is not on is not "
         "written"),
     "spd-former": Method(
