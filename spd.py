@@ -91,7 +91,7 @@ class Config:
     T: int = 128                    # [3, 1e6] positions per sequence
     start: Literal["smallest", "random", "neurons"] = "smallest"    # of V and U, see `begin`
     optimizer: Literal["muon", "adam"] = "muon"     # of all matrices
-    lr: float = 0.02                # (0, 100] of V and U, falling along a cosine; adam: try 8e-3
+    lr: float = 0.02                # (0, 100] of V and U, falling along a cosine; adam: try 4e-3
     lr_scaled: bool = True          # V and U: lr by W's size, without muon's factor (`rates`)
     decay: float = 0.2              # [0, 1] V and U shrink by decay lr a step, lr unscaled
     lr_ci: float = 0.02             # (0, 100] of the importance net's matrices; 8e-3 suits adam

@@ -94,7 +94,8 @@ def assemble(outcomes, provenance, studied=None):
     for row in rows:
         for key in COLUMNS:
             if key in row["metrics"]:
-                row["metrics"][key]["null"] = null(row, rows, key)
+                found = null(row, rows, key) or dict(mean=None, half=None)
+                row["metrics"][key] |= dict(null=found["mean"], null_half=found["half"])
 
     middle = [row for row in rows if row["middle"]]
     apart = noise.differences(middle, BASE, sum(HEADLINES, ()), n_seeds)
@@ -188,27 +189,26 @@ def target_of(outcomes):
 
 # --------------------------------------------------------------------------------------- the nulls
 def null(row, rows, key):
-    """What does one number of a row have to be held against? A number, or None for nothing.
+    """What does one number of a row have to be held against? {mean, half}, or None for nothing.
 
     The first that there is: the null measured beside it (null_KEY); what its column says has to be
     beaten: a constant, the target's mean ablation, or a floor at its nearest sparsity, which only
     rows of one target have."""
     measured = row["metrics"].get(f"null_{key}")
     if measured:
-        return measured["mean"]
+        return measured
     beat = COLUMNS[key].beat
     if not isinstance(beat, str):
-        return beat
+        return None if beat is None else dict(mean=beat, half=None)
     if beat == "mean ablation":
-        ablated = row["metrics"].get("kl_mean_ablation")
-        return ablated["mean"] if ablated else None
+        return row["metrics"].get("kl_mean_ablation")
 
     floors = [floor for floor in rows if floor["name"] == beat and key in floor["metrics"]]
     if not floors or row["own_target"]:
         return None
     here = log_density(row, key)
     nearest = min(floors, key=lambda floor: abs(log_density(floor, key) - here))
-    return nearest["metrics"][key]["mean"]
+    return nearest["metrics"][key]
 
 
 def log_density(row, key):
@@ -230,14 +230,13 @@ def beaten(row, key):
     """Is a number better than its null by more than the intervals of both, which are taken for
     independent? True where nothing is to beat."""
     metric = row["metrics"][key]
-    measured = row["metrics"].get(f"null_{key}", {})
     better = COLUMNS[key].better
     if row["floor"] or not better or metric.get("null") is None:
         return True
     gain = metric["mean"] - metric["null"]
     if better == "down":
         gain = -gain
-    return gain > math.hypot(metric["half"] or 0, measured.get("half") or 0)
+    return gain > math.hypot(metric["half"] or 0, metric.get("null_half") or 0)
 
 
 # --------------------------------------------------------------------------- from rows to the page

@@ -692,6 +692,7 @@ def test_values_of_seeds_and_their_nulls(cfg, stub):
     assert len(values) == 2 and values[0] != values[1] and len(rows["pca", 3]["fve"]["values"]) == 1
     assert rows["stub", 1]["fve"]["null"] == rows["pca", 2]["fve"]["mean"]          # the floor's nearest L0
     assert rows["stub", 4]["fve"]["null"] == rows["pca", 4]["fve"]["mean"]
+    assert rows["stub", 4]["fve"]["null_half"] == rows["pca", 4]["fve"]["half"]
     ablated = results(cfg)["target"]["kl_mean_ablation"]
     assert rows["pca", 2]["kl"]["null"] == ablated > 0
     assert rows["stub", 1]["dead_fraction"]["null"] is None and rows["stub", 1]["l0"]["null"] is None
@@ -708,7 +709,7 @@ def test_nulls_are_of_floors_that_are_as_dense():
     some = [row("random", 8, 1000, True, rule_f1=(0.1, 0)), row("random", 64, 1000, True, rule_f1=(0.4, 0)),
             row("random", 32, 1000, True), row("spd", 10, 200, rule_f1=(0.5, 0.2), kl=(1, None),
                                                kl_mean_ablation=(3, None))]
-    spd, of = some[-1], lambda row, key: table.null(row, some, key)
+    spd, of = some[-1], lambda row, key: (table.null(row, some, key) or {}).get("mean")
     assert of(spd, "rule_f1") == 0.4               # of 0.05 of the units, not of 10
     assert of(spd | dict(own_target=True), "rule_f1") is None       # these floors are of another target
     assert of(spd, "kl") == 3 and of(spd, "ce_recovered") == 0
@@ -719,11 +720,14 @@ def test_nulls_are_of_floors_that_are_as_dense():
         spd["metrics"][key]["null"] = null
         assert table.beaten(spd, key) == better and ("°" in table.cell(spd, key)) == (not better)
     assert table.beaten(spd | dict(floor=True), "kl")
-    # a null that was measured has an interval, too
-    spd["metrics"] |= dict(rule_f1=dict(mean=.5, half=.06, null=.4, values=[]), null_rule_f1=dict(mean=.4, half=.07))
+    # a null has an interval, too, whether it was measured or is a floor's
+    spd["metrics"] |= dict(rule_f1=dict(mean=.5, half=.06, null=.4, null_half=.07, values=[]))
     assert table.beaten(spd, "rule_f1")
-    spd["metrics"]["null_rule_f1"]["half"] = .09
+    spd["metrics"]["rule_f1"]["null_half"] = .09
     assert not table.beaten(spd, "rule_f1")
+    some[1]["metrics"]["rule_f1"]["half"] = .3
+    assert table.null(spd, some, "rule_f1")["half"] == .3
+    assert table.null(row("a", 10, 1000, null_rule_f1=(0.3, .05)), some, "rule_f1")["half"] == .05
 
 
 def test_nulls_are_floors_or_numbers_and_every_column_is_explained(capsys):
