@@ -887,7 +887,8 @@ def test_the_committed_table_is_what_the_committed_answers_say(tmp_path, monkeyp
     assert (tmp_path / "answers.jsonl").read_bytes() == (ROOT / Config.answers).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["spd-length", "native", "sizes", "dictionaries/sizes", "map", "across", "tuning"])
+@pytest.mark.parametrize("name", ["spd-length", "native", "sizes", "dictionaries/sizes", "components/sizes", "map",
+                                  "across", "tuning"])
 def test_the_committed_page_of_a_study_is_what_its_numbers_say(name):
     """Line for line: a page goes with the code that writes it. (The file of across has its rows in another order.)"""
     study = importlib.import_module(f"studies.{'tune' if name == 'tuning' else Path(name).name.removeprefix('spd-')}")
@@ -899,7 +900,7 @@ def test_the_committed_page_of_a_study_is_what_its_numbers_say(name):
 
 
 @pytest.mark.parametrize("page", [
-    "sizes.md", "dictionaries/sizes.md", "map.md", "across.md", "native.md", "digits.md", "apd.md"])
+    "sizes.md", "dictionaries/sizes.md", "components/sizes.md", "map.md", "across.md", "native.md", "digits.md", "apd.md"])
 def test_what_is_said_of_a_study_is_on_its_page(page):
     """Each number of two digits or more that the narrative has of a study."""
     said, = re.findall(rf"^- \[{page}\].*?(?=\n- |\n\n)", (ROOT / "results/README.md").read_text(), re.M | re.S)
