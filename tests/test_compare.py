@@ -182,7 +182,8 @@ def test_a_second_run_only_reads(cfg, stub):
     trained, asked, first = len(stub.log), len(stub.asked), results(cfg)
     assert trained == 3 * 2 * 6 and asked == 2 + 2 + 1 + 1      # stub, random, pca, which has one seed; stub's at once
     rows = {(row["name"], row["value"]): row["metrics"] for row in first["rows"]}
-    assert rows["stub", 2]["function_fve"] == dict(mean=2, half=pytest.approx(12.706 / 2), values=[], null=None)
+    assert rows["stub", 2]["function_fve"] == dict(mean=2, half=pytest.approx(12.706 / 2), values=[], null=None,
+                                                    null_half=None)
     assert "function_fve" not in rows["stub", 1] | rows["random", 3]
     compare.main(cfg)
     assert (len(stub.log), len(stub.asked)) == (trained, asked) and results(cfg) == first
@@ -772,7 +773,8 @@ def test_studies_of_the_target_have_columns(cfg, stub):
         common.write(Path(cfg.out) / f"{name}.json", json.dumps(study).encode())
     compare.main(cfg)
     by_value = {row["value"]: row["metrics"] for row in results(cfg)["rows"] if row["name"] == "stub"}
-    assert by_value[2]["canonicity"] == metric | dict(null=.1) and "degree" not in by_value[2] and "canonicity" not in by_value[1]
+    assert by_value[2]["canonicity"] == metric | dict(null=.1, null_half=.1)
+    assert "degree" not in by_value[2] and "canonicity" not in by_value[1]
     assert "| stub | 0.500±.100 |" in (Path(cfg.out) / "table.md").read_text()
 
 

@@ -96,7 +96,7 @@ def test_spd_is_tried_near_the_l0_of_the_others_and_its_importance_net_at_a_rate
     gpt, cfg = GPT.load(target), compare.Config(model=str(target), data=str(target / "x.bin"), methods="spd", seeds=1)
     runs = [(setting, job.value, job.config(cfg, gpt, 1)) for setting, job in tune.trials(cfg)["spd"]]
     assert {(value, setting) for setting, value, _ in runs} == {
-        (2e-5, Setting("muon", 0.02)), (5e-5, Setting("muon", 0.02)), *((1.5e-4, s) for s in EVERY)}
+        (2e-5, Setting("muon", 0.04)), (5e-5, Setting("muon", 0.04)), *((1.5e-4, s) for s in EVERY)}
     assert {(run.optimizer, run.lr_ci, run.lr_rest) for *_, run in runs} == {("adam", 8e-3, 8e-3), ("muon", 0.02, 8e-3)}
     assert len({run.out for *_, run in runs}) == len(runs) == 12
 
