@@ -143,8 +143,8 @@ NOISELESS = dict(STOCHASTIC, noise=False)
 FREQUENCY = dict(NOISELESS, w_freq=1e3, c_first=1e-6)
 METHODS = {
     "spd": Method(
-        # quick: with C = D, V is square, and V U = W has huge pieces that cancel: CE recovered was
-        # .80 at L0 250 there, .97 at 69 with 2 D
+        # quick: with C = D, V is square, and V U = W has huge pieces that cancel: CE recovered is
+        # .80 at L0 250 there, .97 at 69 with 2 D (by spd-former's recipe)
         spd, "c_imp", (2e-5, 5e-5, 1.5e-4), dict(C=512, lr=0.04), dict(C=256),
         "parameter components of both matrices, masks rounded at 0.1: what is not on is not "
         "written"),
