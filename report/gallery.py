@@ -4,7 +4,7 @@
     python spd.py --C 256                           # writes runs/spd/units.html in the end
 
 The page is one file without a network: it opens from the disk, and each of its states has an
-address (#spd/119, #concept/animal). For each unit it says where it is on, in the words of the text;
+address (#spd/7, #concept/animal). For each unit it says where it is on, in the words of the text;
 how well the best true concept and a rule in words tell that, and where they are wrong; which tokens
 it makes more and less likely; which neurons are like it; and which units of the other methods.
 
@@ -16,7 +16,7 @@ too little for all, a part is shown, and the page says which.
 The README's picture is of this page, of full runs of spd, transcoder, sae and molt:
 
     chromium --headless --hide-scrollbars --window-size=1100,640 --screenshot=report/gallery.png \\
-        "file://$PWD/units.html#spd/119?q=nonsense"
+        "file://$PWD/units.html#spd/7?q=nonsense"
 
 N tokens (position 0 of each row left out), R rows, T positions, F units, U units with a card, J of
 a unit's tokens, W tokens of a context, K concepts, D residual width, M neurons, V vocabulary, E
