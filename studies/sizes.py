@@ -24,7 +24,7 @@ A model whose loss may still fall, or that is made of components without a cliff
 importances, is not known to be settled, and what is said of it is marked ~. Optimizers and their
 rates are those of the table at every size. What fails is named on the page, and left out.
 
-    python -m studies.sizes     # 6 methods, 4 sizes, 2 arms: some 40 core hours; goes on
+    python -m studies.sizes     # 6 methods, 4 sizes, 2 arms: some 25 core hours; goes on
     python -m studies.sizes --methods sae,transcoder --arms l0 --sizes 256,512 --twice 256
                                 # a look; with --seeds 2 --tokens 4e5 --eval_tokens 12800 --out ..
 
@@ -54,7 +54,7 @@ from report import curve, noise, pictures
 from report.table import markdown_table
 from studies.kept import SPD_ROWS, Found, apart, column, numbers
 
-METHODS = "spd-former,transcoder,transcoder-kl,transcoder-stochastic,sae,molt"
+METHODS = "spd,transcoder,transcoder-kl,transcoder-stochastic,sae,molt"
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Config:
     data: str = "tinytales"         # tinytales, a .bin of uint16 token ids or a .txt
     layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     methods: str = METHODS          # rows of compare.py, comma-separated
-    sizes: str = "256,512,1024,2048"    # units; spd: of each matrix; molt: 256 is its default
+    sizes: str = "256,512,1024,2048"    # units; spd: of each matrix; molt: 512 is its default
     twice: str = "512"              # sizes also trained on twice the tokens; empty: none
     # what is held while it grows
     arms: str = "l0,ce"             # l0, ce
@@ -86,8 +86,7 @@ class Config:
 # All methods reach 0.985: SPD recovers 0.98 at an L0 of 13 (results/spd-recipe.md), dictionaries
 # and MOLTs more than 0.985 at 8.
 ARMS = ("l0", "ce")
-MOLT_SIZE = 256                 # the size that a MOLT's own transforms, 124, are: of half of these
-                                # an L0 of 16 would be a quarter
+MOLT_SIZE = 512                 # the size that a MOLT's own transforms, 124, are: times 1/2, 1, 2, 4
 TRIALS = 5                      # most of a search
 NEAR_L0 = 0.05                  # of the L0 asked for: a trial this near ends the search
 NEAR_CE = 0.002                 # .. and of CE recovered
