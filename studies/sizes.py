@@ -86,7 +86,7 @@ class Config:
 # All methods reach 0.985: SPD recovers 0.98 at an L0 of 13 (results/spd-recipe.md), dictionaries
 # and MOLTs more than 0.985 at 8.
 ARMS = ("l0", "ce")
-MOLT_SIZE = 512                 # the size that a MOLT's own transforms, 124, are: times 1/2, 1, 2, 4
+MOLT_SIZE = 512                 # the size that a MOLT's own 124 transforms are: times 1/2, 1, 2, 4
 TRIALS = 5                      # most of a search
 NEAR_L0 = 0.05                  # of the L0 asked for: a trial this near ends the search
 NEAR_CE = 0.002                 # .. and of CE recovered
