@@ -65,7 +65,7 @@ class Config:
     layer: int = -1                 # [-1, 1e4] whose MLP; -1: config.json's, or the middle one
     methods: str = METHODS          # rows of compare.py, comma-separated
     sizes: str = "256,512,1024,2048"    # units; spd: of each matrix; molt: 512 is its default
-    twice: str = "512"              # sizes also trained on twice the tokens; empty: none
+    twice: str = "256"              # sizes also trained on twice the tokens; empty: none
     # what is held while it grows
     arms: str = "l0,ce"             # l0, ce
     l0: float = 16                  # [1, 1e6] units on per token in the arm l0
@@ -83,8 +83,7 @@ class Config:
     device: str = "auto"            # auto, cpu, cuda
 
 
-# All methods reach 0.985: SPD recovers 0.98 at an L0 of 13 (results/spd-recipe.md), dictionaries
-# and MOLTs more than 0.985 at 8.
+# All methods reach a CE of 0.985: SPD at an L0 of 17 or more, the others below 16 (sizes.md).
 ARMS = ("l0", "ce")
 MOLT_SIZE = 512                 # the size that a MOLT's own 124 transforms are: times 1/2, 1, 2, 4
 TRIALS = 5                      # most of a search
@@ -866,11 +865,12 @@ model is not known to be settled, so that more training may change what is said 
 fifth of training its loss may fall by more than 5 %, in the mean over seeds, or its components have
 no cliff.
 
-First, from the smallest to the largest size: number - floor (of the number; that of two seeds of
-the largest, whose units differ by seed as well). Units are alike where the lower of the cosines of
-what they write and of what they read, over the inputs, is 0.7 or more (maps: the cosine of their
-matrices). Canonicity: share of the small one's units that are in the large one as they are: one to
-one, and the correlation of what they say is 0.7 or more; in values: by that correlation alone.
+First, from the smallest to the largest size, and from once to twice the tokens: number - floor (of
+the number; that of two seeds of the larger one, which differ by seed as well). Units are alike
+where the lower of the cosines of what they write and of what they read, over the inputs, is 0.7 or
+more (maps: the cosine of their matrices). Canonicity: share of the small one's units that are in
+the large one as they are: one to one, and the correlation of what they say is 0.7 or more; in
+values: by that correlation alone.
 Split: share of the small one's units with several counterparts; none can have them where hardly any
 has one. In parts, stays: by where units are on, lacked: share of the large one's units that the
 small one lacked, all three see below.
@@ -949,12 +949,14 @@ HEADLINE = {f"{MAIN}_canonicity": "canonicity", f"{MAIN}_split": "split",
 
 
 def headline(results):
-    """From the smallest to the largest size, a line for each method and arm."""
+    """From the smallest to the largest size, then to twice the tokens, a line for each method and
+    arm."""
     heads = results.known(HEADLINE)
+    longer = [pair for pair in contrasts(list(results.tuned)) if pair[1].times > 1]
     lines = []
-    for ends in ends_of(results):
+    for ends in [*ends_of(results), *longer]:
         small, large = ends
-        line = [small.method, small.arm, f"{small.size} → {large.size}"]
+        line = [small.method, small.arm, f"{size_text(small)} → {size_text(large)}"]
         for key in heads:
             over_floor = minus(results.between(*ends, key), results.floor(ends[0], key))
             number = plain_mean(results.between(*ends, key))
