@@ -870,10 +870,9 @@ the number; that of two seeds of the larger one, which differ by seed as well). 
 where the lower of the cosines of what they write and of what they read, over the inputs, is 0.7 or
 more (maps: the cosine of their matrices). Canonicity: share of the small one's units that are in
 the large one as they are: one to one, and the correlation of what they say is 0.7 or more; in
-values: by that correlation alone.
-Split: share of the small one's units with several counterparts; none can have them where hardly any
-has one. In parts, stays: by where units are on, lacked: share of the large one's units that the
-small one lacked, all three see below.
+values: by that correlation alone. Split: share of the small one's units with several counterparts;
+none can have them where hardly any has one. In parts, stays: by where units are on, lacked: share
+of the large one's units that the small one lacked, all three see below.
 """
 COUNTS = """
 Each size by itself. Params: of the units that are on, per token; bits: to name these among the
@@ -1054,6 +1053,8 @@ def path_table(results):
     """What the model loses on the way from a small to a large one, a line for each pair."""
     lines = []
     for small, large in contrasts(list(results.tuned)):
+        if small.size == large.size:        # there is nothing to add
+            continue
         kls = [mean_text(results.between(small, large, f"path_kl_{p}"), 4) for p in SPLICED]
         lines.append([*pair_names(results, small, large), *kls])
     return markdown_table(["method", "arm", "sizes", "small", "novel added", "large"], lines)
